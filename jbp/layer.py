@@ -1,0 +1,174 @@
+"""One inductive step: the Layer protocol, what reaches every layer, and errors that say where.
+
+Index legend, used in every einsum and docstring of the package:
+
+    N  examples                    I  inputs of a layer (neurons k of layer ℓ-1)
+    T  positions of one example    O  outputs of a layer (neurons j of layer ℓ)
+    K  classes, or columns         P  parameters, #W + #b
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Inexact, Key, PyTree, Shaped
+
+
+class InputError(ValueError):
+    """Something from outside does not fit: who, what was expected, what arrived, and one remedy.
+
+    A container that passes the error on puts the child's place in front, so the message begins with the layer's path.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message, self.path = message, ()
+
+    def __str__(self) -> str:
+        return (f"layer {'.'.join(self.path)}: " if self.path else "") + self.message
+
+
+@contextmanager
+def at(*place: object) -> Iterator[None]:
+    """Put `place` in front of the path of an `InputError` that passes through."""
+    try:
+        yield
+    except InputError as error:
+        error.path = (*map(str, place), *error.path)
+        raise
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """Side inputs through which no gradient flows; the same for all layers, and a layer that needs none ignores it.
+
+    `key`: source of noise; without one there is none (dropout is the identity). `mask: [N, T]`: True at real
+    positions, False at padding. `side`: whatever a layer of your own needs besides.
+    """
+
+    key: Key[Array, ""] | None = None
+    mask: Bool[Array, "N T"] | None = None
+    side: Any = None
+
+    def child(self, i: Any) -> "Context":
+        """The context of child i (an integer, traced or not): the same, with a key of its own."""
+        if self.key is None:
+            return self
+        return Context(jax.random.fold_in(self.key, i), self.mask, self.side)
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """One step of the induction: a frozen, hashable dataclass that holds settings and no arrays.
+
+    `x`, outputs and deltas are arrays `[N, ...]` or pytrees of them; the batch axis is first.
+    """
+
+    def init(self, key: Any, x: Any) -> Any:
+        """Params (a pytree, `()` if none) for an input spec `x`: `ShapeDtypeStruct`s without the batch axis."""
+
+    def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
+        """(output, saved). `saved` is what backward needs: never a parameter, and as little as possible."""
+
+    def backward(self, params: Any, saved: Any, delta: Any, read: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """(delta of x, readings) from delta of the output.
+
+        `params` only carry delta down, so that feedback alignment is the same code with another vector. `read(pair)`
+        is called once for each parameter leaf; the readings have the structure of the params. An integer leaf of x
+        has the delta None. A layer that loops over blocks hands the stacked readings to `read.stack`, see readouts.
+        """
+
+
+def walk(layer: Layer, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Layer]]:
+    """(path, layer) for a layer and all layers inside it, found in its fields: whatever the containers are."""
+    yield path, layer
+    for field in fields(layer) if is_dataclass(layer) else ():
+        value = getattr(layer, field.name)
+        children = enumerate(value) if isinstance(value, tuple) else [(None, value)]
+        for i, child in children:
+            if isinstance(child, Layer) and not isinstance(child, type):
+                yield from walk(child, (*path, field.name if i is None else str(i)))
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def spec_of(x: PyTree[Shaped[Array, "N ..."]]) -> Any:
+    """The input spec of a batch: shapes and dtypes without the batch axis."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), x)
+
+
+def batch_of(spec: Any, n: int = 1) -> Any:
+    """The abstract batch of n examples that a spec stands for."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((n, *s.shape), s.dtype), spec)
+
+
+def output_spec(layer: Layer, params: Any, x: Any) -> Any:
+    """The output spec of a layer on an input spec, without computing anything."""
+    output, _ = jax.eval_shape(layer.forward, params, batch_of(x), Context())
+    return spec_of(output)
+
+
+def described(x: Any) -> str:
+    """Shapes and dtypes for an error message: `float32[32, 10]`, leaf by leaf for a pytree."""
+    leaves = [f"{jnp.result_type(a)}{list(jnp.shape(a))}" for a in jax.tree.leaves(x)]
+    return leaves[0] if len(leaves) == 1 else f"({', '.join(leaves)})" if leaves else "nothing"
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Shape:
+    """The structure, shapes and dtypes of a value: static, so it may stand in `saved` at no cost."""
+
+    treedef: Any
+    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+
+    @classmethod
+    def of(cls, x: Any) -> "Shape":
+        leaves, treedef = jax.tree.flatten(x)
+        return cls(treedef, tuple((jnp.shape(a), jnp.result_type(a)) for a in leaves))
+
+    @property
+    def delta(self) -> Any:
+        """What a delta of the value is like: the same shapes and dtypes, None for an integer leaf."""
+        return self.treedef.unflatten(
+            [jax.ShapeDtypeStruct(*leaf) if jnp.issubdtype(leaf[1], jnp.inexact) else None for leaf in self.leaves]
+        )
+
+    def check_delta(self, delta: Any) -> None:
+        """Raise `InputError` unless `delta` is one of the value."""
+        expected = self.delta
+        if Shape.of(delta) != Shape.of(expected):
+            raise InputError(
+                f"backward must return the delta of x, {described(expected)} like x itself, got {described(delta)}. "
+                "Return (delta of x, readings), in this order."
+            )
+
+
+def check_readings(params: Any, readings: Any) -> None:
+    """Raise `InputError` unless `readings` has one reading where `params` has a leaf."""
+    treedef = jax.tree.structure(params)
+    try:
+        treedef.flatten_up_to(readings)
+    except ValueError as error:
+        raise InputError(
+            f"backward must return readings in the structure of the params, {treedef}, "
+            f"got {jax.tree.structure(readings)}. Call read(pair) once for each leaf."
+        ) from error
+
+
+# -- precision --------------------------------------------------------------------------------------------------------
+
+
+def wide(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+    """x in at least float32, so that sums and element-wise formulas of bfloat16 values round once, at the end."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def einsum(legend: str, *operands: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+    """`jnp.einsum`, accumulating and returning in at least float32."""
+    return jnp.einsum(legend, *operands, preferred_element_type=jnp.promote_types(operands[0].dtype, jnp.float32))

@@ -1,0 +1,250 @@
+"""The map between named leaves and one vector θ.
+
+The text unrolls all weights and biases into one list, so that C : R^(#W+#b) → R. A `Layout` is that unrolling: which
+leaf begins where, and what coordinate i is called. Its order is the order of `jax.flatten_util.ravel_pytree`.
+
+    the text          here
+    W, b (vectors)    theta, and `names` of its leaves
+    #W, #b            `num_weights`, `num_biases`
+    L                 `num_layers`
+    W^ℓ               `matrix(theta, l)`
+    w^ℓ_{j←k}, b^ℓ_j  `symbol(i)`, and back `index(symbol)`
+"""
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .layer import InputError
+
+_BIAS_NAMES = ("b", "bias")
+_WEIGHT = re.compile(r"w\^\{?(\d+)\}?_\{(\d+)(?:←|<-)(\d+)\}")
+_BIAS = re.compile(r"b\^\{?(\d+)\}?_\{?(\d+)\}?")
+_PATH = re.compile(r"([^\[\]]+)\[([\d, ]*)\]")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Named leaves ↔ one vector θ of length P = #W + #b. Hashable, so it is static under jit.
+
+    Made by `Layout.of(tree)`. A leaf whose last name is `b` or `bias` holds biases; every other leaf holds weights.
+    In a plain chain of dense layers (leaves `i.w: [k, j]` and `i.b: [j]`, each width meeting the next) coordinates
+    have the text's symbols; elsewhere a path with an index, as in `1.layer.g[3]`.
+    """
+
+    treedef: Any
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: np.dtype
+
+    @classmethod
+    def of(cls, tree: Any) -> "Layout":
+        """The layout of a pytree of arrays or `ShapeDtypeStruct`s. Raises `InputError` on mixed or non-float dtypes."""
+        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        names = tuple(jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths)
+        dtypes = {name: jnp.result_type(leaf) for name, (_, leaf) in zip(names, paths, strict=True)}
+        if len(set(dtypes.values())) > 1 or any(not jnp.issubdtype(d, jnp.floating) for d in dtypes.values()):
+            listed = ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
+            raise InputError(f"Layout: one vector has one float dtype, got {listed}. Cast the leaves to one dtype.")
+        dtype = next(iter(dtypes.values()), jnp.result_type(float))
+        return cls(treedef, names, tuple(tuple(leaf.shape) for _, leaf in paths), np.dtype(dtype))
+
+    # -- sizes ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of coordinates of each leaf."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each leaf begins in θ; one more entry than leaves, the last is P."""
+        return (0, *itertools.accumulate(self.sizes))
+
+    @property
+    def size(self) -> int:
+        """P = #W + #b."""
+        return self.offsets[-1]
+
+    @property
+    def num_biases(self) -> int:
+        """#b: coordinates in leaves named `b` or `bias`."""
+        return sum(n for name, n in zip(self.names, self.sizes, strict=True) if _last(name) in _BIAS_NAMES)
+
+    @property
+    def num_weights(self) -> int:
+        """#W: all other coordinates."""
+        return self.size - self.num_biases
+
+    # -- the vector -------------------------------------------------------------------------------------------------
+
+    def flatten(self, tree: Any) -> Float[Array, "P"]:
+        """The vector of a tree of leaves. Raises `InputError` that names the leaf where structure, shape or dtype differ."""
+        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        leaves = [leaf for _, leaf in paths]
+        if treedef != self.treedef:
+            got = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+            raise InputError(
+                f"Layout.flatten: expected leaves {', '.join(self.names)} in the structure of this layout, "
+                f"got {', '.join(got) or 'none'}. Start from layout.unflatten(theta), or make Layout.of(tree)."
+            )
+        for name, shape, leaf in zip(self.names, self.shapes, leaves, strict=True):
+            if jnp.shape(leaf) != shape:
+                raise InputError(
+                    f"Layout.flatten: leaf {name} has shape {list(shape)} in this layout, got {list(jnp.shape(leaf))}."
+                    + (" Transpose it." if jnp.shape(leaf) == shape[::-1] else " Make a new Layout.of(tree).")
+                )
+        dtypes = {jnp.result_type(leaf) for leaf in leaves}
+        if len(dtypes) > 1 or not all(self._accepts(dtype) for dtype in dtypes):
+            listed = ", ".join(f"{name}: {jnp.result_type(leaf)}" for name, leaf in zip(self.names, leaves, strict=True))
+            raise InputError(f"Layout.flatten: expected every leaf in {self.dtype}, got {listed}. Cast them first.")
+        if not leaves:
+            return jnp.zeros(0, self.dtype)
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+
+    def unflatten(self, theta: Float[Array, "P"]) -> Any:
+        """The tree of leaves of θ. A float64 θ is always welcome: it is how a float64 shadow of a network is run.
+
+        Raises `InputError` for a wrong length or dtype.
+        """
+        shape, dtype = jnp.shape(theta), jnp.result_type(theta)
+        if shape != (self.size,):
+            raise InputError(
+                f"theta: expected [P] = [{self.size}] (#W = {self.num_weights}, #b = {self.num_biases}), "
+                f"got {list(shape)}. Make one with net.init(key) or layout.flatten(tree)."
+            )
+        if not self._accepts(dtype):
+            raise InputError(
+                f"theta: expected {self.dtype}[{self.size}], got {dtype}[{self.size}]. "
+                f"Cast it with theta.astype({self.dtype}), or build the Network with dtype={dtype}."
+            )
+        parts = [
+            jax.lax.slice(theta, (i,), (i + n,)).reshape(shape)
+            for i, n, shape in zip(self.offsets, self.sizes, self.shapes, strict=False)
+        ]
+        return jax.tree.unflatten(self.treedef, parts)
+
+    def _accepts(self, dtype: Any) -> bool:
+        return dtype in (self.dtype, np.dtype("float64"))
+
+    def map(self, function: Callable[..., Any], *trees: Any) -> list[Any]:
+        """`function(name, *leaves)` for each leaf, in the vector's order."""
+        return [function(*group) for group in zip(self.names, *map(self.treedef.flatten_up_to, trees), strict=True)]
+
+    # -- the plain chain of the text --------------------------------------------------------------------------------
+
+    @cached_property
+    def _chain(self) -> dict[int, dict[str, int]] | None:
+        """{ℓ: {"w": leaf, "b": leaf}} if the leaves are those of a plain chain of dense layers, else None."""
+        layers: dict[int, dict[str, int]] = {}
+        for leaf, name in enumerate(self.names):
+            if not (found := re.fullmatch(r"(\d+)\.([wb])", name)):
+                return None
+            layers.setdefault(int(found[1]), {})[found[2]] = leaf
+        chain = {l: layers[i] for l, i in enumerate(sorted(layers), start=2)}
+        kernels = [self.shapes[leaves["w"]] for leaves in chain.values() if "w" in leaves]
+        plain = (
+            len(kernels) == len(chain) > 0
+            and all(len(shape) == 2 for shape in kernels)
+            and all(out[1] == into[0] for out, into in itertools.pairwise(kernels))
+            and all(self.shapes[v["b"]] == self.shapes[v["w"]][1:] for v in chain.values() if "b" in v)
+        )
+        return chain if plain else None
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether this is a plain chain of dense layers, so that the text's symbols and L apply."""
+        return self._chain is not None
+
+    def _require_chain(self, what: str) -> dict[int, dict[str, int]]:
+        if self._chain is None:
+            raise InputError(
+                f"{what}: defined for a plain chain of dense layers only; this layout has leaves "
+                f"{', '.join(self.names) or 'none'}. Use layout.unflatten(theta) and the leaf's path."
+            )
+        return self._chain
+
+    @property
+    def num_layers(self) -> int:
+        """L, the input layer included: one hidden layer gives L = 3. Raises `InputError` off a plain chain."""
+        return len(self._require_chain("layout.num_layers")) + 1
+
+    def matrix(self, theta: Float[Array, "P"], l: int) -> Float[Array, "j k"]:
+        """W^ℓ as the text has it, `[j, k]`: row j holds the weights into neuron j of layer ℓ = 2 … L."""
+        chain = self._require_chain("layout.matrix")
+        if l not in chain:
+            raise InputError(f"layout.matrix: layer l = {l} has no weights; l runs from 2 to L = {self.num_layers}.")
+        return jax.tree.leaves(self.unflatten(theta))[chain[l]["w"]].T
+
+    # -- symbols ----------------------------------------------------------------------------------------------------
+
+    def symbol(self, i: int) -> str:
+        """The name of coordinate i of θ: `w^2_{3←7}`, `b^3_0`, or off a plain chain a path with an index."""
+        if not 0 <= i < self.size:
+            raise InputError(f"layout.symbol: coordinate {i} is not in θ; it has coordinates 0 … {self.size - 1}.")
+        # the last leaf that begins at or before i; empty leaves begin where the next one does
+        leaf = max(n for n, offset in enumerate(self.offsets[:-1]) if offset <= i and self.sizes[n])
+        where = tuple(int(k) for k in np.unravel_index(i - self.offsets[leaf], self.shapes[leaf]))
+        return self._symbol_of(leaf, where)
+
+    def _symbol_of(self, leaf: int, where: tuple[int, ...]) -> str:
+        for l, leaves in (self._chain or {}).items():
+            if leaves.get("w") == leaf:
+                return f"w^{_braced(l)}_{{{where[1]}←{where[0]}}}"
+            if leaves.get("b") == leaf:
+                return f"b^{_braced(l)}_{_braced(where[0])}"
+        return f"{self.names[leaf]}[{','.join(map(str, where))}]" if where else self.names[leaf]
+
+    def index(self, symbol: str) -> int:
+        """The coordinate of a symbol: inverse of `symbol`. `<-` may stand for `←`. Raises `InputError` if unknown."""
+        leaf, where = self._locate(symbol)
+        if leaf is None or len(where) != len(shape := self.shapes[leaf]) or any(np.array(where) >= shape):
+            raise InputError(self._unknown(symbol, leaf))
+        return self.offsets[leaf] + int(np.ravel_multi_index(where, shape)) if shape else self.offsets[leaf]
+
+    def _locate(self, symbol: str) -> tuple[int | None, tuple[int, ...]]:
+        chain = self._chain or {}
+        if found := _WEIGHT.fullmatch(symbol):
+            l, j, k = map(int, found.groups())
+            return chain.get(l, {}).get("w"), (k, j)
+        if found := _BIAS.fullmatch(symbol):
+            l, j = map(int, found.groups())
+            return chain.get(l, {}).get("b"), (j,)
+        if symbol in self.names:
+            return self.names.index(symbol), ()
+        if (found := _PATH.fullmatch(symbol)) and found[1] in self.names:
+            return self.names.index(found[1]), tuple(int(k) for k in found[2].split(",") if k.strip())
+        return None, ()
+
+    def _unknown(self, symbol: str, leaf: int | None) -> str:
+        """The text of the error for an unknown symbol: what there is, and the nearest to what was asked for."""
+        full = [n for n, size in enumerate(self.sizes) if size]
+        if not full:
+            return f"layout.index: unknown symbol {symbol!r}: this layout has no coordinates."
+        if leaf is None:
+            nearest = difflib.get_close_matches(symbol.split("[")[0], self.names, n=1, cutoff=0)
+            leaf = self.names.index(nearest[0]) if nearest and not self.is_chain else full[0]
+            for l, leaves in (self._chain or {}).items():  # the layer asked for, or the last one below it
+                if (found := re.match(r"([wb])\^\{?(\d+)", symbol)) and int(found[2]) >= l:
+                    leaf = leaves.get(found[1], leaf)
+        last = self._symbol_of(leaf, tuple(n - 1 for n in self.shapes[leaf]))
+        first = self._symbol_of(leaf, tuple(0 for _ in self.shapes[leaf]))
+        return f"layout.index: unknown symbol {symbol!r}. The nearest leaf has symbols {first} … {last}."
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _braced(number: int) -> str:
+    return str(number) if number < 10 else f"{{{number}}}"

@@ -1,0 +1,198 @@
+"""A network: layers, the input they meet, and the layout that makes their params one vector θ."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .activations import Sigmoid
+from .layer import Context, InputError, Layer, Shape, batch_of, check_readings, described, output_spec
+from .layers.compose import Kept, Sequential
+from .layers.dense import Dense
+from .layout import Layout
+from .pair import Pair
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers on an input of known shape. All shapes are checked here, before anything is traced.
+
+    `input`: the shape of one example, without the batch axis, as in `(784,)`; or a `jax.ShapeDtypeStruct`, or a tuple of
+    them. `dtype`: of θ; float32 unless given, float64 where JAX's x64 is on. `compute_dtype`: what forward and backward
+    run in (params and inputs are cast inside; gradients come back in θ's dtype), θ's own unless given.
+
+    A float64 θ is computed in float64 throughout, whatever `compute_dtype`: it is the network's float64 shadow.
+    Raises `InputError`, with the path of the layer, where shapes don't fit.
+    """
+
+    layers: Sequence[Layer] | Layer
+    input: Any
+    dtype: Any = None
+    compute_dtype: Any = None
+
+    def __post_init__(self):
+        layers = (self.layers,) if isinstance(self.layers, Layer) else self.layers
+        layers = layers[0].layers if len(layers) == 1 and isinstance(layers[0], Sequential) else layers
+        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  frozen, but not yet finished
+        set_("layers", tuple(layers))
+        set_("dtype", _float_dtype("dtype", self.dtype or jnp.result_type(float)))
+        set_("compute_dtype", self.compute_dtype and _float_dtype("compute_dtype", self.compute_dtype))
+        set_("input", jax.tree.map(self._input_spec, self.input, is_leaf=_is_shape))
+        # init and shapes of everything, abstractly; errors surface here
+        _ = self.layout, self.output
+
+    def _input_spec(self, given: Any) -> jax.ShapeDtypeStruct:
+        if _is_shape(given):
+            return jax.ShapeDtypeStruct(tuple(given), self.dtype)
+        if not hasattr(given, "shape") or not hasattr(given, "dtype"):
+            raise InputError(f"Network: input must be the shape of one example, as in (784,), got {given!r}.")
+        floating = jnp.issubdtype(given.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(given.shape, self.dtype if floating else given.dtype)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.layers, self.input, self.dtype, self.compute_dtype))
+
+    @cached_property
+    def layer(self) -> Sequential:
+        """The layers as one layer, on leaves."""
+        return Sequential(self.layers)
+
+    @cached_property
+    def _params_spec(self) -> Any:
+        return jax.eval_shape(lambda key: self.layer.init(key, self.input), jax.random.key(0))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The map between the params and one vector θ."""
+        return Layout.of(self._params_spec)
+
+    @cached_property
+    def output(self) -> Any:
+        """The output's spec, without the batch axis."""
+        return output_spec(self.layer, self._params_spec, self.input)
+
+    def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
+        """θ, each leaf from its layer's initialiser."""
+        return self.layout.flatten(self.layer.init(key, self.input))
+
+    def __call__(self, theta: Float[Array, "P"], x: Any, context: Context = Context()) -> Any:  # noqa: B008
+        """The output `[N, ...]` for a batch x `[N, *input]`."""
+        return self.forward(self.layout.unflatten(theta), x, context)[0]
+
+    # -- on leaves: a Network is itself a layer, which casts at its border ------------------------------------------
+
+    def forward(self, params: Any, x: Any, context: Context = Context()) -> tuple[Any, Any]:  # noqa: B008
+        """(output, saved) for params as leaves, in the compute dtype."""
+        x = self.check_input(x)
+        params, cast = self._cast(params, (params, x))
+        output, saved = self.layer.forward(params, cast, context)
+        return output, Kept(Shape.of(x), saved)
+
+    def backward(self, params: Any, saved: Any, delta: Any, read: Callable[[Pair], Any]) -> tuple[Any, Any]:
+        """(delta of x, readings): the recursion from the output's delta. Readings keep the dtype that `read` gives."""
+        delta_x, readings = self.layer.backward(self._cast(params, params), saved.saved, delta, read)
+        return jax.tree.map(lambda s, d: d.astype(s.dtype), saved.shape.delta, delta_x), readings
+
+    def _cast(self, params: Any, tree: Any) -> Any:
+        given = next((p.dtype for p in jax.tree.leaves(params)), self.dtype)
+        dtype = given if given == np.float64 else self.compute_dtype or given
+        return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+    def check_input(self, x: Any) -> Any:
+        """x as arrays. Raises `InputError` unless it is a batch of at least one example of the network's input."""
+        expected = batch_of(self.input)
+        if jax.tree.structure(x) != jax.tree.structure(expected):
+            raise InputError(f"x: expected the structure {jax.tree.structure(expected)}, got {jax.tree.structure(x)}.")
+        x = jax.tree.map(jnp.asarray, x)
+        jax.tree.map(_check_one_input, x, self.input)
+        if len({a.shape[0] for a in jax.tree.leaves(x)}) > 1:
+            raise InputError(f"x: every part needs the same number N of examples, got {described(x)}.")
+        return x
+
+
+def _check_one_input(x: Array, spec: jax.ShapeDtypeStruct) -> None:
+    due = f"[N, {', '.join(map(str, spec.shape))}]" if spec.shape else "[N]"
+    kind = jnp.floating if jnp.issubdtype(spec.dtype, jnp.floating) else jnp.integer
+    if x.shape == spec.shape:
+        raise InputError(f"x: expected a batch {due}, got one example {described(x)}. Write x[None].")
+    if x.shape[1:] != spec.shape:
+        same = x.ndim and x[:1].size == np.prod(spec.shape, dtype=int)
+        remedy = f"Reshape it to (-1, {', '.join(map(str, spec.shape))})." if same else "Build the Network for this input."
+        raise InputError(f"x: expected a batch {due}, got {described(x)}. {remedy}")
+    if x.shape[0] == 0:
+        raise InputError(f"x: expected at least one example, got an empty batch {described(x)}.")
+    if not jnp.issubdtype(x.dtype, kind):
+        name = "float" if kind is jnp.floating else "integer"
+        remedy = f"x.astype({spec.dtype})" + (", and scale pixels to [0, 1]" if name == "float" else "")
+        raise InputError(f"x: expected {name}s, got {described(x)}. Use {remedy}.")
+
+
+def _is_shape(given: Any) -> bool:
+    return isinstance(given, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in given)
+
+
+def _float_dtype(name: str, given: Any) -> np.dtype:
+    dtype = np.dtype(given)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"Network: {name} must be a float dtype, got {dtype}.")
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise InputError(f"Network: {name}=float64 needs JAX's x64. Set jax.config.update('jax_enable_x64', True).")
+    return dtype
+
+
+def mlp(
+    *widths: int, activation: Layer = Sigmoid(), last: Layer | None = None, **settings: Any  # noqa: B008
+) -> Network:
+    """The text's network: `mlp(784, 30, 10)` has L = 3 layers of 784, 30 and 10 neurons.
+
+    `activation` follows each dense layer, `last` (the same unless given) the output one; for `SoftmaxCrossEntropy`,
+    whose input are logits, give `last=jbp.Identity()`. `settings`: `dtype`, `compute_dtype` of the `Network`.
+    """
+    if len(widths) < 2:
+        raise InputError(f"mlp: expected at least an input and an output width, got {widths}. As in mlp(784, 30, 10).")
+    layers: list[Layer] = []
+    for width in widths[1:]:
+        layers += [Dense(width), activation]
+    return Network([*layers[:-1], activation if last is None else last], input=(widths[0],), **settings)
+
+
+def as_function(layer: Layer | Network) -> Callable[..., Any]:
+    """The function `(params, x, context=Context()) -> y` of a layer, differentiated by the layer's own backward.
+
+    It drops into Flax, Equinox or plain JAX. x has a batch axis first. Make a layer's params with
+    `layer.init(key, x_spec)`; the params of a `Network` are its vector θ. Reverse mode only, as any `jax.custom_vjp`.
+    """
+    to_leaves = layer.layout.unflatten if isinstance(layer, Network) else lambda params: params
+
+    @jax.custom_vjp
+    def apply(params, x, context):
+        return layer.forward(to_leaves(params), x, context)[0]
+
+    def forward(params, x, context):
+        output, saved = layer.forward(to_leaves(params), x, context)
+        return output, (params, saved, Shape.of(x))
+
+    def backward(residuals, delta):
+        params, saved, shape = residuals
+        leaves = to_leaves(params)
+        delta_x, readings = layer.backward(leaves, saved, delta, Pair.gradient)
+        shape.check_delta(delta_x)
+        check_readings(leaves, readings)
+        gradient = jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), leaves, readings)
+        return layer.layout.flatten(gradient) if isinstance(layer, Network) else gradient, delta_x, None
+
+    apply.defvjp(forward, backward)
+
+    def function(params: Any, x: Any, context: Context = Context()) -> Any:  # noqa: B008  immutable
+        return apply(params, x, context)
+
+    return function

@@ -1,0 +1,91 @@
+"""Readouts: what is read at each parameter. A few lines each, over the primitives of the pair.
+
+A readout says what to read off one leaf's pair, and how the leaves' readings become one result. `reverse.Cost.measure`
+takes any number of them through one reverse pass; what nobody reads is not computed.
+
+Pairs carry the unscaled cost C_n of each example. `weights: [N]` are the factors of C_n in the reduced cost
+C = Σ_n weights_n C_n (1/N for a mean), so that Σ_n weights_n g_n is its gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .layout import Layout
+from .pair import Pair
+
+
+class Readout(Protocol):
+    """A frozen, hashable dataclass."""
+
+    def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:
+        """One leaf's reading."""
+
+    def collect(self, layout: Layout, readings: list[Any]) -> Any:
+        """The result from all leaves' readings, in the layout's order."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """∇C = Σ_n weights_n g_n as a vector `[P]`: the gradient of the reduced cost."""
+
+    def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "*leaf"]:
+        return pair.weighted_gradient(weights)
+
+    def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "P"]:
+        return _concatenated(layout, [g.ravel() for g in readings])
+
+
+@dataclass(frozen=True)
+class PerExampleGradients:
+    """g_n = ∇C_n as `[N, P]`, of the unscaled cost of each example. Holds N·P numbers."""
+
+    def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "N *leaf"]:
+        return pair.per_example()
+
+    def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "N P"]:
+        return _concatenated(layout, [g.reshape(g.shape[0], -1) for g in readings])
+
+
+@dataclass(frozen=True)
+class SquaredNorms:
+    """‖g_n‖² as `[N]`, of the unscaled cost of each example; no g_n is formed where the pair has a shorter way.
+
+    Goodfellow 2015, arXiv:1510.01799. In at least float32.
+    """
+
+    def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "N"]:
+        return pair.squared_norms()
+
+    def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "N"]:
+        return jnp.stack(readings).sum(0)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs themselves, by the name of the leaf."""
+
+    def read(self, pair: Pair, weights: Float[Array, "N"]) -> Pair:
+        return pair
+
+    def collect(self, layout: Layout, readings: list[Any]) -> dict[str, Pair]:
+        return dict(zip(layout.names, readings, strict=True))
+
+
+def reader(readouts: tuple[Readout, ...], weights: Float[Array, "N"]) -> Callable[[Pair], tuple]:
+    """The `read` of several readouts at once."""
+    return lambda pair: tuple(readout.read(pair, weights) for readout in readouts)
+
+
+def collect(readouts: tuple[Readout, ...], layout: Layout, readings: Any) -> tuple[Any, ...]:
+    """Each readout's result from readings in the structure of the params."""
+    leaves = layout.treedef.flatten_up_to(readings)
+    return tuple(readout.collect(layout, [leaf[i] for leaf in leaves]) for i, readout in enumerate(readouts))
+
+
+def _concatenated(layout: Layout, parts: list[jax.Array]) -> jax.Array:
+    return jnp.concatenate(parts, axis=-1)

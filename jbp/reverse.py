@@ -1,0 +1,211 @@
+"""The induction. Read this first, then `layers/dense.py`, then `readouts.py`.
+
+The text's C(W, b; x) is a function of θ = (W, b), with x and y fixed. Its gradient is found by an induction over
+layers: at each layer, everything follows from the later derivative δ and from what the forward pass kept.
+`reverse` is that induction with its three dials; `Cost` turns them for the quantities that people ask for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .layer import Context, InputError, Layer, described, walk
+from .layers.function import Function
+from .layout import Layout
+from .losses import Loss
+from .network import Network
+from .pair import Pair
+from .readouts import Pairs, Readout, collect, reader
+
+
+def reverse(
+    layer: Layer,
+    params: Any,
+    x: Any,
+    seed: Callable[[Any], tuple[Any, Any]],
+    read: Callable[[Pair], Any],
+    context: Context = Context(),  # noqa: B008
+    feedback: Any = None,
+) -> tuple[Any, Any, Any]:
+    """(what `seed` says of the output, δ of x, readings in the structure of params).
+
+    The three dials: `seed(output) -> (anything, delta)` is what enters at the output; `feedback` (the params unless
+    given) is what carries delta down; `read(pair)` is what is read at each parameter.
+    """
+    output, saved = layer.forward(params, x, context)  # going forward, each layer keeps what its step back needs
+    said, delta = seed(output)  # base case: δ at the output
+    delta_x, readings = layer.backward(params if feedback is None else feedback, saved, delta, read)  # inductive steps
+    return said, delta_x, readings
+
+
+@dataclass(frozen=True)
+class Cost:
+    """C : R^(#W+#b) → R, the loss of a network on a batch, as a function of θ with x and y fixed.
+
+    `reduction`: `"mean"`, Σ_n w_n C_n / Σ_n w_n, or `"sum"`, Σ_n w_n C_n, over the examples; the weights `w: [N]` are
+    ones unless given. Every method takes θ `[P]`, x `[N, *input]`, y as the loss has it, and a `Context`; is a pure
+    function; and is jitted. `jax.grad(cost)` is the oracle for `cost.grad`.
+
+    Raises `InputError` where shapes or dtypes don't fit. What depends on values (labels in range, NaN in data) can't be
+    checked under jit: `cost.check(theta, x, y)` checks it, and `fit` and `compare` call that.
+    """
+
+    network: Network
+    loss: Loss
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self):
+        if not isinstance(self.network, Network):
+            raise InputError(f"Cost: expected a Network, got {self.network!r}. Write Network(layers, input=(...)).")
+        if isinstance(self.loss, type) or not isinstance(self.loss, Loss):
+            raise InputError(f"Cost: expected a loss, got {self.loss!r}. Write jbp.losses.HalfSquaredError().")
+        if self.reduction not in ("mean", "sum"):
+            raise InputError(f"Cost: reduction must be 'mean' or 'sum', got {self.reduction!r}.")
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of θ."""
+        return self.network.layout
+
+    def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
+        """θ from the layers' initialisers."""
+        return self.network.init(key)
+
+    # -- on the vector ----------------------------------------------------------------------------------------------
+
+    def __call__(self, theta, x, y, *, weights=None, context=Context()) -> Float[Array, ""]:  # noqa: B008
+        """C, going forward only."""
+        return _value(self, theta, x, y, weights, context)
+
+    def value_and_grad(self, theta, x, y, *, weights=None, context=Context(), feedback=None):  # noqa: B008
+        """(C, ∇C `[P]`) by the hand-written reverse pass. `feedback: [P]` carries delta down in place of θ."""
+        return _value_and_grad(self, theta, x, y, weights, context, feedback)
+
+    def grad(self, theta, x, y, *, weights=None, context=Context(), feedback=None) -> Float[Array, "P"]:  # noqa: B008
+        """∇C `[P]` by the hand-written reverse pass."""
+        return self.value_and_grad(theta, x, y, weights=weights, context=context, feedback=feedback)[1]
+
+    def measure(self, theta, x, y, *readouts: Readout, weights=None, context=Context(), feedback=None):  # noqa: B008
+        """(C, tuple of the readouts' results), all from one reverse pass. A single readout's result comes alone.
+
+        Readouts of single examples speak of the unscaled per-example cost C_n.
+        """
+        if not readouts or not all(hasattr(r, "collect") and not isinstance(r, type) for r in readouts):
+            got = ", ".join(map(repr, readouts)) or "none"
+            raise InputError(f"Cost.measure: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient()).")
+        value, results = _measure(self, readouts, theta, x, y, weights, context, feedback)
+        return value, results[0] if len(readouts) == 1 else results
+
+    def pairs(self, theta, x, y, *, context=Context(), feedback=None) -> dict[str, Pair]:  # noqa: B008
+        """{leaf name: Pair} of the unscaled per-example costs C_n."""
+        pairs = self.measure(theta, x, y, Pairs(), context=context, feedback=feedback)[1]
+        return {name: pairs[name] for name in self.layout.names}
+
+    # -- on leaves: for programs that stay inside one jit -----------------------------------------------------------
+
+    def value_and_grad_leaves(self, params, x, y, *, weights=None, context=Context(), feedback=None):  # noqa: B008
+        """(C, ∇C) with θ and ∇C as leaves, `cost.layout.unflatten(theta)`, and no jit of its own.
+
+        Convert once per compiled program and use this inside: a vector in a hot step costs up to twice the time.
+        """
+        x, y = self._check(x, y, weights, feedback)
+        read = lambda pair: pair.gradient()  # noqa: E731
+        C, _, gradient = reverse(self.network, params, x, self._seed(y, weights, scaled=True), read, context, feedback)
+        return C, jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, gradient)
+
+    def _seed(self, y: Any, weights: Any, scaled: bool) -> Callable[[Any], tuple[Any, Any]]:
+        """The cost's own δ at the output: of C if scaled, else of each C_n."""
+
+        def seed(output):
+            self.loss.check(output, y)
+            values, delta = self.loss.value(output, y), self.loss.delta(output, y)
+            factors = self._factors(weights, values)
+            if scaled:
+                delta = jax.tree.map(lambda d: d * factors.reshape(-1, *(1,) * (d.ndim - 1)), delta)
+            return (factors * values).sum(), jax.tree.map(lambda d, a: d.astype(a.dtype), delta, output)
+
+        return seed
+
+    def _factors(self, weights: Any, values: Float[Array, "N"]) -> Float[Array, "N"]:
+        """The factor of each C_n in C."""
+        w = jnp.ones_like(values) if weights is None else jnp.asarray(weights, values.dtype)
+        return w / w.sum() if self.reduction == "mean" else w
+
+    def _check(self, x: Any, y: Any, weights: Any, feedback: Any) -> tuple[Any, Any]:
+        x, y = self.network.check_input(x), jax.tree.map(jnp.asarray, y)
+        n = jax.tree.leaves(x)[0].shape[0]
+        if weights is not None and jnp.shape(weights) != (n,):
+            raise InputError(f"weights: expected one weight for each example, [{n}], got {described(weights)}.")
+        for part in jax.tree.leaves(y):
+            if jnp.shape(part)[:1] != (n,):
+                raise InputError(f"y: expected {n} examples as in x, got {described(part)}. x and y go row by row.")
+        if feedback is not None:
+            for path, layer in walk(self.network.layer):
+                if isinstance(layer, Function) and layer.init_params is not None:
+                    raise InputError(
+                        f"feedback: layer {'.'.join(path)} is a from_function layer, whose jax.vjp carries delta with "
+                        "its own params. Write that layer by hand, or leave feedback out."
+                    )
+        return x, y
+
+    # -- what needs values, not shapes ------------------------------------------------------------------------------
+
+    def check(self, theta, x, y) -> None:
+        """Raise `InputError` where *values* don't fit: NaN or inf in θ, x or y, labels out of range. Not under jit."""
+        params = self.layout.unflatten(theta)
+        x, y = self._check(x, y, None, None)
+        output = jax.eval_shape(self.network.forward, params, x, Context())[0]
+        self.loss.check(output, y)
+        for name, value in (("theta", theta), ("x", x), ("y", y)):
+            for part in map(np.asarray, jax.tree.leaves(value)):
+                bad = np.argwhere(~np.isfinite(part)) if jnp.issubdtype(part.dtype, jnp.floating) else ()
+                if len(bad):
+                    where = tuple(int(i) for i in bad[0])
+                    raise InputError(
+                        f"{name}: expected finite numbers, got {name}{list(where)} = {part[where]} "
+                        f"({len(bad)} of {part.size} not finite). Clean the data first."
+                    )
+        if hasattr(self.loss, "check_values"):
+            self.loss.check_values(output, y)
+
+    def shadow(self) -> "Cost":
+        """The same cost in float64 throughout. Call it and use it under `jax.enable_x64(True)`."""
+        return replace(self, network=replace(self.network, dtype=np.float64, compute_dtype=None))
+
+
+@partial(jax.jit, static_argnums=0)
+def _value(cost, theta, x, y, weights, context):
+    x, y = cost._check(x, y, weights, None)
+    output = cost.network(theta, x, context)
+    cost.loss.check(output, y)
+    values = cost.loss.value(output, y)
+    return (cost._factors(weights, values) * values).sum()
+
+
+@partial(jax.jit, static_argnums=0)
+def _value_and_grad(cost, theta, x, y, weights, context, feedback):
+    unflatten = cost.layout.unflatten
+    C, gradient = cost.value_and_grad_leaves(
+        unflatten(theta), x, y, weights=weights, context=context,
+        feedback=None if feedback is None else unflatten(feedback),
+    )
+    return C, cost.layout.flatten(gradient)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _measure(cost, readouts, theta, x, y, weights, context, feedback):
+    params = cost.layout.unflatten(theta)
+    x, y = cost._check(x, y, weights, feedback)
+    n = jax.tree.leaves(x)[0].shape[0]
+    factors = cost._factors(weights, jnp.ones(n, theta.dtype))
+    C, _, readings = reverse(
+        cost.network, params, x, cost._seed(y, weights, scaled=False), reader(readouts, factors), context,
+        None if feedback is None else cost.layout.unflatten(feedback),
+    )
+    return C, collect(readouts, cost.layout, readings)
