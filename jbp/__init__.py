@@ -14,6 +14,9 @@ from .activations import SiLU as SiLU
 from .activations import Softmax as Softmax
 from .activations import Softplus as Softplus
 from .activations import Tanh as Tanh
+from .fit import History as History
+from .fit import Run as Run
+from .fit import fit as fit
 from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer

@@ -109,6 +109,12 @@ class Cost:
 
     # -- on leaves: for programs that stay inside one jit -----------------------------------------------------------
 
+    def value_leaves(self, params, x, y, *, weights=None, context=Context()) -> Float[Array, ""]:  # noqa: B008
+        """C with θ as leaves, going forward only, and no jit of its own."""
+        x, y = self._check(x, y, weights, None)
+        output, _ = self.network.forward(params, x, context)
+        return self._seed(y, weights, scaled=False)(output)[0]
+
     def value_and_grad_leaves(self, params, x, y, *, weights=None, context=Context(), feedback=None):  # noqa: B008
         """(C, ∇C) with θ and ∇C as leaves, `cost.layout.unflatten(theta)`, and no jit of its own.
 
@@ -181,11 +187,7 @@ class Cost:
 
 @partial(jax.jit, static_argnums=0)
 def _value(cost, theta, x, y, weights, context):
-    x, y = cost._check(x, y, weights, None)
-    output = cost.network(theta, x, context)
-    cost.loss.check(output, y)
-    values = cost.loss.value(output, y)
-    return (cost._factors(weights, values) * values).sum()
+    return cost.value_leaves(cost.layout.unflatten(theta), x, y, weights=weights, context=context)
 
 
 @partial(jax.jit, static_argnums=0)
