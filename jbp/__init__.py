@@ -14,6 +14,8 @@ from .activations import SiLU as SiLU
 from .activations import Softmax as Softmax
 from .activations import Softplus as Softplus
 from .activations import Tanh as Tanh
+from .compare import Report as Report
+from .compare import compare as compare
 from .fit import History as History
 from .fit import Run as Run
 from .fit import fit as fit

@@ -34,7 +34,9 @@ class Activation(ABC):
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-            raise InputError(f"{type(self).__name__}: expected a float input z, got {jnp.result_type(x)}. Cast it first.")
+            raise InputError(
+                f"{type(self).__name__}: expected a float input z, got {jnp.result_type(x)}. Cast it first."
+            )
         return ()
 
     def forward(self, params: tuple, x: Float[Array, "N ..."], context: Context) -> tuple[Any, Any]:

@@ -79,18 +79,22 @@ def fit(
     Raises `InputError` for data that don't fit, hold NaN, or have labels out of range.
     """
     if any(not isinstance(n, int) or n < 1 for n in (epochs, batch_size)):
-        raise InputError(f"fit: epochs and batch_size must be whole numbers above 0, got {epochs!r} and {batch_size!r}.")
+        raise InputError(
+            f"fit: epochs and batch_size must be whole numbers above 0, got {epochs!r} and {batch_size!r}."
+        )
     optimizer = optax.with_extra_args_support(optax.adam(1e-3) if optimizer is None else optimizer)
     shuffle_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
     if isinstance(data, tuple) and len(data) == 2:
         cost.check(theta, *data)
-        total, blocks = _blocks_of_arrays(*jax.tree.map(jnp.asarray, data), batch_size, epochs, shuffle_key)
+        x, y = jax.tree.map(jnp.asarray, data)
+        steps, blocks = _blocks_of_arrays(x, y, batch_size, epochs, shuffle_key)
     else:
-        total, blocks = _blocks_of_batches(cost, theta, data, epochs)
+        steps, blocks = _blocks_of_batches(cost, theta, data, epochs)
 
     descent = _Descent(cost, optimizer, noise_key, cost.layout.unflatten(theta))
-    costs, epochs_done, stopped, started = [np.zeros(0)], [], None, time.perf_counter()
-    with _bar(total) if progress else contextlib.nullcontext(_silent) as show:
+    costs, stopped, started = [np.zeros(0)], None, time.perf_counter()
+    done: list[dict[str, Any]] = []
+    with _bar(steps) if progress else contextlib.nullcontext(_silent) as show:
         for block, i, stop in _calls(blocks, pause_at_epochs=evaluate is not None):
             first = descent.step - i  # of this block, among all steps
             costs.append(descent.advance(block, i, stop))
@@ -101,9 +105,9 @@ def fit(
             for end in (end for end in block.epoch_ends if i < end <= stop):
                 numbers = evaluate(cost.layout.flatten(descent.params)) if evaluate else {}
                 seconds = time.perf_counter() - started
-                epochs_done.append({"epoch": len(epochs_done) + 1, "step": first + end, "seconds": seconds, **numbers})
+                done.append({"epoch": len(done) + 1, "step": first + end, "seconds": seconds, **numbers})
             show(descent.step, costs[-1][-1])
-    return Run(cost.layout.flatten(descent.params), History(np.concatenate(costs), epochs_done), stopped)
+    return Run(cost.layout.flatten(descent.params), History(np.concatenate(costs), done), stopped)
 
 
 @dataclass
@@ -202,7 +206,9 @@ def _shuffled(key, epoch, offset, n, epochs, shape):
 def _blocks_of_batches(cost: Cost, theta: Any, data: Iterable, epochs: int) -> tuple[int | None, Iterator[_Block]]:
     """(number of steps if known, blocks) of an iterable of batches (x, y)."""
     if not isinstance(data, Iterable):
-        raise InputError(f"fit: data must be arrays (x, y) or an iterable of batches (x, y), got {type(data).__name__}.")
+        raise InputError(
+            f"fit: data must be arrays (x, y) or an iterable of batches (x, y), got {type(data).__name__}."
+        )
     if epochs > 1 and iter(data) is data:
         raise InputError(
             f"fit: data is an iterator, which ends with the first of {epochs} epochs. "
@@ -214,7 +220,9 @@ def _blocks_of_batches(cost: Cost, theta: Any, data: Iterable, epochs: int) -> t
             groups = _groups(data)
             group = next(groups, None)
             if group is None:
-                raise InputError(f"fit: data gave no batch in epoch {epoch}. Pass an iterable that starts anew each time.")
+                raise InputError(
+                    f"fit: data gave no batch in epoch {epoch}. Pass an iterable that starts anew each time."
+                )
             while group is not None:
                 x, y = jax.tree.map(lambda *parts: jnp.concatenate(parts), *group)
                 cost.check(theta, x, y)
@@ -249,8 +257,8 @@ def _failure(costs: np.ndarray) -> str:
     if not at:
         return f"fit: the cost is {costs[0]} at the θ given, before the first step; θ is returned unchanged."
     return (
-        f"fit: the cost became {costs[-1]} at step {at}. Stopped; run.theta is θ of step {at - 1}, the last with a finite "
-        f"cost, {costs[-2]:.6g}. Lower the learning rate, clip the gradient, or look at the data."
+        f"fit: the cost became {costs[-1]} at step {at}. Stopped; run.theta is θ of step {at - 1}, the last with "
+        f"a finite cost, {costs[-2]:.6g}. Lower the learning rate, clip the gradient, or look at the data."
     )
 
 
@@ -264,7 +272,9 @@ def _bar(total: int | None) -> Iterator[Callable[[int, float], None]]:
     try:
         from rich import progress
     except ModuleNotFoundError:
-        raise InputError("fit: progress=True draws its bar with rich. Install it with: pip install 'jbp[cli]'") from None
+        raise InputError(
+            "fit: progress=True draws its bar with rich. Install it with: pip install 'jbp[cli]'"
+        ) from None
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),

@@ -25,7 +25,8 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(message)
-        self.message, self.path = message, ()
+        self.message = message
+        self.path: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (f"layer {'.'.join(self.path)}: " if self.path else "") + self.message
@@ -86,12 +87,12 @@ class Layer(Protocol):
 def walk(layer: Layer, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Layer]]:
     """(path, layer) for a layer and all layers inside it, found in its fields: whatever the containers are."""
     yield path, layer
-    for field in fields(layer) if is_dataclass(layer) else ():
-        value = getattr(layer, field.name)
-        children = enumerate(value) if isinstance(value, tuple) else [(None, value)]
-        for i, child in children:
+    for name in [field.name for field in fields(layer)] if is_dataclass(layer) else []:
+        value = getattr(layer, name)
+        children = zip(map(str, range(len(value))), value, strict=True) if isinstance(value, tuple) else [(name, value)]
+        for place, child in children:
             if isinstance(child, Layer) and not isinstance(child, type):
-                yield from walk(child, (*path, field.name if i is None else str(i)))
+                yield from walk(child, (*path, place))
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ class Shape:
 
 def check_readings(params: Any, readings: Any) -> None:
     """Raise `InputError` unless `readings` has one reading where `params` has a leaf."""
-    treedef = jax.tree.structure(params)
+    treedef: Any = jax.tree.structure(params)
     try:
         treedef.flatten_up_to(readings)
     except ValueError as error:

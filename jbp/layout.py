@@ -89,7 +89,7 @@ class Layout:
     # -- the vector -------------------------------------------------------------------------------------------------
 
     def flatten(self, tree: Any) -> Float[Array, "P"]:
-        """The vector of a tree of leaves. Raises `InputError` that names the leaf where structure, shape or dtype differ."""
+        """The vector of a tree of leaves. Raises `InputError` where structure, shape or dtype differ, with its name."""
         paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
         leaves = [leaf for _, leaf in paths]
         if treedef != self.treedef:
@@ -106,7 +106,9 @@ class Layout:
                 )
         dtypes = {jnp.result_type(leaf) for leaf in leaves}
         if len(dtypes) > 1 or not all(self._accepts(dtype) for dtype in dtypes):
-            listed = ", ".join(f"{name}: {jnp.result_type(leaf)}" for name, leaf in zip(self.names, leaves, strict=True))
+            listed = ", ".join(
+                f"{name}: {jnp.result_type(leaf)}" for name, leaf in zip(self.names, leaves, strict=True)
+            )
             raise InputError(f"Layout.flatten: expected every leaf in {self.dtype}, got {listed}. Cast them first.")
         if not leaves:
             return jnp.zeros(0, self.dtype)
@@ -195,9 +197,11 @@ class Layout:
         # the last leaf that begins at or before i; empty leaves begin where the next one does
         leaf = max(n for n, offset in enumerate(self.offsets[:-1]) if offset <= i and self.sizes[n])
         where = tuple(int(k) for k in np.unravel_index(i - self.offsets[leaf], self.shapes[leaf]))
-        return self._symbol_of(leaf, where)
+        return self.symbol_at(self.names[leaf], where)
 
-    def _symbol_of(self, leaf: int, where: tuple[int, ...]) -> str:
+    def symbol_at(self, name: str, where: tuple[int, ...]) -> str:
+        """The symbol of the element `where` of leaf `name`."""
+        leaf = self.names.index(name)
         for l, leaves in (self._chain or {}).items():
             if leaves.get("w") == leaf:
                 return f"w^{_braced(l)}_{{{where[1]}←{where[0]}}}"
@@ -237,8 +241,8 @@ class Layout:
             for l, leaves in (self._chain or {}).items():  # the layer asked for, or the last one below it
                 if (found := re.match(r"([wb])\^\{?(\d+)", symbol)) and int(found[2]) >= l:
                     leaf = leaves.get(found[1], leaf)
-        last = self._symbol_of(leaf, tuple(n - 1 for n in self.shapes[leaf]))
-        first = self._symbol_of(leaf, tuple(0 for _ in self.shapes[leaf]))
+        last = self.symbol_at(self.names[leaf], tuple(n - 1 for n in self.shapes[leaf]))
+        first = self.symbol_at(self.names[leaf], tuple(0 for _ in self.shapes[leaf]))
         return f"layout.index: unknown symbol {symbol!r}. The nearest leaf has symbols {first} … {last}."
 
 

@@ -42,7 +42,7 @@ def _sum(c: Float[Array, "N ..."]) -> Float[Array, "N"]:
 
 def _diagonal_root(h: Float[Array, "N ..."]) -> Float[Array, "K N ..."]:
     """Columns of √diag(h): one for each coordinate of an example's output."""
-    n, *shape = h.shape
+    shape = h.shape[1:]
     k = math.prod(shape)
     return jnp.eye(k, dtype=h.dtype).reshape(k, 1, *shape) * jnp.sqrt(h)
 
@@ -53,10 +53,14 @@ def _check_like(loss: str, output: Any, y: Any) -> None:
     remedy = "Cast y to float."
     if jnp.shape(y) != jnp.shape(output):
         one_short = jnp.shape(y) == jnp.shape(output)[:-1]
-        remedy = "Give y the shape of the output, as in " + ("y[..., None]." if one_short else "y.reshape(output.shape).")
+        remedy = "Give y the shape of the output, as in " + (
+            "y[..., None]." if one_short else "y.reshape(output.shape)."
+        )
         if one_short and jnp.shape(output)[-1] > 1:
             remedy = "Give y the shape of the output; labels become jax.nn.one_hot(y, K)."
-    raise InputError(f"{loss}: expected float y of the output's shape {described(output)}, got {described(y)}. {remedy}")
+    raise InputError(
+        f"{loss}: expected float y of the output's shape {described(output)}, got {described(y)}. {remedy}"
+    )
 
 
 @dataclass(frozen=True)
@@ -201,8 +205,10 @@ class SoftmaxCrossEntropy:
         if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
             return
         k = output.shape[-1]
-        bad = jnp.argwhere((y < 0) | (y >= k)) if self.ignore is None else jnp.argwhere(
-            ((y < 0) | (y >= k)) & (y != self.ignore)
+        bad = (
+            jnp.argwhere((y < 0) | (y >= k))
+            if self.ignore is None
+            else jnp.argwhere(((y < 0) | (y >= k)) & (y != self.ignore))
         )
         if len(bad):
             where = tuple(int(i) for i in bad[0])

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .activations import Sigmoid
-from .layer import Context, InputError, Layer, Shape, batch_of, check_readings, described, output_spec
-from .layers.compose import Kept, Sequential
+from .layer import Context, InputError, Layer, Shape, batch_of, described, output_spec
+from .layers.compose import Kept, Sequential, step_back
 from .layers.dense import Dense
 from .layout import Layout
 from .pair import Pair
@@ -22,9 +22,9 @@ from .pair import Pair
 class Network:
     """Layers on an input of known shape. All shapes are checked here, before anything is traced.
 
-    `input`: the shape of one example, without the batch axis, as in `(784,)`; or a `jax.ShapeDtypeStruct`, or a tuple of
-    them. `dtype`: of θ; float32 unless given, float64 where JAX's x64 is on. `compute_dtype`: what forward and backward
-    run in (params and inputs are cast inside; gradients come back in θ's dtype), θ's own unless given.
+    `input`: the shape of one example, without the batch axis, as in `(784,)`; or a `jax.ShapeDtypeStruct`, or a
+    tuple of them. `dtype`: of θ; float32 unless given, float64 where JAX's x64 is on. `compute_dtype`: what
+    forward and backward run in (params and inputs are cast inside; gradients come back in θ's dtype), θ's unless given.
 
     A float64 θ is computed in float64 throughout, whatever `compute_dtype`: it is the network's float64 shadow.
     Raises `InputError`, with the path of the layer, where shapes don't fit.
@@ -62,9 +62,9 @@ class Network:
         return hash((self.layers, self.input, self.dtype, self.compute_dtype))
 
     @cached_property
-    def layer(self) -> Sequential:
-        """The layers as one layer, on leaves."""
-        return Sequential(self.layers)
+    def layer(self) -> "Border":
+        """The whole network as one layer, on leaves."""
+        return Border(Sequential(self.layers), self.input, self.compute_dtype)
 
     @cached_property
     def _params_spec(self) -> Any:
@@ -84,30 +84,40 @@ class Network:
         """θ, each leaf from its layer's initialiser."""
         return self.layout.flatten(self.layer.init(key, self.input))
 
-    def __call__(self, theta: Float[Array, "P"], x: Any, context: Context = Context()) -> Any:  # noqa: B008
+    def __call__(self, theta: Float[Array, "P"], x: Any, context: Context = Context()) -> Any:
         """The output `[N, ...]` for a batch x `[N, *input]`."""
-        return self.forward(self.layout.unflatten(theta), x, context)[0]
+        return self.layer.forward(self.layout.unflatten(theta), x, context)[0]
 
-    # -- on leaves: a Network is itself a layer, which casts at its border ------------------------------------------
 
-    def forward(self, params: Any, x: Any, context: Context = Context()) -> tuple[Any, Any]:  # noqa: B008
-        """(output, saved) for params as leaves, in the compute dtype."""
-        x = self.check_input(x)
-        params, cast = self._cast(params, (params, x))
-        output, saved = self.layer.forward(params, cast, context)
+@dataclass(frozen=True)
+class Border:
+    """Where a network meets the outside: x is checked, params and x are cast to the compute dtype. Params: the layers'.
+
+    Saved: what the layers save, and the static shape of x, to whose dtype its delta is cast back.
+    """
+
+    layers: Sequential
+    input: Any
+    compute_dtype: Any
+
+    def init(self, key: PRNGKeyArray, x: Any) -> Any:
+        return self.layers.init(key, x)
+
+    def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Kept]:
+        x = self.check(x)
+        output, saved = self.layers.forward(*self._cast((params, x), params), context)
         return output, Kept(Shape.of(x), saved)
 
-    def backward(self, params: Any, saved: Any, delta: Any, read: Callable[[Pair], Any]) -> tuple[Any, Any]:
-        """(delta of x, readings): the recursion from the output's delta. Readings keep the dtype that `read` gives."""
-        delta_x, readings = self.layer.backward(self._cast(params, params), saved.saved, delta, read)
+    def backward(self, params: Any, saved: Kept, delta: Any, read: Any) -> tuple[Any, Any]:
+        delta_x, readings = self.layers.backward(self._cast(params, params), saved.saved, delta, read)
         return jax.tree.map(lambda s, d: d.astype(s.dtype), saved.shape.delta, delta_x), readings
 
-    def _cast(self, params: Any, tree: Any) -> Any:
-        given = next((p.dtype for p in jax.tree.leaves(params)), self.dtype)
+    def _cast(self, tree: Any, params: Any) -> Any:
+        given = jax.tree.leaves((params, self.input))[0].dtype  # θ's dtype
         dtype = given if given == np.float64 else self.compute_dtype or given
         return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
-    def check_input(self, x: Any) -> Any:
+    def check(self, x: Any) -> Any:
         """x as arrays. Raises `InputError` unless it is a batch of at least one example of the network's input."""
         expected = batch_of(self.input)
         if jax.tree.structure(x) != jax.tree.structure(expected):
@@ -126,7 +136,9 @@ def _check_one_input(x: Array, spec: jax.ShapeDtypeStruct) -> None:
         raise InputError(f"x: expected a batch {due}, got one example {described(x)}. Write x[None].")
     if x.shape[1:] != spec.shape:
         same = x.ndim and x[:1].size == np.prod(spec.shape, dtype=int)
-        remedy = f"Reshape it to (-1, {', '.join(map(str, spec.shape))})." if same else "Build the Network for this input."
+        remedy = (
+            f"Reshape it to (-1, {', '.join(map(str, spec.shape))})." if same else "Build the Network for this input."
+        )
         raise InputError(f"x: expected a batch {due}, got {described(x)}. {remedy}")
     if x.shape[0] == 0:
         raise InputError(f"x: expected at least one example, got an empty batch {described(x)}.")
@@ -150,7 +162,10 @@ def _float_dtype(name: str, given: Any) -> np.dtype:
 
 
 def mlp(
-    *widths: int, activation: Layer = Sigmoid(), last: Layer | None = None, **settings: Any  # noqa: B008
+    *widths: int,
+    activation: Layer = Sigmoid(),
+    last: Layer | None = None,
+    **settings: Any,
 ) -> Network:
     """The text's network: `mlp(784, 30, 10)` has L = 3 layers of 784, 30 and 10 neurons.
 
@@ -171,28 +186,28 @@ def as_function(layer: Layer | Network) -> Callable[..., Any]:
     It drops into Flax, Equinox or plain JAX. x has a batch axis first. Make a layer's params with
     `layer.init(key, x_spec)`; the params of a `Network` are its vector θ. Reverse mode only, as any `jax.custom_vjp`.
     """
-    to_leaves = layer.layout.unflatten if isinstance(layer, Network) else lambda params: params
+    if isinstance(layer, Network):
+        step, to_leaves, from_leaves = layer.layer, layer.layout.unflatten, layer.layout.flatten
+    else:
+        step, to_leaves, from_leaves = layer, lambda params: params, lambda leaves: leaves
 
     @jax.custom_vjp
     def apply(params, x, context):
-        return layer.forward(to_leaves(params), x, context)[0]
+        return step.forward(to_leaves(params), x, context)[0]
 
     def forward(params, x, context):
-        output, saved = layer.forward(to_leaves(params), x, context)
-        return output, (params, saved, Shape.of(x))
+        output, saved = step.forward(to_leaves(params), x, context)
+        return output, (params, Kept(Shape.of(x), saved))
 
     def backward(residuals, delta):
-        params, saved, shape = residuals
+        params, kept = residuals
         leaves = to_leaves(params)
-        delta_x, readings = layer.backward(leaves, saved, delta, Pair.gradient)
-        shape.check_delta(delta_x)
-        check_readings(leaves, readings)
-        gradient = jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), leaves, readings)
-        return layer.layout.flatten(gradient) if isinstance(layer, Network) else gradient, delta_x, None
+        delta_x, readings = step_back(step, leaves, kept, delta, Pair.gradient)
+        return from_leaves(jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), leaves, readings)), delta_x, None
 
     apply.defvjp(forward, backward)
 
-    def function(params: Any, x: Any, context: Context = Context()) -> Any:  # noqa: B008  immutable
+    def function(params: Any, x: Any, context: Context = Context()) -> Any:
         return apply(params, x, context)
 
     return function

@@ -8,6 +8,7 @@ All results are in at least float32.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -157,3 +158,34 @@ class Whole(Pair):
     def gradient(self) -> Float[Array, "*leaf"]:
         """Σ_n g_n, as given."""
         return wide(self.total)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stack(Pair):
+    """A leaf of L stacked blocks `[L, *block]`: one pair for each block, its arrays stacked along a first axis."""
+
+    blocks: Pair
+
+    def _each(self, quantity: Callable[[Pair], Array]) -> Float[Array, "L ..."]:
+        return jax.vmap(quantity)(self.blocks)
+
+    def per_example(self) -> Float[Array, "N L *block"]:
+        """g_n: the blocks' side by side."""
+        return jnp.moveaxis(self._each(lambda pair: pair.per_example()), 0, 1)
+
+    def gradient(self) -> Float[Array, "L *block"]:
+        """Σ_n g_n, block by block."""
+        return self._each(lambda pair: pair.gradient())
+
+    def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "L *block"]:
+        """Σ_n w_n g_n, block by block."""
+        return self._each(lambda pair: pair.weighted_gradient(w))
+
+    def squared_norms(self) -> Float[Array, "N"]:
+        """‖g_n‖²: the sum of the blocks'."""
+        return self._each(lambda pair: pair.squared_norms()).sum(0)
+
+    def squares(self) -> Float[Array, "L *block"]:
+        """Σ_n g_n², block by block."""
+        return self._each(lambda pair: pair.squares())

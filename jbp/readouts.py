@@ -7,16 +7,14 @@ Pairs carry the unscaled cost C_n of each example. `weights: [N]` are the factor
 C = Σ_n weights_n C_n (1/N for a mean), so that Σ_n weights_n g_n is its gradient.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .layout import Layout
-from .pair import Pair
+from .pair import Pair, Stack
 
 
 class Readout(Protocol):
@@ -24,6 +22,9 @@ class Readout(Protocol):
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:
         """One leaf's reading."""
+
+    def stack(self, readings: Any) -> Any:
+        """The reading of a leaf of L stacked blocks, from each block's own, stacked by a loop along a first axis L."""
 
     def collect(self, layout: Layout, readings: list[Any]) -> Any:
         """The result from all leaves' readings, in the layout's order."""
@@ -36,8 +37,11 @@ class Gradient:
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "*leaf"]:
         return pair.weighted_gradient(weights)
 
+    def stack(self, readings: Float[Array, "L *block"]) -> Float[Array, "*leaf"]:
+        return readings
+
     def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "P"]:
-        return _concatenated(layout, [g.ravel() for g in readings])
+        return jnp.concatenate([g.ravel() for g in readings])
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,11 @@ class PerExampleGradients:
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "N *leaf"]:
         return pair.per_example()
 
+    def stack(self, readings: Float[Array, "L N *block"]) -> Float[Array, "N *leaf"]:
+        return jnp.moveaxis(readings, 0, 1)
+
     def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "N P"]:
-        return _concatenated(layout, [g.reshape(g.shape[0], -1) for g in readings])
+        return jnp.concatenate([g.reshape(g.shape[0], -1) for g in readings], axis=1)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ class SquaredNorms:
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "N"]:
         return pair.squared_norms()
 
+    def stack(self, readings: Float[Array, "L N"]) -> Float[Array, "N"]:
+        return readings.sum(0)
+
     def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "N"]:
         return jnp.stack(readings).sum(0)
 
@@ -72,20 +82,31 @@ class Pairs:
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Pair:
         return pair
 
+    def stack(self, readings: Pair) -> Pair:
+        return Stack(readings)
+
     def collect(self, layout: Layout, readings: list[Any]) -> dict[str, Pair]:
         return dict(zip(layout.names, readings, strict=True))
 
 
-def reader(readouts: tuple[Readout, ...], weights: Float[Array, "N"]) -> Callable[[Pair], tuple]:
-    """The `read` of several readouts at once."""
-    return lambda pair: tuple(readout.read(pair, weights) for readout in readouts)
+@dataclass(frozen=True)
+class Reader:
+    """The `read` of several readouts at once: what `backward` calls on each leaf's pair.
+
+    A layer that loops over blocks calls it inside the loop, and `stack` on what the loop has stacked.
+    """
+
+    readouts: tuple[Readout, ...]
+    weights: Float[Array, "N"]
+
+    def __call__(self, pair: Pair) -> tuple[Any, ...]:
+        return tuple(readout.read(pair, self.weights) for readout in self.readouts)
+
+    def stack(self, readings: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(readout.stack(reading) for readout, reading in zip(self.readouts, readings, strict=True))
 
 
 def collect(readouts: tuple[Readout, ...], layout: Layout, readings: Any) -> tuple[Any, ...]:
     """Each readout's result from readings in the structure of the params."""
     leaves = layout.treedef.flatten_up_to(readings)
     return tuple(readout.collect(layout, [leaf[i] for leaf in leaves]) for i, readout in enumerate(readouts))
-
-
-def _concatenated(layout: Layout, parts: list[jax.Array]) -> jax.Array:
-    return jnp.concatenate(parts, axis=-1)

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .compare import VALUE, Part, Report, compare_with, in_float64
 from .layer import Context, InputError, Layer, described, walk
 from .layers.function import Function
 from .layout import Layout
 from .losses import Loss
 from .network import Network
 from .pair import Pair
-from .readouts import Pairs, Readout, collect, reader
+from .readouts import Pairs, Reader, Readout, collect
 
 
 def reverse(
@@ -30,7 +31,7 @@ def reverse(
     x: Any,
     seed: Callable[[Any], tuple[Any, Any]],
     read: Callable[[Pair], Any],
-    context: Context = Context(),  # noqa: B008
+    context: Context = Context(),
     feedback: Any = None,
 ) -> tuple[Any, Any, Any]:
     """(what `seed` says of the output, δ of x, readings in the structure of params).
@@ -79,50 +80,54 @@ class Cost:
 
     # -- on the vector ----------------------------------------------------------------------------------------------
 
-    def __call__(self, theta, x, y, *, weights=None, context=Context()) -> Float[Array, ""]:  # noqa: B008
+    def __call__(self, theta, x, y, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C, going forward only."""
         return _value(self, theta, x, y, weights, context)
 
-    def value_and_grad(self, theta, x, y, *, weights=None, context=Context(), feedback=None):  # noqa: B008
+    def value_and_grad(self, theta, x, y, *, weights=None, context=Context(), feedback=None):
         """(C, ∇C `[P]`) by the hand-written reverse pass. `feedback: [P]` carries delta down in place of θ."""
         return _value_and_grad(self, theta, x, y, weights, context, feedback)
 
-    def grad(self, theta, x, y, *, weights=None, context=Context(), feedback=None) -> Float[Array, "P"]:  # noqa: B008
+    def grad(self, theta, x, y, *, weights=None, context=Context(), feedback=None) -> Float[Array, "P"]:
         """∇C `[P]` by the hand-written reverse pass."""
         return self.value_and_grad(theta, x, y, weights=weights, context=context, feedback=feedback)[1]
 
-    def measure(self, theta, x, y, *readouts: Readout, weights=None, context=Context(), feedback=None):  # noqa: B008
+    def measure(self, theta, x, y, *readouts: Readout, weights=None, context=Context(), feedback=None):
         """(C, tuple of the readouts' results), all from one reverse pass. A single readout's result comes alone.
 
         Readouts of single examples speak of the unscaled per-example cost C_n.
         """
         if not readouts or not all(hasattr(r, "collect") and not isinstance(r, type) for r in readouts):
             got = ", ".join(map(repr, readouts)) or "none"
-            raise InputError(f"Cost.measure: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient()).")
+            raise InputError(
+                f"Cost.measure: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient())."
+            )
         value, results = _measure(self, readouts, theta, x, y, weights, context, feedback)
         return value, results[0] if len(readouts) == 1 else results
 
-    def pairs(self, theta, x, y, *, context=Context(), feedback=None) -> dict[str, Pair]:  # noqa: B008
+    def pairs(self, theta, x, y, *, context=Context(), feedback=None) -> dict[str, Pair]:
         """{leaf name: Pair} of the unscaled per-example costs C_n."""
         pairs = self.measure(theta, x, y, Pairs(), context=context, feedback=feedback)[1]
         return {name: pairs[name] for name in self.layout.names}
 
     # -- on leaves: for programs that stay inside one jit -----------------------------------------------------------
 
-    def value_leaves(self, params, x, y, *, weights=None, context=Context()) -> Float[Array, ""]:  # noqa: B008
+    def value_leaves(self, params, x, y, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C with θ as leaves, going forward only, and no jit of its own."""
         x, y = self._check(x, y, weights, None)
-        output, _ = self.network.forward(params, x, context)
+        output, _ = self.network.layer.forward(params, x, context)
         return self._seed(y, weights, scaled=False)(output)[0]
 
-    def value_and_grad_leaves(self, params, x, y, *, weights=None, context=Context(), feedback=None):  # noqa: B008
+    def value_and_grad_leaves(self, params, x, y, *, weights=None, context=Context(), feedback=None):
         """(C, ∇C) with θ and ∇C as leaves, `cost.layout.unflatten(theta)`, and no jit of its own.
 
         Convert once per compiled program and use this inside: a vector in a hot step costs up to twice the time.
         """
         x, y = self._check(x, y, weights, feedback)
         read = lambda pair: pair.gradient()  # noqa: E731
-        C, _, gradient = reverse(self.network, params, x, self._seed(y, weights, scaled=True), read, context, feedback)
+        C, _, gradient = reverse(
+            self.network.layer, params, x, self._seed(y, weights, scaled=True), read, context, feedback
+        )
         return C, jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, gradient)
 
     def _seed(self, y: Any, weights: Any, scaled: bool) -> Callable[[Any], tuple[Any, Any]]:
@@ -144,7 +149,7 @@ class Cost:
         return w / w.sum() if self.reduction == "mean" else w
 
     def _check(self, x: Any, y: Any, weights: Any, feedback: Any) -> tuple[Any, Any]:
-        x, y = self.network.check_input(x), jax.tree.map(jnp.asarray, y)
+        x, y = self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
         n = jax.tree.leaves(x)[0].shape[0]
         if weights is not None and jnp.shape(weights) != (n,):
             raise InputError(f"weights: expected one weight for each example, [{n}], got {described(weights)}.")
@@ -152,7 +157,7 @@ class Cost:
             if jnp.shape(part)[:1] != (n,):
                 raise InputError(f"y: expected {n} examples as in x, got {described(part)}. x and y go row by row.")
         if feedback is not None:
-            for path, layer in walk(self.network.layer):
+            for path, layer in walk(self.network.layer.layers):
                 if isinstance(layer, Function) and layer.init_params is not None:
                     raise InputError(
                         f"feedback: layer {'.'.join(path)} is a from_function layer, whose jax.vjp carries delta with "
@@ -160,13 +165,39 @@ class Cost:
                     )
         return x, y
 
+    # -- against the oracle -----------------------------------------------------------------------------------------
+
+    def compare(self, theta, x, y, *, weights=None, context=Context(), timing=True) -> Report:
+        """The hand-written gradient against `jax.grad` of the same cost, both against float64, leaf by leaf."""
+        self.check(theta, x, y)
+        settings = {"weights": weights, "context": context}
+
+        def shadow():
+            exact = replace(self, network=replace(self.network, dtype=np.float64, compute_dtype=None))
+            return jax.value_and_grad(exact)(np.asarray(theta, np.float64), in_float64(x), in_float64(y), **settings)
+
+        return compare_with(
+            lambda theta, x, y: self.value_and_grad(theta, x, y, **settings),
+            lambda theta, x, y: jax.value_and_grad(self)(theta, x, y, **settings),
+            shadow, (theta, x, y), self._parts, timing,
+        )  # fmt: skip
+
+    def _parts(self, result: tuple[Any, Any]) -> list[Part]:
+        """(C, ∇C) as parts: C, and each leaf with its coordinates' symbols."""
+        layout, (C, gradient) = self.layout, result
+        leaves = [
+            Part(name, gradient[i : i + n].reshape(shape), partial(layout.symbol_at, name))
+            for name, i, n, shape in zip(layout.names, layout.offsets, layout.sizes, layout.shapes, strict=False)
+        ]
+        return [Part(VALUE, C, lambda at: "C"), *leaves]
+
     # -- what needs values, not shapes ------------------------------------------------------------------------------
 
     def check(self, theta, x, y) -> None:
         """Raise `InputError` where *values* don't fit: NaN or inf in θ, x or y, labels out of range. Not under jit."""
         params = self.layout.unflatten(theta)
         x, y = self._check(x, y, None, None)
-        output = jax.eval_shape(self.network.forward, params, x, Context())[0]
+        output = jax.eval_shape(self.network.layer.forward, params, x, Context())[0]
         self.loss.check(output, y)
         for name, value in (("theta", theta), ("x", x), ("y", y)):
             for part in map(np.asarray, jax.tree.leaves(value)):
@@ -180,10 +211,6 @@ class Cost:
         if hasattr(self.loss, "check_values"):
             self.loss.check_values(output, y)
 
-    def shadow(self) -> "Cost":
-        """The same cost in float64 throughout. Call it and use it under `jax.enable_x64(True)`."""
-        return replace(self, network=replace(self.network, dtype=np.float64, compute_dtype=None))
-
 
 @partial(jax.jit, static_argnums=0)
 def _value(cost, theta, x, y, weights, context):
@@ -194,7 +221,11 @@ def _value(cost, theta, x, y, weights, context):
 def _value_and_grad(cost, theta, x, y, weights, context, feedback):
     unflatten = cost.layout.unflatten
     C, gradient = cost.value_and_grad_leaves(
-        unflatten(theta), x, y, weights=weights, context=context,
+        unflatten(theta),
+        x,
+        y,
+        weights=weights,
+        context=context,
         feedback=None if feedback is None else unflatten(feedback),
     )
     return C, cost.layout.flatten(gradient)
@@ -207,7 +238,12 @@ def _measure(cost, readouts, theta, x, y, weights, context, feedback):
     n = jax.tree.leaves(x)[0].shape[0]
     factors = cost._factors(weights, jnp.ones(n, theta.dtype))
     C, _, readings = reverse(
-        cost.network, params, x, cost._seed(y, weights, scaled=False), reader(readouts, factors), context,
+        cost.network.layer,
+        params,
+        x,
+        cost._seed(y, weights, scaled=False),
+        Reader(readouts, factors),
+        context,
         None if feedback is None else cost.layout.unflatten(feedback),
     )
     return C, collect(readouts, cost.layout, readings)

@@ -107,7 +107,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class Tap:
-    """The identity forward; `fn(delta)` in reverse. `fn` returns a delta of the same shape, or its argument untouched."""
+    """The identity forward; `fn(delta)` in reverse. `fn` returns a delta of the same shape."""
 
     fn: Callable[[Any], Any]
 

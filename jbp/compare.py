@@ -1,0 +1,307 @@
+"""One gradient function against another: error, where it is, time and memory.
+
+The measure of error is a float64 shadow of the oracle: the oracle run again on the same inputs in float64, whether or
+not the caller has JAX's x64 on. Autodiff in float32 has an error too; a hand-written rule is right if its own is no
+worse than `K` times that. So no tolerance is picked by hand. Leaf by leaf, and for all leaves together,
+
+    rms(rule − shadow) ≤ max(K · rms(oracle − shadow), FLOOR · ε · rms(shadow)),    ε of the leaf's dtype.
+
+For float64 there is nothing wider to measure by: there a rule must equal the oracle to `EXACT` of the leaf's scale.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .layer import InputError
+
+K = 2.0  # as in FlashAttention's own tests
+FLOOR = 4.0  # units in the last place, for a leaf where autodiff happens to err by next to nothing
+EXACT = 1e-12
+SECONDS = 0.5  # spent on timing
+
+
+@dataclass(frozen=True)
+class LeafError:
+    """How far a leaf is from the float64 shadow: root mean squares over it, and the one element that is furthest."""
+
+    name: str
+    size: int
+    scale: float  # rms of the shadow
+    error: float  # rms of rule − shadow
+    oracle_error: float  # rms of oracle − shadow
+    allowed: float  # what `error` may be at most
+    largest: float  # |rule − shadow| of the element that is furthest off
+    where: str  # its symbol
+    got: float
+    expected: float
+
+    @property
+    def ratio(self) -> float:
+        """The rule's error in units of the oracle's own."""
+        return (
+            1.0
+            if self.error == self.oracle_error
+            else self.error / self.oracle_error
+            if self.oracle_error
+            else math.inf
+        )
+
+    @property
+    def excess(self) -> float:
+        """The error in units of what is allowed; infinite where it is NaN."""
+        if self.error == 0 and self.allowed >= 0:
+            return 0.0
+        excess = self.error / self.allowed if self.allowed else math.inf
+        return math.inf if math.isnan(excess) else excess
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is allowed. NaN and infinity never are."""
+        return self.excess <= 1
+
+
+class Measured(NamedTuple):
+    """Median time of a call, temporary memory of the compiled program, time to trace and compile it."""
+
+    seconds: float
+    temp_bytes: int
+    compile_seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `compare` found: `print(report)` shows a table; `.ok`, `.worst`, `.to_json()`.
+
+    `leaves` in order, `total` for all of them as one vector (a cost's value stands by itself), and time and memory.
+    """
+
+    leaves: tuple[LeafError, ...]
+    total: LeafError
+    rule: Measured | None
+    oracle: Measured | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the total and every leaf pass."""
+        return all(leaf.ok for leaf in (*self.leaves, self.total))
+
+    @property
+    def worst(self) -> LeafError:
+        """The leaf whose error is largest against what is allowed."""
+        return max(self.leaves, key=lambda leaf: leaf.excess)
+
+    @property
+    def verdict(self) -> str:
+        """One line: whether the gradients agree, and if not, where."""
+        if self.ok:
+            return f"The gradients agree: the error is {self.total.ratio:.2f} times autodiff's own."
+        worst = max(self.worst, self.total, key=lambda leaf: leaf.excess)
+        return (
+            f"The gradients DISAGREE, most in {worst.name}: rms error {worst.error:.1e}, allowed {worst.allowed:.1e}; "
+            f"{worst.where} is {worst.got:.6g} by the rule and {worst.expected:.6g} in float64."
+        )
+
+    def to_json(self) -> str:
+        """All of the report as JSON text. What is not finite stands as a string."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, LeafError):
+                return plain(dataclasses.asdict(value) | {"ratio": value.ratio, "ok": value.ok})
+            if isinstance(value, dict):
+                return {key: plain(part) for key, part in value.items()}
+            return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+        measured = {name: m._asdict() for name, m in (("rule", self.rule), ("oracle", self.oracle)) if m}
+        leaves = [plain(leaf) for leaf in self.leaves]
+        return json.dumps({"ok": self.ok, "leaves": leaves, "total": plain(self.total), **measured}, indent=1)
+
+    def __str__(self) -> str:
+        head = ("leaf", "size", "error", "autodiff's", "ratio", "largest", "at", "")
+        rows = [head, *(_row(leaf) for leaf in (*self.leaves, self.total))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        adjust = (str.ljust, *(str.rjust,) * 5, str.ljust, str.ljust)
+        lines = ["  ".join(f(cell, w) for f, cell, w in zip(adjust, row, widths, strict=True)) for row in rows]
+        if self.rule and self.oracle:
+            lines += ["", *(_measured_line(*m) for m in (("hand-written", self.rule), ("autodiff", self.oracle)))]
+        lines += ["", "errors: rms difference from float64, relative to the leaf's rms", self.verdict]
+        return "\n".join(map(str.rstrip, lines))
+
+    __repr__ = __str__
+
+
+def _row(leaf: LeafError) -> tuple[str, ...]:
+    unit = leaf.scale or 1.0
+    errors = f"{leaf.error / unit:.1e}", f"{leaf.oracle_error / unit:.1e}", f"{leaf.ratio:.2f}", f"{leaf.largest:.1e}"
+    return leaf.name, f"{leaf.size:,}", *errors, leaf.where, "" if leaf.ok else "WRONG"
+
+
+def _measured_line(name: str, m: Measured) -> str:
+    time_and_memory = f"{m.seconds * 1e3:9.3f} ms  {m.temp_bytes / 1e6:9.3f} MB temporary"
+    return f"{name:13} {time_and_memory}  {m.compile_seconds:6.2f} s to compile"
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """One leaf of a result: its name, its array, and the symbol of an element's index."""
+
+    name: str
+    array: Any
+    symbol: Callable[[tuple[int, ...]], str]
+
+
+def compare(rule: Callable[..., Any], oracle: Callable[..., Any], *args: Any, timing: bool = True) -> Report:
+    """Compare two functions of `args` that return gradients, or (value, gradients): any pytrees of one structure.
+
+    `rule` is the hand-written one, `oracle` the reference, such as `jax.grad(f)`. Both are jitted here; the oracle
+    runs again in float64, and must follow its arguments into it. `timing=False` leaves time and memory out.
+    Raises `InputError` where the two differ in structure, shape or dtype.
+    """
+    return compare_with(rule, oracle, lambda: jax.jit(oracle)(*in_float64(args)), args, named_parts, timing)
+
+
+def compare_with(
+    rule: Callable[..., Any],
+    oracle: Callable[..., Any],
+    shadow: Callable[[], Any],
+    args: tuple,
+    parts: Callable[[Any], list[Part]],
+    timing: bool = True,
+) -> Report:
+    """`compare`, with the float64 shadow given (it is called with x64 on) and how a result falls into parts."""
+    (run_rule, rule_size), (run_oracle, oracle_size) = _compiled(rule, args), _compiled(oracle, args)
+    got, plain = parts(run_rule()), parts(run_oracle())
+    _check_same(got, plain)
+    with jax.enable_x64(True):
+        exact = parts(jax.device_get(shadow()))
+    for part in exact:
+        if part.array.dtype not in (np.float64, np.complex128):
+            raise InputError(
+                f"compare: the float64 shadow of the oracle gives {part.array.dtype} in {part.name}. "
+                "The oracle must follow its arguments into float64; take casts to a fixed dtype out of it."
+            )
+    leaves = tuple(_leaf_error(part, b.array, c.array) for part, b, c in zip(got, plain, exact, strict=True))
+    gradients = [i for i, part in enumerate(got) if part.name != VALUE] or range(len(got))
+    total = _leaf_error(*_joined([(got[i], plain[i].array, exact[i].array) for i in gradients]))
+    if not timing:
+        return Report(leaves, total, None, None)
+    times = _alternating_medians(run_rule, run_oracle)
+    return Report(leaves, total, Measured(times[0], *rule_size), Measured(times[1], *oracle_size))
+
+
+VALUE = "value"  # the name of the cost's value in a result (value, gradients)
+
+
+def named_parts(result: Any) -> list[Part]:
+    """The parts of any pytree, by path and index. A pair whose first member is a scalar is (value, gradients)."""
+    if isinstance(result, tuple) and len(result) == 2 and jnp.ndim(jax.tree.leaves(result[0])[0]) == 0:
+        value, gradients = result
+        return [Part(VALUE, value, lambda at: VALUE), *named_parts([gradients])]
+    paths, _ = jax.tree_util.tree_flatten_with_path(
+        result[0] if isinstance(result, list) and len(result) == 1 else result
+    )
+    names = [(jax.tree_util.keystr(path, simple=True, separator=".") or "gradient", leaf) for path, leaf in paths]
+    return [Part(name, leaf, lambda at, name=name: f"{name}[{','.join(map(str, at))}]") for name, leaf in names]
+
+
+def _check_same(got: list[Part], plain: list[Part]) -> None:
+    names, expected = [p.name for p in got], [p.name for p in plain]
+    if names != expected:
+        raise InputError(
+            f"compare: rule and oracle return different structures: the oracle has leaves {', '.join(expected)}, "
+            f"the rule {', '.join(names)}. Return gradients in one structure."
+        )
+    for a, b in zip(got, plain, strict=True):
+        if jnp.shape(a.array) != jnp.shape(b.array) or a.array.dtype != b.array.dtype:
+            raise InputError(
+                f"compare: leaf {a.name} is {b.array.dtype}{list(b.array.shape)} by the oracle, "
+                f"{a.array.dtype}{list(a.array.shape)} by the rule. A gradient has its argument's shape and dtype."
+            )
+
+
+def in_float64(args: Any) -> Any:
+    """A pytree with its floats in float64 (and complex128), exactly; what is no float stays."""
+
+    def wider(a: Any) -> Any:
+        dtype = getattr(a, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            return a
+        return np.asarray(a).astype(np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64)
+
+    return jax.tree.map(wider, args)
+
+
+# -- error ------------------------------------------------------------------------------------------------------------
+
+
+def _rms(a: np.ndarray) -> float:
+    peak = float(np.max(np.abs(a), initial=0))
+    if peak == 0 or not math.isfinite(peak):
+        return peak
+    return peak * float(np.sqrt(np.mean(np.square(np.abs(a) / peak))))  # neither overflow nor underflow
+
+
+def _leaf_error(part: Part, plain: Any, exact: np.ndarray) -> LeafError:
+    dtype = part.array.dtype
+    got, plain = (np.asarray(a).astype(exact.dtype) for a in (part.array, plain))
+    difference = np.abs(got - exact)
+    scale, error, oracle_error = _rms(exact), _rms(difference), _rms(plain - exact)
+    if dtype in (np.float64, np.complex128):
+        allowed = EXACT * scale
+    else:
+        allowed = max(K * oracle_error, FLOOR * float(jnp.finfo(dtype).eps) * scale)
+    if not math.isfinite(scale):  # a reference that is not finite vouches for nothing
+        allowed = math.nan
+    if not difference.size:
+        return LeafError(part.name, 0, scale, error, oracle_error, allowed, 0.0, "", 0.0, 0.0)
+    at = np.unravel_index(int(np.argmax(np.where(np.isnan(difference), np.inf, difference))), difference.shape)
+    at = tuple(int(i) for i in at)
+    elements = float(difference[at]), part.symbol(at), float(np.real(got[at])), float(np.real(exact[at]))
+    return LeafError(part.name, got.size, scale, error, oracle_error, allowed, *elements)
+
+
+def _joined(leaves: list[tuple[Part, Any, np.ndarray]]) -> tuple[Part, np.ndarray, np.ndarray]:
+    """All leaves as one, so that the total is judged as each leaf is."""
+    arrays = [np.concatenate([np.ravel(group[i]) for group in leaves]) for i in (1, 2)]
+    got = np.concatenate([np.ravel(part.array) for part, _, _ in leaves])
+    offsets = np.cumsum([0, *(np.size(exact) for _, _, exact in leaves)])
+
+    def symbol(at: tuple[int, ...]) -> str:
+        leaf = int(np.searchsorted(offsets, at[0], side="right")) - 1
+        part, _, exact = leaves[leaf]
+        return part.symbol(tuple(int(i) for i in np.unravel_index(at[0] - offsets[leaf], exact.shape)))
+
+    return Part("total", got, symbol), *arrays
+
+
+# -- time and memory --------------------------------------------------------------------------------------------------
+
+
+def _compiled(function: Callable[..., Any], args: tuple) -> tuple[Callable[[], Any], tuple[int, float]]:
+    """(a call of the compiled function, (temporary bytes, seconds to trace and compile))."""
+    started = time.perf_counter()
+    program = jax.jit(lambda *args: function(*args)).lower(*args).compile()
+    seconds = time.perf_counter() - started
+    return lambda: program(*args), (int(program.memory_analysis().temp_size_in_bytes), seconds)
+
+
+def _alternating_medians(*runs: Callable[[], Any]) -> list[float]:
+    times: list[list[float]] = [[] for _ in runs]
+    until = time.perf_counter() + SECONDS
+    while time.perf_counter() < until or len(times[0]) < 5:
+        for run, spent in zip(runs, times, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            spent.append(time.perf_counter() - started)
+    return [statistics.median(spent) for spent in times]
