@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -212,7 +213,11 @@ def named_parts(result: Any) -> list[Part]:
         result[0] if isinstance(result, list) and len(result) == 1 else result
     )
     names = [(jax.tree_util.keystr(path, simple=True, separator=".") or "gradient", leaf) for path, leaf in paths]
-    return [Part(name, leaf, lambda at, name=name: f"{name}[{','.join(map(str, at))}]") for name, leaf in names]
+    return [Part(name, leaf, partial(_place, name)) for name, leaf in names]
+
+
+def _place(name: str, at: tuple[int, ...]) -> str:
+    return f"{name}[{','.join(map(str, at))}]"
 
 
 def _check_same(got: list[Part], plain: list[Part]) -> None:
@@ -265,16 +270,18 @@ def _leaf_error(part: Part, plain: Any, exact: np.ndarray) -> LeafError:
         allowed = math.nan
     if not difference.size:
         return LeafError(part.name, 0, scale, error, oracle_error, allowed, 0.0, "", 0.0, 0.0)
-    at = np.unravel_index(int(np.argmax(np.where(np.isnan(difference), np.inf, difference))), difference.shape)
-    at = tuple(int(i) for i in at)
+    furthest = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
+    at = tuple(map(int, np.unravel_index(furthest, difference.shape)))
     elements = float(difference[at]), part.symbol(at), float(np.real(got[at])), float(np.real(exact[at]))
     return LeafError(part.name, got.size, scale, error, oracle_error, allowed, *elements)
 
 
-def _joined(leaves: list[tuple[Part, Any, np.ndarray]]) -> tuple[Part, np.ndarray, np.ndarray]:
+def _joined(leaves: list[tuple[Part, Any, np.ndarray]]) -> tuple[Part, Any, Any]:
     """All leaves as one, so that the total is judged as each leaf is."""
-    arrays = [np.concatenate([np.ravel(group[i]) for group in leaves]) for i in (1, 2)]
-    got = np.concatenate([np.ravel(part.array) for part, _, _ in leaves])
+    got, plain, exact = (
+        np.concatenate([np.ravel(array) for array in arrays])
+        for arrays in zip(*((part.array, plain, exact) for part, plain, exact in leaves), strict=True)
+    )
     offsets = np.cumsum([0, *(np.size(exact) for _, _, exact in leaves)])
 
     def symbol(at: tuple[int, ...]) -> str:
@@ -282,7 +289,7 @@ def _joined(leaves: list[tuple[Part, Any, np.ndarray]]) -> tuple[Part, np.ndarra
         part, _, exact = leaves[leaf]
         return part.symbol(tuple(int(i) for i in np.unravel_index(at[0] - offsets[leaf], exact.shape)))
 
-    return Part("total", got, symbol), *arrays
+    return Part("total", got, symbol), plain, exact
 
 
 # -- time and memory --------------------------------------------------------------------------------------------------
@@ -293,7 +300,8 @@ def _compiled(function: Callable[..., Any], args: tuple) -> tuple[Callable[[], A
     started = time.perf_counter()
     program = jax.jit(lambda *args: function(*args)).lower(*args).compile()
     seconds = time.perf_counter() - started
-    return lambda: program(*args), (int(program.memory_analysis().temp_size_in_bytes), seconds)
+    memory: Any = program.memory_analysis()
+    return lambda: program(*args), (int(memory.temp_size_in_bytes), seconds)
 
 
 def _alternating_medians(*runs: Callable[[], Any]) -> list[float]:

@@ -8,7 +8,7 @@ hold the end of one epoch and the beginning of the next, so that none is short b
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .layer import Context, InputError, Shape
+from .layer import Context, InputError, Shape, Theta
 from .reverse import Cost
 
 SECONDS_PER_CALL = 0.3  # after about this long the program comes back to Python: for the bar, Ctrl-C, the cost
@@ -57,7 +57,7 @@ class _Block(NamedTuple):
 
 def fit(
     cost: Cost,
-    theta: Float[Array, "P"],
+    theta: Theta,
     data: Any,
     *,
     optimizer: optax.GradientTransformation | None = None,
@@ -87,9 +87,9 @@ def fit(
     if isinstance(data, tuple) and len(data) == 2:
         cost.check(theta, *data)
         x, y = jax.tree.map(jnp.asarray, data)
-        steps, blocks = _blocks_of_arrays(x, y, batch_size, epochs, shuffle_key)
+        blocks, steps = _blocks_of_arrays(x, y, batch_size, epochs, shuffle_key)
     else:
-        steps, blocks = _blocks_of_batches(cost, theta, data, epochs)
+        blocks, steps = _blocks_of_batches(cost, theta, data, epochs)
 
     descent = _Descent(cost, optimizer, noise_key, cost.layout.unflatten(theta))
     costs, stopped, started = [np.zeros(0)], None, time.perf_counter()
@@ -174,8 +174,10 @@ def _calls(blocks: Iterable[_Block], pause_at_epochs: bool) -> Iterator[tuple[_B
             i, n = stop, max(1, min(8 * n, int(pace)))
 
 
-def _blocks_of_arrays(x: Any, y: Any, batch: int, epochs: int, key: PRNGKeyArray) -> tuple[int, Iterator[_Block]]:
-    """(number of steps, blocks) of shuffled arrays."""
+def _blocks_of_arrays(
+    x: Any, y: Any, batch: int, epochs: int, key: PRNGKeyArray
+) -> tuple[Iterator[_Block], int | None]:
+    """(blocks, number of steps) of shuffled arrays."""
     n = jax.tree.leaves(x)[0].shape[0]
     batch = min(batch, n)
     full, rest = divmod(epochs * n, batch)
@@ -193,7 +195,7 @@ def _blocks_of_arrays(x: Any, y: Any, batch: int, epochs: int, key: PRNGKeyArray
         if rest:
             yield _Block(x, y, rows(full, (1, rest)), 1, [1])
 
-    return full + bool(rest), blocks()
+    return blocks(), full + bool(rest)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
@@ -203,8 +205,8 @@ def _shuffled(key, epoch, offset, n, epochs, shape):
     return jax.lax.dynamic_slice(shuffles.ravel(), (offset,), (shape[0] * shape[1],)).reshape(shape)
 
 
-def _blocks_of_batches(cost: Cost, theta: Any, data: Iterable, epochs: int) -> tuple[int | None, Iterator[_Block]]:
-    """(number of steps if known, blocks) of an iterable of batches (x, y)."""
+def _blocks_of_batches(cost: Cost, theta: Any, data: Iterable, epochs: int) -> tuple[Iterator[_Block], int | None]:
+    """(blocks, number of steps if known) of an iterable of batches (x, y)."""
     if not isinstance(data, Iterable):
         raise InputError(
             f"fit: data must be arrays (x, y) or an iterable of batches (x, y), got {type(data).__name__}."
@@ -230,7 +232,7 @@ def _blocks_of_batches(cost: Cost, theta: Any, data: Iterable, epochs: int) -> t
                 group = next(groups, None)
                 yield _Block(x, y, rows, len(rows), [] if group else [len(rows)])
 
-    return len(data) * epochs if hasattr(data, "__len__") else None, blocks()
+    return blocks(), len(data) * epochs if isinstance(data, Sized) else None
 
 
 def _groups(data: Iterable) -> Iterator[list[tuple[Any, Any]]]:

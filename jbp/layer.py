@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Inexact, Key, PyTree, Shaped
 
 
@@ -87,12 +88,32 @@ class Layer(Protocol):
 def walk(layer: Layer, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Layer]]:
     """(path, layer) for a layer and all layers inside it, found in its fields: whatever the containers are."""
     yield path, layer
-    for name in [field.name for field in fields(layer)] if is_dataclass(layer) else []:
+    named: list[str] = [field.name for field in fields(layer)] if is_dataclass(layer) else []
+    for name in named:
         value = getattr(layer, name)
         children = zip(map(str, range(len(value))), value, strict=True) if isinstance(value, tuple) else [(name, value)]
         for place, child in children:
             if isinstance(child, Layer) and not isinstance(child, type):
                 yield from walk(child, (*path, place))
+
+
+# -- what arrives from outside ----------------------------------------------------------------------------------------
+
+# A vector θ, Float[Array, "P"], as it arrives: NumPy's or JAX's, and if it does not fit, an InputError says so.
+Theta = Any
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raise `InputError` if an array of the pytree holds NaN or infinity."""
+    for part in map(np.asarray, jax.tree.leaves(value)):
+        if not jnp.issubdtype(part.dtype, jnp.floating) or np.isfinite(part).all():
+            continue
+        bad = np.argwhere(~np.isfinite(part))
+        where = [int(i) for i in bad[0]]
+        raise InputError(
+            f"{name}: expected finite numbers, got {name}{where} = {part[tuple(where)]} "
+            f"({len(bad)} of {part.size} not finite). Clean the data first."
+        )
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------

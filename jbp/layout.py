@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .layer import InputError
+from .layer import InputError, Theta
 
 _BIAS_NAMES = ("b", "bias")
 _WEIGHT = re.compile(r"w\^\{?(\d+)\}?_\{(\d+)(?:←|<-)(\d+)\}")
@@ -114,7 +114,7 @@ class Layout:
             return jnp.zeros(0, self.dtype)
         return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
 
-    def unflatten(self, theta: Float[Array, "P"]) -> Any:
+    def unflatten(self, theta: Theta) -> Any:
         """The tree of leaves of θ. A float64 θ is always welcome: it is how a float64 shadow of a network is run.
 
         Raises `InputError` for a wrong length or dtype.
@@ -181,7 +181,7 @@ class Layout:
         """L, the input layer included: one hidden layer gives L = 3. Raises `InputError` off a plain chain."""
         return len(self._require_chain("layout.num_layers")) + 1
 
-    def matrix(self, theta: Float[Array, "P"], l: int) -> Float[Array, "j k"]:
+    def matrix(self, theta: Theta, l: int) -> Float[Array, "j k"]:
         """W^ℓ as the text has it, `[j, k]`: row j holds the weights into neuron j of layer ℓ = 2 … L."""
         chain = self._require_chain("layout.matrix")
         if l not in chain:

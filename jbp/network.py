@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .activations import Sigmoid
-from .layer import Context, InputError, Layer, Shape, batch_of, described, output_spec
+from .layer import Context, InputError, Layer, Shape, Theta, described, output_spec
 from .layers.compose import Kept, Sequential, step_back
 from .layers.dense import Dense
 from .layout import Layout
@@ -30,7 +30,7 @@ class Network:
     Raises `InputError`, with the path of the layer, where shapes don't fit.
     """
 
-    layers: Sequence[Layer] | Layer
+    layers: Sequence[Layer]
     input: Any
     dtype: Any = None
     compute_dtype: Any = None
@@ -84,7 +84,7 @@ class Network:
         """θ, each leaf from its layer's initialiser."""
         return self.layout.flatten(self.layer.init(key, self.input))
 
-    def __call__(self, theta: Float[Array, "P"], x: Any, context: Context = Context()) -> Any:
+    def __call__(self, theta: Theta, x: Any, context: Context = Context()) -> Any:
         """The output `[N, ...]` for a batch x `[N, *input]`."""
         return self.layer.forward(self.layout.unflatten(theta), x, context)[0]
 
@@ -105,7 +105,7 @@ class Border:
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Kept]:
         x = self.check(x)
-        output, saved = self.layers.forward(*self._cast((params, x), params), context)
+        output, saved = self.layers.forward(self._cast(params, params), self._cast(x, params), context)
         return output, Kept(Shape.of(x), saved)
 
     def backward(self, params: Any, saved: Kept, delta: Any, read: Any) -> tuple[Any, Any]:
@@ -119,9 +119,9 @@ class Border:
 
     def check(self, x: Any) -> Any:
         """x as arrays. Raises `InputError` unless it is a batch of at least one example of the network's input."""
-        expected = batch_of(self.input)
-        if jax.tree.structure(x) != jax.tree.structure(expected):
-            raise InputError(f"x: expected the structure {jax.tree.structure(expected)}, got {jax.tree.structure(x)}.")
+        expected: Any = jax.tree.structure(self.input)
+        if jax.tree.structure(x) != expected:
+            raise InputError(f"x: expected the structure {expected}, got {jax.tree.structure(x)}.")
         x = jax.tree.map(jnp.asarray, x)
         jax.tree.map(_check_one_input, x, self.input)
         if len({a.shape[0] for a in jax.tree.leaves(x)}) > 1:
@@ -186,10 +186,9 @@ def as_function(layer: Layer | Network) -> Callable[..., Any]:
     It drops into Flax, Equinox or plain JAX. x has a batch axis first. Make a layer's params with
     `layer.init(key, x_spec)`; the params of a `Network` are its vector θ. Reverse mode only, as any `jax.custom_vjp`.
     """
-    if isinstance(layer, Network):
-        step, to_leaves, from_leaves = layer.layer, layer.layout.unflatten, layer.layout.flatten
-    else:
-        step, to_leaves, from_leaves = layer, lambda params: params, lambda leaves: leaves
+    step: Layer = layer.layer if isinstance(layer, Network) else layer
+    to_leaves: Callable[[Any], Any] = layer.layout.unflatten if isinstance(layer, Network) else lambda params: params
+    from_leaves: Callable[[Any], Any] = layer.layout.flatten if isinstance(layer, Network) else lambda leaves: leaves
 
     @jax.custom_vjp
     def apply(params, x, context):

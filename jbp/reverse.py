@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .compare import VALUE, Part, Report, compare_with, in_float64
-from .layer import Context, InputError, Layer, described, walk
+from .layer import Context, InputError, Layer, Theta, check_finite, described, walk
 from .layers.function import Function
 from .layout import Layout
 from .losses import Loss
@@ -80,19 +80,19 @@ class Cost:
 
     # -- on the vector ----------------------------------------------------------------------------------------------
 
-    def __call__(self, theta, x, y, *, weights=None, context=Context()) -> Float[Array, ""]:
+    def __call__(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C, going forward only."""
         return _value(self, theta, x, y, weights, context)
 
-    def value_and_grad(self, theta, x, y, *, weights=None, context=Context(), feedback=None):
+    def value_and_grad(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), feedback=None):
         """(C, ∇C `[P]`) by the hand-written reverse pass. `feedback: [P]` carries delta down in place of θ."""
         return _value_and_grad(self, theta, x, y, weights, context, feedback)
 
-    def grad(self, theta, x, y, *, weights=None, context=Context(), feedback=None) -> Float[Array, "P"]:
+    def grad(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), feedback=None):
         """∇C `[P]` by the hand-written reverse pass."""
         return self.value_and_grad(theta, x, y, weights=weights, context=context, feedback=feedback)[1]
 
-    def measure(self, theta, x, y, *readouts: Readout, weights=None, context=Context(), feedback=None):
+    def measure(self, theta: Theta, x: Any, y: Any, *readouts: Readout, weights=None, context=Context(), feedback=None):
         """(C, tuple of the readouts' results), all from one reverse pass. A single readout's result comes alone.
 
         Readouts of single examples speak of the unscaled per-example cost C_n.
@@ -105,20 +105,20 @@ class Cost:
         value, results = _measure(self, readouts, theta, x, y, weights, context, feedback)
         return value, results[0] if len(readouts) == 1 else results
 
-    def pairs(self, theta, x, y, *, context=Context(), feedback=None) -> dict[str, Pair]:
+    def pairs(self, theta: Theta, x: Any, y: Any, *, context=Context(), feedback=None) -> dict[str, Pair]:
         """{leaf name: Pair} of the unscaled per-example costs C_n."""
         pairs = self.measure(theta, x, y, Pairs(), context=context, feedback=feedback)[1]
         return {name: pairs[name] for name in self.layout.names}
 
     # -- on leaves: for programs that stay inside one jit -----------------------------------------------------------
 
-    def value_leaves(self, params, x, y, *, weights=None, context=Context()) -> Float[Array, ""]:
+    def value_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C with θ as leaves, going forward only, and no jit of its own."""
         x, y = self._check(x, y, weights, None)
         output, _ = self.network.layer.forward(params, x, context)
         return self._seed(y, weights, scaled=False)(output)[0]
 
-    def value_and_grad_leaves(self, params, x, y, *, weights=None, context=Context(), feedback=None):
+    def value_and_grad_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context(), feedback=None):
         """(C, ∇C) with θ and ∇C as leaves, `cost.layout.unflatten(theta)`, and no jit of its own.
 
         Convert once per compiled program and use this inside: a vector in a hot step costs up to twice the time.
@@ -167,7 +167,7 @@ class Cost:
 
     # -- against the oracle -----------------------------------------------------------------------------------------
 
-    def compare(self, theta, x, y, *, weights=None, context=Context(), timing=True) -> Report:
+    def compare(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), timing=True) -> Report:
         """The hand-written gradient against `jax.grad` of the same cost, both against float64, leaf by leaf."""
         self.check(theta, x, y)
         settings = {"weights": weights, "context": context}
@@ -193,21 +193,14 @@ class Cost:
 
     # -- what needs values, not shapes ------------------------------------------------------------------------------
 
-    def check(self, theta, x, y) -> None:
+    def check(self, theta: Theta, x: Any, y: Any) -> None:
         """Raise `InputError` where *values* don't fit: NaN or inf in θ, x or y, labels out of range. Not under jit."""
         params = self.layout.unflatten(theta)
         x, y = self._check(x, y, None, None)
         output = jax.eval_shape(self.network.layer.forward, params, x, Context())[0]
         self.loss.check(output, y)
         for name, value in (("theta", theta), ("x", x), ("y", y)):
-            for part in map(np.asarray, jax.tree.leaves(value)):
-                bad = np.argwhere(~np.isfinite(part)) if jnp.issubdtype(part.dtype, jnp.floating) else ()
-                if len(bad):
-                    where = tuple(int(i) for i in bad[0])
-                    raise InputError(
-                        f"{name}: expected finite numbers, got {name}{list(where)} = {part[where]} "
-                        f"({len(bad)} of {part.size} not finite). Clean the data first."
-                    )
+            check_finite(name, value)
         if hasattr(self.loss, "check_values"):
             self.loss.check_values(output, y)
 
