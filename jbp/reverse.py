@@ -6,13 +6,12 @@ layers: at each layer, everything follows from the later derivative δ and from 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .compare import VALUE, Part, Report, compare_with, in_float64
@@ -172,15 +171,14 @@ class Cost:
         self.check(theta, x, y)
         settings = {"weights": weights, "context": context}
 
-        def shadow():
-            exact = replace(self, network=replace(self.network, dtype=np.float64, compute_dtype=None))
-            return jax.value_and_grad(exact)(np.asarray(theta, np.float64), in_float64(x), in_float64(y), **settings)
+        def rule(theta, x, y):
+            return self.value_and_grad(theta, x, y, **settings)
 
-        return compare_with(
-            lambda theta, x, y: self.value_and_grad(theta, x, y, **settings),
-            lambda theta, x, y: jax.value_and_grad(self)(theta, x, y, **settings),
-            shadow, (theta, x, y), self._parts, timing,
-        )  # fmt: skip
+        def oracle(theta, x, y):
+            return jax.value_and_grad(self)(theta, x, y, **settings)
+
+        args = theta, x, y
+        return compare_with(rule, oracle, lambda: oracle(*in_float64(args)), args, self._parts, timing)
 
     def _parts(self, result: tuple[Any, Any]) -> list[Part]:
         """(C, ∇C) as parts: C, and each leaf with its coordinates' symbols."""
