@@ -57,7 +57,7 @@ class Layout:
             listed = ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
             raise InputError(f"Layout: one vector has one float dtype, got {listed}. Cast the leaves to one dtype.")
         dtype = next(iter(dtypes.values()), jnp.result_type(float))
-        return cls(treedef, names, tuple(tuple(leaf.shape) for _, leaf in paths), np.dtype(dtype))
+        return cls(treedef, names, tuple(tuple(jnp.shape(leaf)) for _, leaf in paths), np.dtype(dtype))
 
     # -- sizes ------------------------------------------------------------------------------------------------------
 

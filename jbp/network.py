@@ -198,6 +198,7 @@ def as_function(layer: Layer | Network) -> Callable[..., Any]:
         output, saved = step.forward(to_leaves(params), x, context)
         return output, (params, Kept(Shape.of(x), saved))
 
+    @jax.jit  # so that nothing is computed that isn't read, also outside a jit
     def backward(residuals, delta):
         params, kept = residuals
         leaves = to_leaves(params)

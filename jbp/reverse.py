@@ -227,7 +227,7 @@ def _measure(cost, readouts, theta, x, y, weights, context, feedback):
     params = cost.layout.unflatten(theta)
     x, y = cost._check(x, y, weights, feedback)
     n = jax.tree.leaves(x)[0].shape[0]
-    factors = cost._factors(weights, jnp.ones(n, theta.dtype))
+    factors = cost._factors(weights, jnp.ones(n, jnp.promote_types(theta.dtype, jnp.float32)))
     C, _, readings = reverse(
         cost.network.layer,
         params,
