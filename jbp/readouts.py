@@ -8,7 +8,7 @@ C = Σ_n weights_n C_n (1/N for a mean), so that Σ_n weights_n g_n is its gradi
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -17,6 +17,7 @@ from .layout import Layout
 from .pair import Pair, Stack
 
 
+@runtime_checkable
 class Readout(Protocol):
     """A frozen, hashable dataclass."""
 

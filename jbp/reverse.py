@@ -96,7 +96,7 @@ class Cost:
 
         Readouts of single examples speak of the unscaled per-example cost C_n.
         """
-        if not readouts or not all(hasattr(r, "collect") and not isinstance(r, type) for r in readouts):
+        if not readouts or not all(isinstance(r, Readout) and not isinstance(r, type) for r in readouts):
             got = ", ".join(map(repr, readouts)) or "none"
             raise InputError(
                 f"Cost.measure: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient())."
