@@ -229,7 +229,8 @@ def job(settings: Settings, console: Any) -> Outcome:
     say = partial(console.print, soft_wrap=not console.is_terminal)
 
     def evaluate(theta: Any) -> dict[str, float]:
-        return {"accuracy": float((np.argmax(output(theta, data.held_out_x), -1) == data.held_out_y).mean())}
+        guess = np.asarray(output(theta, data.held_out_x)).argmax(-1)
+        return {"accuracy": float((guess == data.held_out_y).mean())}
 
     def compare(when: str, theta: Any) -> None:
         done.accuracy[when] = evaluate(theta)["accuracy"]

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .layer import Context, InputError, Shape, Theta
+from .layer import Context, InputError, Shape, Theta, wide_dtype
 from .reverse import Cost
 
 SECONDS_PER_CALL = 0.3  # after about this long the program comes back to Python: for the bar, Ctrl-C, the cost
@@ -156,7 +156,7 @@ def _advance(cost, optimizer, x, y, rows, key, first, params, state, start, stop
         updates, state = optimizer.update(gradient, state, params, value=C, grad=gradient, value_fn=value_fn)
         return optax.apply_updates(params, updates), state, costs.at[i].set(C)
 
-    costs = jnp.zeros(rows.shape[0], jnp.promote_types(cost.network.dtype, jnp.float32))
+    costs = jnp.zeros(rows.shape[0], wide_dtype(cost.network.dtype))
     return jax.lax.fori_loop(start, stop, step, (params, state, costs))
 
 
@@ -281,10 +281,10 @@ def _bar(total: int | None) -> Iterator[Callable[[int, float], None]]:
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
-        progress.TextColumn("cost {task.fields[cost]:.4g}"),
+        progress.TextColumn("{task.fields[cost]}"),
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns) as bar:
-        task = bar.add_task("fit", total=total, cost=float("nan"))
-        yield lambda step, cost: bar.update(task, completed=step, cost=cost)
+        task = bar.add_task("fit", total=total, cost="")
+        yield lambda step, cost: bar.update(task, completed=step, cost=f"cost {cost:.4g}")

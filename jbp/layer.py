@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, Key, PyTree, Shaped
+from jaxtyping import Array, Inexact
 
 
 class InputError(ValueError):
@@ -52,8 +52,8 @@ class Context:
     positions, False at padding. `side`: whatever a layer of your own needs besides.
     """
 
-    key: Key[Array, ""] | None = None
-    mask: Bool[Array, "N T"] | None = None
+    key: Any = None
+    mask: Any = None
     side: Any = None
 
     def child(self, i: Any) -> "Context":
@@ -119,8 +119,8 @@ def check_finite(name: str, value: Any) -> None:
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def spec_of(x: PyTree[Shaped[Array, "N ..."]]) -> Any:
-    """The input spec of a batch: shapes and dtypes without the batch axis."""
+def spec_of(x: Any) -> Any:
+    """The input spec of a batch, concrete or abstract: shapes and dtypes without the batch axis."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), x)
 
 
@@ -186,11 +186,16 @@ def check_readings(params: Any, readings: Any) -> None:
 # -- precision --------------------------------------------------------------------------------------------------------
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype itself if it is float32 or wider, else float32."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else np.dtype(np.float32)
+
+
 def wide(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """x in at least float32, so that sums and element-wise formulas of bfloat16 values round once, at the end."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x.dtype))
 
 
 def einsum(legend: str, *operands: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """`jnp.einsum`, accumulating and returning in at least float32."""
-    return jnp.einsum(legend, *operands, preferred_element_type=jnp.promote_types(operands[0].dtype, jnp.float32))
+    return jnp.einsum(legend, *operands, preferred_element_type=wide_dtype(operands[0].dtype))

@@ -44,7 +44,7 @@ def _diagonal_root(h: Float[Array, "N ..."]) -> Float[Array, "K N ..."]:
     """Columns of √diag(h): one for each coordinate of an example's output."""
     shape = h.shape[1:]
     k = math.prod(shape)
-    return jnp.eye(k, dtype=h.dtype).reshape(k, 1, *shape) * jnp.sqrt(h)
+    return jnp.eye(k, dtype=h.dtype).reshape(k, 1, *shape) * jnp.sqrt(h)[None]
 
 
 def _check_like(loss: str, output: Any, y: Any) -> None:
@@ -67,7 +67,7 @@ def _check_like(loss: str, output: Any, y: Any) -> None:
 class HalfSquaredError:
     """The text's C = ½ Σ_j (y_j − a_j)². −log N(y; a, 1) up to a constant."""
 
-    def check(self, output: Output, y: Target) -> None:
+    def check(self, output: Any, y: Any) -> None:
         _check_like("HalfSquaredError", output, y)
 
     def value(self, output: Output, y: Target) -> Float[Array, "N"]:
@@ -91,7 +91,7 @@ class HalfSquaredError:
 class SquaredError:
     """C = Σ_j (y_j − a_j)², without the half. −log N(y; a, ½) up to a constant."""
 
-    def check(self, output: Output, y: Target) -> None:
+    def check(self, output: Any, y: Any) -> None:
         _check_like("SquaredError", output, y)
 
     def value(self, output: Output, y: Target) -> Float[Array, "N"]:
@@ -121,7 +121,7 @@ class Huber:
         if not self.d > 0:
             raise InputError(f"Huber: d must be above 0, got {self.d}. It is the residual where the parabola ends.")
 
-    def check(self, output: Output, y: Target) -> None:
+    def check(self, output: Any, y: Any) -> None:
         _check_like("Huber", output, y)
 
     def value(self, output: Output, y: Target) -> Float[Array, "N"]:
@@ -150,7 +150,7 @@ class Huber:
 class SigmoidCrossEntropy:
     """C = Σ_j log(1 + e^{z_j}) − y_j z_j for logits z and y in [0, 1]: −log of independent Bernoulli likelihoods."""
 
-    def check(self, output: Output, y: Target) -> None:
+    def check(self, output: Any, y: Any) -> None:
         _check_like("SigmoidCrossEntropy", output, y)
 
     def value(self, output: Output, y: Target) -> Float[Array, "N"]:
@@ -190,7 +190,7 @@ class SoftmaxCrossEntropy:
         if not 0 <= self.smoothing < 1:
             raise InputError(f"SoftmaxCrossEntropy: smoothing must be in [0, 1), got {self.smoothing}.")
 
-    def check(self, output: Output, y: Target) -> None:
+    def check(self, output: Any, y: Any) -> None:
         shape, dtype = jnp.shape(y), jnp.result_type(y)
         labels = shape == jnp.shape(output)[:-1] and jnp.issubdtype(dtype, jnp.integer)
         if not labels and not (shape == jnp.shape(output) and jnp.issubdtype(dtype, jnp.floating)):
@@ -200,7 +200,7 @@ class SoftmaxCrossEntropy:
                 "Cast labels to int32, or use jax.nn.one_hot(y, K)."
             )
 
-    def check_values(self, output: Output, y: Target) -> None:
+    def check_values(self, output: Any, y: Any) -> None:
         """Raise on labels out of range. Needs values, so it runs outside jit: `Cost.check` calls it."""
         if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
             return
@@ -254,7 +254,7 @@ class SoftmaxCrossEntropy:
         n, *shape, k = output.shape
         y, counts = self._targets(output, y)
         p, t = self._p(output).reshape(n, -1, 1, k), math.prod(shape)  # [N, T, column, class]
-        root = jnp.sqrt(jnp.swapaxes(p, 2, 3)) * (jnp.eye(k, dtype=p.dtype) - p)
+        root = jnp.sqrt(jnp.swapaxes(p, 2, 3)) * (jnp.eye(k, dtype=p.dtype)[None, None] - p)
         root = root * (counts * jnp.sqrt(y.sum(-1, keepdims=True))).reshape(n, t, 1, 1)
         spread = jnp.einsum("ntck,ts->tcnsk", root, jnp.eye(t, dtype=p.dtype))  # zero at the other positions
         return spread.reshape(t * k, n, *shape, k)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -82,11 +82,16 @@ class Network:
 
     def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
         """θ, each leaf from its layer's initialiser."""
-        return self.layout.flatten(self.layer.init(key, self.input))
+        return _init(self, key)
 
     def __call__(self, theta: Theta, x: Any, context: Context = Context()) -> Any:
         """The output `[N, ...]` for a batch x `[N, *input]`."""
         return self.layer.forward(self.layout.unflatten(theta), x, context)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(network: Network, key: PRNGKeyArray) -> Float[Array, "P"]:
+    return network.layout.flatten(network.layer.init(key, network.input))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ All results are in at least float32.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +65,13 @@ class Pair(ABC):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Outer(Pair):
-    """g_n = Σ_t a_nt ⊗ δ_nt: a dense kernel `[I, O]`, whose product a·W gave what δ is the derivative of."""
+    """g_n = Σ_t a_nt ⊗ δ_nt: a dense kernel `[I, O]`, whose product a·W gave what δ is the derivative of.
 
-    a: Float[Array, "N T I"]
-    delta: Float[Array, "N T O"]
+    `a: [N, T, I]`, `delta: [N, T, O]`; a loop over blocks may stack pairs, see `Stack`.
+    """
+
+    a: Any
+    delta: Any
 
     def per_example(self) -> Float[Array, "N I O"]:
         """g_n. N·T·I·O; holds N·I·O numbers."""
@@ -127,9 +131,9 @@ class Outer(Pair):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sum(Pair):
-    """g_n = Σ_t g_nt: a bias (g = δ), a gain (g = δ·x̂). The leaf may have any shape."""
+    """g_n = Σ_t g_nt: a bias (g = δ), a gain (g = δ·x̂). The leaf may have any shape. `g: [N, T, *leaf]`."""
 
-    g: Float[Array, "N T *leaf"]
+    g: Any
 
     def per_example(self) -> Float[Array, "N *leaf"]:
         """g_n. Additions only."""
@@ -143,13 +147,13 @@ class Sum(Pair):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Whole(Pair):
-    """A leaf without a formula of its own: `total` = Σ_n g_n and `each` = g_n, both from autodiff.
+    """A leaf without a formula of its own: `total: [*leaf]` = Σ_n g_n and `each: [N, *leaf]` = g_n, from autodiff.
 
     Under jit, what is not read is not computed.
     """
 
-    total: Float[Array, "*leaf"]
-    each: Float[Array, "N *leaf"]
+    total: Any
+    each: Any
 
     def per_example(self) -> Float[Array, "N *leaf"]:
         """g_n, as given."""

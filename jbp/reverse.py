@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .compare import VALUE, Part, Report, compare_with, in_float64
-from .layer import Context, InputError, Layer, Theta, check_finite, described, walk
+from .layer import Context, InputError, Layer, Theta, check_finite, described, walk, wide_dtype
 from .layers.function import Function
 from .layout import Layout
 from .losses import Loss
@@ -227,7 +227,7 @@ def _measure(cost, readouts, theta, x, y, weights, context, feedback):
     params = cost.layout.unflatten(theta)
     x, y = cost._check(x, y, weights, feedback)
     n = jax.tree.leaves(x)[0].shape[0]
-    factors = cost._factors(weights, jnp.ones(n, jnp.promote_types(theta.dtype, jnp.float32)))
+    factors = cost._factors(weights, jnp.ones(n, wide_dtype(theta.dtype)))
     C, _, readings = reverse(
         cost.network.layer,
         params,

@@ -78,7 +78,7 @@ class Dense:
                 "Check the width of the layer before."
             )
         y = einsum("...i,io->...o", x, params.w)
-        y = y if params.b is None else y + params.b.astype(y.dtype)
+        y = y if params.b is None else y + jnp.broadcast_to(params.b, y.shape).astype(y.dtype)
         return y.astype(x.dtype), x
 
     def backward(self, params: Affine, saved: Any, delta: Float[Array, "N *T O"], read: Any) -> tuple[Any, Affine]:

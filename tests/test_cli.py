@@ -1,0 +1,192 @@
+"""The command line: what it says, writes and returns, and the one line that each bad word of it gets."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import jbp
+from jbp.__main__ import Settings, main, parse
+
+TINY = ["--widths", "3", "--epochs", "1", "--batch", "479"]  # 3 batches, none short
+
+
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch):
+    """Nothing here depends on how well programs are compiled, or how long they are timed."""
+    monkeypatch.setattr(sys.modules["jbp.compare"], "SECONDS", 0)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+ERRORS = {
+    "--foo 3": "--foo: expected a command first, then options --name VALUE. See: jbp --help",
+    "--epoch 3": "--epoch: expected a command first, then options --name VALUE. Did you mean --epochs?",
+    "train compare": "compare: expected a command first, then options --name VALUE. See: jbp --help",
+    "trian": "command: expected one of train, compare, got 'trian'. Did you mean train?",
+    "--widths": "--widths: expected one argument. See: jbp --help",
+    "--widths 0": "--widths: expected whole numbers from 1 to 65536 with commas between, got '0'. "
+    "Write for example 30,20.",
+    "--widths 30,x": "--widths: expected whole numbers from 1 to 65536 with commas between, got '30,x'. "
+    "Write for example 30,20.",
+    "--activation sigmod": "--activation: expected one of sigmoid, identity, tanh, relu, leakyrelu, elu, selu, gelu, "
+    "silu, softplus, logsigmoid, softmax, got 'sigmod'. Did you mean sigmoid?",
+    "--loss l1": "--loss: expected one of half-squared, squared, huber, softmax, sigmoid, got 'l1'. "
+    "Write for example half-squared.",
+    "--optimizer adan": "--optimizer: expected one of sgd, momentum, rmsprop, lion, adagrad, adam, adamw, nadam, "
+    "radam, adamax, adabelief, got 'adan'. Did you mean adam?",
+    "--learning-rate nan": "--learning-rate: expected a number above 0, got 'nan'. Write for example 0.1.",
+    "--learning-rate inf": "--learning-rate: expected a number above 0, got 'inf'. Write for example 0.1.",
+    "--batch 0": "--batch: expected a whole number above 0, got '0'. Write for example 10.",
+    "compare --epochs 1.5": "--epochs: expected a whole number above 0, got '1.5'. Write for example 100.",
+    "--precision float16": "--precision: expected one of float32, bfloat16, float64, got 'float16'. "
+    "Did you mean bfloat16?",
+    "--seed -1": "--seed: expected a whole number from 0 to 2147483647, got '-1'. Write for example 0.",
+    "--json /no/such/folder/run.json": "--json: expected a file that can be written, got '/no/such/folder/run.json' "
+    "(No such file or directory). Name one in a folder of yours.",
+    "--plot /": "--plot: expected a file that ends in .png, .svg, .pdf, got '/'. Write for example run.png.",
+    "--plot run.gif": "--plot: expected a file that ends in .png, .svg, .pdf, got 'run.gif'. "
+    "Write for example run.png.",
+}
+
+
+@pytest.mark.parametrize("line", ERRORS)
+def test_a_bad_word_gets_one_line_on_stderr_and_exit_code_2(line, capsys):
+    assert main(line.split()) == 2
+    assert capsys.readouterr() == ("", f"jbp: {ERRORS[line]}\n")
+
+
+@pytest.mark.parametrize(
+    ("gone", "line", "name"), [("rich.console", [], "rich"), ("matplotlib", ["--plot", "run.png"], "matplotlib")]
+)
+def test_without_the_extra_it_says_how_to_install_it(gone, line, name, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, gone, None)
+    monkeypatch.delitem(sys.modules, "jbp.figure", raising=False)
+    assert main(line) == 2
+    expected = f"jbp: {name} is not installed, and this needs it. Write: pip install 'jbp[cli]'\n"
+    assert capsys.readouterr() == ("", expected)
+    assert not list(tmp_path.iterdir())  # trying whether a file can be written leaves none behind
+
+
+def test_every_option_reaches_the_settings(tmp_path):
+    path = str(tmp_path / "run.json")
+    line = (
+        "compare --widths 4,5 --activation tanh --loss huber --optimizer lion --learning-rate 0.5 --batch 7 --epochs 2"
+    )
+    given = parse([*line.split(), "--precision", "float64", "--seed", "3", "--json", path])
+    assert given == Settings("compare", (4, 5), "tanh", "huber", "lion", 0.5, 7, 2, "float64", 3, path, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "rate"), [("", 3.0), ("--activation relu", 0.1), ("--optimizer adam", 0.01), ("--learning-rate 2", 2.0)]
+)
+def test_the_learning_rate_follows_optimizer_and_activation_unless_given(line, rate):
+    assert parse(line.split()).learning_rate == rate
+
+
+def test_train_compares_twice_and_writes_json_and_a_picture(capsys, tmp_path):
+    numbers, picture = tmp_path / "run.json", tmp_path / "run.svg"
+    assert main(["train", *TINY, "--json", str(numbers), "--plot", str(picture)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in out
+    assert "The network 64-3-10" in out
+    assert "P = #W + #b = 222 + 13 = 235 weights and biases." in out
+    assert out.count("The gradients agree: the error is") == 2
+    assert "3 steps in 1 epochs." in out
+    assert max(map(len, out.splitlines())) <= 80
+
+    run = json.loads(numbers.read_text())
+    assert run["ok"] is True
+    assert run["settings"]["widths"] == [3]
+    assert run["settings"]["learning_rate"] == 3.0
+    assert run["parameters"] == {"P": 235, "#W": 222, "#b": 13}
+    assert list(run["reports"]) == list(run["accuracy"]) == ["start", "end"]
+    for report in run["reports"].values():
+        assert report["ok"] is True
+        assert [leaf["name"] for leaf in report["leaves"]] == ["value", "0.w", "0.b", "2.w", "2.b"]
+    assert len(run["history"]["cost"]) == 3
+    assert run["history"]["stopped"] is None
+    assert run["history"]["epochs"][0]["accuracy"] == run["accuracy"]["end"]
+
+    drawn = picture.read_text()
+    for words in (
+        "the two gradients agree",
+        "hand-written",
+        "autodiff",
+        "Cost of the batch",
+        "Accuracy on the held-out",
+    ):
+        assert words in drawn
+
+
+def test_compare_stops_after_the_first_comparison(capsys, tmp_path):
+    numbers, picture = tmp_path / "run.json", tmp_path / "run.png"
+    line = f"--loss softmax --activation relu --precision float64 --json {numbers} --plot {picture}"
+    assert main(["compare", *TINY, *line.split()]) == 0
+    out = capsys.readouterr().out
+    assert "L = 3 layers, relu, softmax loss, float64." in out
+    assert "Descent" not in out
+    run = json.loads(numbers.read_text())
+    assert list(run["reports"]) == ["start"]
+    assert run["reports"]["start"]["leaves"][0]["got"] == pytest.approx(2.303, abs=0.5)  # log 10: the loss has logits
+    assert run["reports"]["start"]["total"]["allowed"] < 1e-12
+    assert "history" not in run
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_wrong_gradient_gives_exit_code_1_and_is_named(capsys, monkeypatch):
+    right = jbp.Dense.backward
+
+    def flipped(self, params, saved, delta, read):
+        delta_x, readings = right(self, params, saved, delta, read)
+        return -delta_x, readings
+
+    monkeypatch.setattr(jbp.Dense, "backward", flipped)
+    assert main(["compare", "--widths", "7"]) == 1  # of a width of its own: a jitted function remembers the fault
+    assert "The gradients DISAGREE, most in 0." in capsys.readouterr().out
+
+
+def test_a_cost_that_is_not_finite_is_a_message_and_exit_code_1(capsys, tmp_path):
+    numbers = tmp_path / "run.json"
+    line = f"--activation identity --precision bfloat16 --learning-rate 1e30 --json {numbers} --plot {numbers}.png"
+    assert main([*TINY, *line.split()]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "the last with a finite cost" in out
+    assert out.count("The gradients agree") == 2
+    history = json.loads(numbers.read_text())["history"]
+    assert history["cost"][-1] in ("inf", "nan")
+    assert "the cost became" in history["stopped"]
+
+
+def test_no_argument_is_the_main_job(monkeypatch):
+    asked = []
+    monkeypatch.setattr("jbp.__main__.run", lambda settings: asked.append(settings) or 0)
+    monkeypatch.setattr(sys, "argv", ["jbp"])
+    assert main() == 0
+    assert asked == [Settings(learning_rate=3.0)]
+    assert asked[0].command == "train"
+    assert asked[0].name == "64-30-10"
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys, monkeypatch):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jbp.__main__.run", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "jbp: interrupted\n"
+
+
+def test_python_m_jbp_help():
+    done = subprocess.run([sys.executable, "-m", "jbp", "--help"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("usage: jbp [train | compare] [--option VALUE ...]")
+    for name in Settings.__dataclass_fields__:
+        assert name == "command" or f"--{name.replace('_', '-')} VALUE" in done.stdout
