@@ -254,14 +254,14 @@ def in_float64(args: Any) -> Any:
 # -- error ------------------------------------------------------------------------------------------------------------
 
 
-def _rms(a: np.ndarray) -> float:
+def _rms(a: Any) -> float:
     peak = float(np.max(np.abs(a), initial=0))
     if peak == 0 or not math.isfinite(peak):
         return peak
     return peak * float(np.sqrt(np.mean(np.square(np.abs(a) / peak))))  # neither overflow nor underflow
 
 
-def _leaf_error(part: Part, plain: Any, exact: np.ndarray) -> LeafError:
+def _leaf_error(part: Part, plain: Any, exact: Any) -> LeafError:
     dtype = part.array.dtype
     got, plain = (np.asarray(a).astype(exact.dtype) for a in (part.array, plain))
     difference = np.abs(got - exact)
@@ -280,7 +280,7 @@ def _leaf_error(part: Part, plain: Any, exact: np.ndarray) -> LeafError:
     return LeafError(part.name, got.size, scale, error, oracle_error, allowed, *elements)
 
 
-def _joined(leaves: list[tuple[Part, Any, np.ndarray]]) -> tuple[Part, Any, Any]:
+def _joined(leaves: list[tuple[Part, Any, Any]]) -> tuple[Part, Any, Any]:
     """All leaves as one, so that the total is judged as each leaf is."""
     got, plain, exact = (
         np.concatenate([np.ravel(array) for array in arrays])

@@ -106,7 +106,7 @@ def fit(
                 numbers = evaluate(cost.layout.flatten(descent.params)) if evaluate else {}
                 seconds = time.perf_counter() - started
                 done.append({"epoch": len(done) + 1, "step": first + end, "seconds": seconds, **numbers})
-            show(descent.step, costs[-1][-1])
+            show(descent.step, float(costs[-1][-1]))
     return Run(cost.layout.flatten(descent.params), History(np.concatenate(costs), done), stopped)
 
 
