@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from .layer import Context, InputError, Shape, Theta, wide_dtype
 from .reverse import Cost
 
-SECONDS_PER_CALL = 0.3  # after about this long the program comes back to Python: for the bar, Ctrl-C, the cost
+SECONDS_PER_CALL = 1.0  # after about this long the program comes back to Python: for the bar, Ctrl-C, the cost
 BLOCK_STEPS = 256  # steps whose rows are drawn together, at least an epoch; batches of an iterable stacked, at most
 BLOCK_BYTES = 64 << 20  # of an iterable's batches stacked, at most, once there is one
 
@@ -91,7 +91,7 @@ def fit(
     else:
         blocks, steps = _blocks_of_batches(cost, theta, data, epochs)
 
-    descent = _Descent(cost, optimizer, noise_key, cost.layout.unflatten(theta))
+    descent = _Descent(cost, optimizer, noise_key, *_begin(cost, optimizer, theta))
     costs, stopped, started = [np.zeros(0)], None, time.perf_counter()
     done: list[dict[str, Any]] = []
     with _bar(steps) if progress else contextlib.nullcontext(_silent) as show:
@@ -118,13 +118,10 @@ class _Descent:
     optimizer: Any
     key: PRNGKeyArray
     params: Any
-    state: Any = None
+    state: Any
     step: int = 0
     failed: bool = False
     again: Callable[[], Any] | None = None  # runs the last call again, but for its last step
-
-    def __post_init__(self):
-        self.state = self.optimizer.init(self.params)
 
     def advance(self, block: _Block, i: int, stop: int) -> np.ndarray:
         """Do steps i … stop - 1 of the block; their costs, up to the first that is not finite."""
@@ -141,6 +138,13 @@ class _Descent:
         again = partial(run, i + k - 1) if k else self.again
         self.failed, self.params = True, again()[0] if again else self.params
         return costs[: k + 1]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _begin(cost, optimizer, theta):
+    """(leaves, the optimiser's state) at θ."""
+    params = cost.layout.unflatten(theta)
+    return params, optimizer.init(params)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from .layer import InputError, Theta
 
+LARGE = 1 << 16  # elements from which on a leaf is copied by itself
 _BIAS_NAMES = ("b", "bias")
 _WEIGHT = re.compile(r"w\^\{?(\d+)\}?_\{(\d+)(?:←|<-)(\d+)\}")
 _BIAS = re.compile(r"b\^\{?(\d+)\}?_\{?(\d+)\}?")
@@ -110,15 +111,22 @@ class Layout:
                 f"{name}: {jnp.result_type(leaf)}" for name, leaf in zip(self.names, leaves, strict=True)
             )
             raise InputError(f"Layout.flatten: expected every leaf in {self.dtype}, got {listed}. Cast them first.")
-        if not leaves:
-            return jnp.zeros(0, self.dtype)
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+        return joined([jnp.ravel(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, self.dtype)
 
     def unflatten(self, theta: Theta) -> Any:
         """The tree of leaves of θ. A float64 θ is always welcome: it is how a float64 shadow of a network is run.
 
         Raises `InputError` for a wrong length or dtype.
         """
+        self.check(theta)
+        parts = [
+            jax.lax.slice(theta, (i,), (i + n,)).reshape(shape)
+            for i, n, shape in zip(self.offsets, self.sizes, self.shapes, strict=False)
+        ]
+        return jax.tree.unflatten(self.treedef, parts)
+
+    def check(self, theta: Theta) -> None:
+        """Raise `InputError` unless θ has this layout's length and dtype, or float64."""
         shape, dtype = jnp.shape(theta), jnp.result_type(theta)
         if shape != (self.size,):
             raise InputError(
@@ -130,11 +138,6 @@ class Layout:
                 f"theta: expected {self.dtype}[{self.size}], got {dtype}[{self.size}]. "
                 f"Cast it with theta.astype({self.dtype}), or build the Network with dtype={dtype}."
             )
-        parts = [
-            jax.lax.slice(theta, (i,), (i + n,)).reshape(shape)
-            for i, n, shape in zip(self.offsets, self.sizes, self.shapes, strict=False)
-        ]
-        return jax.tree.unflatten(self.treedef, parts)
 
     def _accepts(self, dtype: Any) -> bool:
         return dtype in (self.dtype, np.dtype("float64"))
@@ -252,3 +255,17 @@ def _last(name: str) -> str:
 
 def _braced(number: int) -> str:
     return str(number) if number < 10 else f"{{{number}}}"
+
+
+@jax.jit
+def joined(parts: list[jax.Array]) -> jax.Array:
+    """The parts one after another. XLA makes a concatenation a slow loop over elements; a large part is copied whole."""
+    if all(part.size < LARGE for part in parts):
+        return jnp.concatenate(parts)
+    joined, offset = jnp.zeros(sum(part.size for part in parts), parts[0].dtype), 0
+    for large, group in itertools.groupby(parts, key=lambda part: part.size >= LARGE):
+        run = list(group)
+        for part in run if large else [jnp.concatenate(run)]:
+            joined = jax.lax.dynamic_update_slice(joined, part, (offset,))
+            offset += part.size
+    return joined

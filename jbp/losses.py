@@ -217,27 +217,30 @@ class SoftmaxCrossEntropy:
                 f"({len(bad)} out of range). Mark labels to leave out with ignore=."
             )
 
-    def _targets(self, output: Output, y: Target) -> tuple[Output, Output]:
-        """(weights of the classes, 1 where a position counts, 0 where ignored, NaN where its label is out of range)."""
+    def _targets(self, output: Output, y: Target) -> tuple[Output, Any, Output]:
+        """(weights of the classes, their sum, 1 where a position counts, 0 where ignored, NaN where it is no class)."""
         z, k = wide(output), output.shape[-1]
         counts = jnp.ones_like(z[..., :1])
         if jnp.issubdtype(y.dtype, jnp.integer):
             counts = jnp.where(((y >= 0) & (y < k))[..., None], counts, jnp.nan)
             if self.ignore is not None:
                 counts = jnp.where((y == self.ignore)[..., None], 0, counts)
-            y = jax.nn.one_hot(y, k, dtype=z.dtype)
-        y = y.astype(z.dtype)
-        return (1 - self.smoothing) * y + self.smoothing / k if self.smoothing else y, counts
+            y, total = jax.nn.one_hot(y, k, dtype=z.dtype), jnp.ones_like(z[..., :1])
+        else:
+            y, total = y.astype(z.dtype), y.astype(z.dtype).sum(-1, keepdims=True)
+        if self.smoothing:
+            y, total = (1 - self.smoothing) * y + self.smoothing / k, (1 - self.smoothing) * total + self.smoothing
+        return y, total, counts
 
     def value(self, output: Output, y: Target) -> Float[Array, "N"]:
         z = wide(output)
-        y, counts = self._targets(output, y)
+        y, _, counts = self._targets(output, y)
         log_p = z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
         return _sum(-counts * jnp.where(y == 0, 0, y * log_p))
 
     def delta(self, output: Output, y: Target) -> Output:
-        y, counts = self._targets(output, y)
-        return counts * (self._p(output) * y.sum(-1, keepdims=True) - y)
+        y, total, counts = self._targets(output, y)
+        return counts * (self._p(output) * total - y)
 
     def _p(self, output: Output) -> Output:
         z = wide(output)
@@ -245,17 +248,17 @@ class SoftmaxCrossEntropy:
 
     def hessian_product(self, output: Output, y: Target, v: Output) -> Output:
         """(diag p − p pᵀ) v · Σ_c y_c."""
-        y, counts = self._targets(output, y)
+        _, total, counts = self._targets(output, y)
         p, v = self._p(output), wide(v)
-        return counts * y.sum(-1, keepdims=True) * (p * v - p * (p * v).sum(-1, keepdims=True))
+        return counts * total * (p * v - p * (p * v).sum(-1, keepdims=True))
 
     def hessian_root(self, output: Output, y: Target) -> Float[Array, "K N ..."]:
         """Columns √p_c (e_c − p) · √Σ_c y_c: one for each position and class (Dangel et al. 2020, arXiv:1912.10985)."""
         n, *shape, k = output.shape
-        y, counts = self._targets(output, y)
+        _, total, counts = self._targets(output, y)
         p, t = self._p(output).reshape(n, -1, 1, k), math.prod(shape)  # [N, T, column, class]
         root = jnp.sqrt(jnp.swapaxes(p, 2, 3)) * (jnp.eye(k, dtype=p.dtype)[None, None] - p)
-        root = root * (counts * jnp.sqrt(y.sum(-1, keepdims=True))).reshape(n, t, 1, 1)
+        root = root * (counts * jnp.sqrt(total)).reshape(n, t, 1, 1)
         spread = jnp.einsum("ntck,ts->tcnsk", root, jnp.eye(t, dtype=p.dtype))  # zero at the other positions
         return spread.reshape(t * k, n, *shape, k)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .layout import Layout
+from .layout import Layout, joined
 from .pair import Pair, Stack
 
 
@@ -42,7 +42,7 @@ class Gradient:
         return readings
 
     def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "P"]:
-        return jnp.concatenate([g.ravel() for g in readings])
+        return joined([g.ravel() for g in readings])
 
 
 @dataclass(frozen=True)

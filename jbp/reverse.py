@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .compare import VALUE, Part, Report, compare_with, in_float64
-from .layer import Context, InputError, Layer, Theta, check_finite, described, walk, wide_dtype
+from .compare import VALUE, Part, Report, compare_with
+from .layer import Context, InputError, Layer, Theta, batch_of, check_finite, described, walk, wide_dtype
 from .layers.function import Function
 from .layout import Layout
 from .losses import Loss
@@ -177,8 +177,7 @@ class Cost:
         def oracle(theta, x, y):
             return jax.value_and_grad(self)(theta, x, y, **settings)
 
-        args = theta, x, y
-        return compare_with(rule, oracle, lambda: oracle(*in_float64(args)), args, self._parts, timing)
+        return compare_with(rule, oracle, (theta, x, y), self._parts, timing)
 
     def _parts(self, result: tuple[Any, Any]) -> list[Part]:
         """(C, ∇C) as parts: C, and each leaf with its coordinates' symbols."""
@@ -193,9 +192,9 @@ class Cost:
 
     def check(self, theta: Theta, x: Any, y: Any) -> None:
         """Raise `InputError` where *values* don't fit: NaN or inf in θ, x or y, labels out of range. Not under jit."""
-        params = self.layout.unflatten(theta)
+        self.layout.check(theta)
         x, y = self._check(x, y, None, None)
-        output = jax.eval_shape(self.network.layer.forward, params, x, Context())[0]
+        output = batch_of(self.network.output, jax.tree.leaves(x)[0].shape[0])
         self.loss.check(output, y)
         for name, value in (("theta", theta), ("x", x), ("y", y)):
             check_finite(name, value)
