@@ -151,7 +151,7 @@ class GELU(Activation):
     keeps: ClassVar[str] = "z"
 
     def f(self, z):
-        return jax.nn.gelu(z, approximate=self.approximate)
+        return jax.nn.gelu(jnp.maximum(z, -40), approximate=self.approximate)  # −∞·0 would be NaN
 
     def slope(self, saved):
         z = jnp.clip(saved, -40, 40)  # beyond, f′ is 0 or 1 to the last bit; the clip keeps ∞·0 out
@@ -170,6 +170,7 @@ class SiLU(Activation):
     keeps: ClassVar[str] = "z"
 
     def f(self, z):
+        z = jnp.maximum(z, -800)  # −∞·0 would be NaN
         return z * jax.nn.sigmoid(z)
 
     def slope(self, saved):

@@ -259,7 +259,7 @@ def _braced(number: int) -> str:
 
 @jax.jit
 def joined(parts: list[jax.Array]) -> jax.Array:
-    """The parts one after another. XLA makes a concatenation a slow loop over elements; a large part is copied whole."""
+    """The parts one after another. XLA makes a concatenation a slow loop over elements; large parts are copied."""
     if all(part.size < LARGE for part in parts):
         return jnp.concatenate(parts)
     joined, offset = jnp.zeros(sum(part.size for part in parts), parts[0].dtype), 0

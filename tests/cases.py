@@ -1,0 +1,444 @@
+"""One table of cases: a new activation, layer, loss or readout is one row, and every law runs over it.
+
+A row holds what jbp claims (the object) and an implementation of the same thing from elsewhere: NumPy, SciPy, `jax.nn`
+or optax. Those formulas get NumPy arrays, so JAX's strict promotion does not reach into them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import special
+
+import jbp
+from jbp import losses
+
+N = 8  # examples of a batch, one for each simulated device
+
+
+# -- drawing and comparing --------------------------------------------------------------------------------------------
+
+
+def draw(seed: int, spec: Any, dtype: Any = None, scale: float = 1.0) -> Any:
+    """Normal numbers in the shapes of a tree of specs, in `dtype` or their own; for integers, labels 0 … 3.
+
+    By NumPy, which compiles nothing.
+    """
+    rng = np.random.default_rng(seed)
+
+    def one(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(rng.integers(0, 4, leaf.shape), leaf.dtype)
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape), dtype or leaf.dtype)
+
+    return jax.tree.map(one, spec)
+
+
+def batch(spec: Any, *sizes: int) -> Any:
+    """The specs with axes of the given sizes in front."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((*sizes, *s.shape), s.dtype), spec)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """The same numbers in another float dtype; integers as they are."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+def as_numpy(tree: Any) -> Any:
+    """The tree with NumPy leaves."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def assert_close(got: Any, expected: Any, relative: float = 1e-12) -> None:
+    """Same structure and shapes, and each leaf within `relative` of the expected leaf's largest entry. NaN fails."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(expected)
+    assert jax.tree.structure(got) == treedef
+    for (path, e), g in zip(paths, jax.tree.leaves(got), strict=True):
+        e, g = np.asarray(e, np.float64), np.asarray(g, np.float64)
+        assert g.shape == e.shape, f"leaf {jax.tree_util.keystr(path)}: shape {g.shape}, expected {e.shape}"
+        error, scale = np.abs(g - e).max(initial=0), np.abs(e).max(initial=0)
+        assert error <= relative * scale, f"leaf {jax.tree_util.keystr(path)}: off by {error:.2e}, scale {scale:.2e}"
+
+
+# -- activations ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ActivationCase:
+    """An activation, its f and its f′ in float64 NumPy, f′ at kinks as the docstring has it."""
+
+    layer: jbp.Layer
+    f: Callable[[np.ndarray], np.ndarray]
+    slope: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def name(self) -> str:
+        return repr(self.layer)
+
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+SQRT_2_PI = math.sqrt(2 / math.pi)
+
+
+def _u(z):
+    return SQRT_2_PI * (z + 0.044715 * z**3)
+
+
+def _elu(alpha, scale=1.0):
+    def f(z):
+        return scale * np.where(z > 0, z, alpha * np.expm1(np.minimum(z, 0)))
+
+    def slope(z):
+        return scale * np.where(z > 0, 1, alpha * np.exp(np.minimum(z, 0)))
+
+    return f, slope
+
+
+def _gelu_tanh_slope(z):
+    s, du = special.expit(2 * _u(z)), SQRT_2_PI * (1 + 3 * 0.044715 * z**2)
+    return s + 2 * z * s * special.expit(-2 * _u(z)) * du
+
+
+ACTIVATIONS = (
+    ActivationCase(jbp.Identity(), lambda z: z, np.ones_like),
+    ActivationCase(jbp.Sigmoid(), special.expit, lambda z: special.expit(z) * special.expit(-z)),
+    ActivationCase(jbp.Tanh(), np.tanh, lambda z: 4 * special.expit(2 * z) * special.expit(-2 * z)),
+    ActivationCase(jbp.ReLU(), jax.nn.relu, lambda z: np.where(z > 0, 1.0, 0.0)),
+    ActivationCase(jbp.LeakyReLU(), jax.nn.leaky_relu, lambda z: np.where(z >= 0, 1, 0.01)),
+    ActivationCase(
+        jbp.LeakyReLU(0.3), lambda z: jax.nn.leaky_relu(z, negative_slope=0.3), lambda z: np.where(z >= 0, 1, 0.3)
+    ),
+    ActivationCase(jbp.ELU(), *_elu(1.0)),
+    ActivationCase(jbp.ELU(0.7), *_elu(0.7)),
+    ActivationCase(jbp.SELU(), *_elu(SELU_ALPHA, SELU_SCALE)),
+    ActivationCase(jbp.GELU(), lambda z: z * special.expit(2 * _u(z)), _gelu_tanh_slope),
+    ActivationCase(
+        jbp.GELU(approximate=False),
+        lambda z: z * special.ndtr(z),
+        lambda z: special.ndtr(z) + z * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi),
+    ),
+    ActivationCase(
+        jbp.SiLU(), lambda z: z * special.expit(z), lambda z: special.expit(z) * (1 + z * special.expit(-z))
+    ),
+    ActivationCase(jbp.Softplus(), lambda z: np.logaddexp(0, z), special.expit),
+    ActivationCase(jbp.LogSigmoid(), lambda z: -np.logaddexp(0, -z), lambda z: special.expit(-z)),
+)
+
+
+# -- layers of one's own, as a user writes them -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoisyGain:
+    """y = g · x on `[N, T, C]`; 0 at padding, and with a key 0 at half of all entries. Saved: x, and what is kept."""
+
+    def init(self, key, x):
+        return {"g": jnp.ones(x.shape[-1:], x.dtype)}
+
+    def forward(self, params, x, context):
+        keep = jnp.ones_like(x)
+        if context.mask is not None:
+            keep = keep * context.mask[..., None].astype(x.dtype)
+        if context.key is not None:
+            keep = keep * jax.random.bernoulli(context.key, 0.5, x.shape).astype(x.dtype)
+        return params["g"][None, None] * x * keep, (x, keep)
+
+    def backward(self, params, saved, delta, read):
+        x, keep = saved
+        delta = delta * keep
+        return delta * params["g"][None, None], {"g": read(jbp.Sum(delta * x))}
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Row x of a table of 4 rows, for integers x `[N, T]`. Saved: x."""
+
+    width: int
+
+    def init(self, key, x):
+        return {"table": jax.random.normal(key, (4, self.width))}
+
+    def forward(self, params, x, context):
+        return params["table"][x], x
+
+    def backward(self, params, saved, delta, read):
+        return None, {"table": read(jbp.Outer(jax.nn.one_hot(saved, 4, dtype=delta.dtype), delta))}
+
+
+def _gain_and_shift(key, x):
+    return {"gain": jnp.ones(x.shape, x.dtype), "shift": jnp.zeros((), x.dtype)}
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: a context may hold arrays
+class LayerCase:
+    """A layer, the shape (or spec) of one example, and the same forward in NumPy from (params, x)."""
+
+    name: str
+    layer: jbp.Layer
+    input: Any
+    forward: Callable[[Any, Any], Any]
+    context: jbp.Context = jbp.Context()  # noqa: RUF009  immutable
+    scale: float = 1.0
+
+    @property
+    def spec(self) -> Any:
+        """The input spec of one example, floats in float32."""
+        return jax.ShapeDtypeStruct(self.input, jnp.float32) if isinstance(self.input, tuple) else self.input
+
+    @property
+    def params(self) -> Any:
+        """The specs of the params."""
+        return jax.eval_shape(lambda key: self.layer.init(key, self.spec), jax.random.key(0))
+
+    @property
+    def output(self) -> Any:
+        """The specs of the output of a batch of N examples."""
+        return jax.eval_shape(self.layer.forward, self.params, batch(self.spec, N), self.context)[0]
+
+    def draw(self, dtype: Any, repeats: int, seed: int = 0) -> tuple[Any, Any, Any]:
+        """(params, x, delta) of a batch of N examples, `repeats` times along a first axis."""
+        return (
+            draw(seed, batch(self.params, repeats), dtype),
+            draw(seed + 1, batch(self.spec, repeats, N), dtype, self.scale),
+            draw(seed + 2, batch(self.output, repeats), dtype),
+        )
+
+
+MASK = np.arange(3) < np.array([3, 1, 2, 3, 0, 3, 2, 1])[:, None]  # of N examples at 3 positions
+
+LAYERS = (
+    LayerCase("dense", jbp.Dense(4), (3,), lambda p, x: x @ p.w + p.b),
+    LayerCase("dense without bias", jbp.Dense(4, bias=False), (3,), lambda p, x: x @ p.w),
+    LayerCase("dense to one neuron", jbp.Dense(1), (3,), lambda p, x: x @ p.w + p.b),
+    LayerCase("dense, one position", jbp.Dense(4), (1, 3), lambda p, x: x @ p.w + p.b),
+    LayerCase("dense, 5 positions", jbp.Dense(4), (5, 3), lambda p, x: np.einsum("nti,io->nto", x, p.w) + p.b),
+    LayerCase(
+        "dense, two position axes", jbp.Dense(2), (2, 3, 4), lambda p, x: np.einsum("nsti,io->nsto", x, p.w) + p.b
+    ),
+    *(LayerCase(case.name, case.layer, (6,), lambda p, x, f=case.f: f(x), scale=3) for case in ACTIVATIONS),
+    LayerCase("softmax", jbp.Softmax(), (4,), lambda p, x: special.softmax(x, -1), scale=3),
+    LayerCase("softmax, positions", jbp.Softmax(), (3, 4), lambda p, x: special.softmax(x, -1)),
+    LayerCase("empty sequential", jbp.Sequential([]), (3,), lambda p, x: x),
+    LayerCase(
+        "sequential",
+        jbp.Sequential([jbp.Dense(4), jbp.Sigmoid(), jbp.Dense(2)]),
+        (3,),
+        lambda p, x: special.expit(x @ p[0].w + p[0].b) @ p[2].w + p[2].b,
+    ),
+    LayerCase("residual", jbp.Residual(jbp.Dense(3)), (3,), lambda p, x: x + x @ p.layer.w + p.layer.b),
+    LayerCase(
+        "residual of sequential",
+        jbp.Residual(jbp.Sequential([jbp.Dense(5), jbp.Tanh(), jbp.Dense(3, bias=False)])),
+        (2, 3),
+        lambda p, x: x + np.tanh(x @ p.layer[0].w + p.layer[0].b) @ p.layer[2].w,
+    ),
+    LayerCase("tap", jbp.Tap(lambda delta: delta), (3,), lambda p, x: x),
+    LayerCase(
+        "from_function",
+        jbp.from_function(_gain_and_shift, lambda p, x: jnp.sin(x * p["gain"][None]) + p["shift"]),
+        (3,),
+        lambda p, x: np.sin(x * p["gain"]) + p["shift"],
+    ),
+    LayerCase(
+        "from_function without params", jbp.from_function(None, lambda p, x: jnp.cos(x)), (3,), lambda p, x: np.cos(x)
+    ),
+    LayerCase(
+        "nested mixture",
+        jbp.Sequential(
+            [
+                jbp.Dense(3),
+                jbp.Residual(jbp.Sequential([jbp.Tanh(), jbp.Dense(3), jbp.Tap(lambda delta: delta)])),
+                jbp.from_function(_gain_and_shift, lambda p, x: x * p["gain"][None] + p["shift"]),
+                jbp.Sequential([jbp.Dense(2), jbp.Softmax()]),
+            ]
+        ),
+        (4,),
+        lambda p, x: _nested_mixture(p, x),
+    ),
+    LayerCase(
+        "a layer of one's own, masked",
+        NoisyGain(),
+        (3, 2),
+        lambda p, x: np.where(MASK[..., None], p["g"] * x, 0),
+        context=jbp.Context(mask=jnp.asarray(MASK)),
+    ),
+    LayerCase(
+        "a layer of one's own, of integers",
+        jbp.Sequential([Lookup(3), jbp.Tanh(), jbp.Dense(2)]),
+        jax.ShapeDtypeStruct((3,), jnp.int32),
+        lambda p, x: np.tanh(p[0]["table"][x]) @ p[2].w + p[2].b,
+    ),
+)
+
+
+def _nested_mixture(p, x):
+    x = x @ p[0].w + p[0].b
+    x = x + np.tanh(x) @ p[1].layer[1].w + p[1].layer[1].b
+    x = x * p[2]["gain"] + p[2]["shift"]
+    return special.softmax(x @ p[3][0].w + p[3][0].b, -1)
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """A loss, the shape of one output, how to draw a y for output specs, and the same value `[N]` from (output, y)."""
+
+    name: str
+    loss: losses.Loss
+    shape: tuple[int, ...]
+    draw_y: Callable[[int, Any], jax.Array]
+    value: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    likelihood: bool = False  # whether C_n = −log of what `sample` draws from; marked once for each way of drawing
+
+    def draw(self, dtype: Any, n: int = N) -> tuple[jax.Array, jax.Array]:
+        """(output, y) of a batch of n examples."""
+        spec = jax.ShapeDtypeStruct((n, *self.shape), dtype)
+        return draw(0, spec, scale=2), self.draw_y(1, spec)
+
+
+def _probabilities(seed, output):
+    return jnp.asarray(np.random.default_rng(seed).random(output.shape), output.dtype)
+
+
+def _labels(seed, output):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, output.shape[-1], output.shape[:-1]), jnp.int32)
+
+
+def _labels_or_ignored(seed, output):
+    return _labels(seed, output) - 1  # −1 is to be ignored
+
+
+def _one_hot(seed, output):
+    return jnp.asarray(np.eye(output.shape[-1])[_labels(seed, output)], output.dtype)
+
+
+def _sum(c):
+    return c.reshape(len(c), -1).sum(1)
+
+
+def _cross_entropy(smoothing=0.0, ignore=None):
+    def value(z, y):
+        counts = 1.0 if ignore is None else np.where(y == ignore, 0.0, 1.0)
+        if y.ndim < z.ndim:
+            y = np.eye(z.shape[-1])[y]
+        return _sum(counts * optax.softmax_cross_entropy(z, optax.smooth_labels(y, smoothing)))
+
+    return value
+
+
+LOSSES = (
+    LossCase(
+        "half squared error",
+        losses.HalfSquaredError(),
+        (3,),
+        draw,
+        lambda a, y: _sum(optax.l2_loss(a, y)),
+        likelihood=True,
+    ),
+    LossCase(
+        "half squared error, positions",
+        losses.HalfSquaredError(),
+        (2, 3),
+        draw,
+        lambda a, y: _sum((y - a) ** 2 / 2),
+    ),
+    LossCase("squared error", losses.SquaredError(), (3,), draw, lambda a, y: _sum((y - a) ** 2), likelihood=True),
+    LossCase("Huber", losses.Huber(), (3,), draw, lambda a, y: _sum(optax.huber_loss(a, y))),
+    LossCase("Huber, d = 0.4", losses.Huber(0.4), (2, 3), draw, lambda a, y: _sum(optax.huber_loss(a, y, delta=0.4))),
+    LossCase(
+        "sigmoid cross-entropy",
+        losses.SigmoidCrossEntropy(),
+        (3,),
+        _probabilities,
+        lambda z, y: _sum(optax.sigmoid_binary_cross_entropy(z, y)),
+        likelihood=True,
+    ),
+    LossCase(
+        "softmax cross-entropy, labels", losses.SoftmaxCrossEntropy(), (4,), _labels, _cross_entropy(), likelihood=True
+    ),
+    LossCase("softmax cross-entropy, one-hot", losses.SoftmaxCrossEntropy(), (4,), _one_hot, _cross_entropy()),
+    LossCase(
+        "softmax cross-entropy, class weights", losses.SoftmaxCrossEntropy(), (4,), _probabilities, _cross_entropy()
+    ),
+    LossCase("softmax cross-entropy, smoothing", losses.SoftmaxCrossEntropy(0.1), (4,), _labels, _cross_entropy(0.1)),
+    LossCase(
+        "softmax cross-entropy, ignore",
+        losses.SoftmaxCrossEntropy(ignore=-1),
+        (4,),
+        _labels_or_ignored,
+        _cross_entropy(0, -1),
+    ),
+    LossCase(
+        "softmax cross-entropy, positions",
+        losses.SoftmaxCrossEntropy(),
+        (2, 3),
+        _labels,
+        _cross_entropy(),
+        likelihood=True,
+    ),
+    LossCase(
+        "softmax cross-entropy, positions, smoothing, ignore",
+        losses.SoftmaxCrossEntropy(0.2, -1),
+        (3, 4),
+        _labels_or_ignored,
+        _cross_entropy(0.2, -1),
+    ),
+)
+
+
+# -- costs: every layer with params under one loss, and every loss over one network -----------------------------------
+
+
+@dataclass(frozen=True)
+class CostCase:
+    """A network and a loss, and how to draw a y for outputs."""
+
+    name: str
+    layers: tuple[jbp.Layer, ...]
+    input: Any
+    loss: losses.Loss
+    draw_y: Callable[[int, Any], jax.Array]
+
+    def cost(self, reduction: str = "mean", **settings: Any) -> jbp.Cost:
+        """The cost, in float64 where x64 is on. `settings` are the network's."""
+        return jbp.Cost(jbp.Network(self.layers, self.input, **settings), self.loss, reduction)
+
+    def draw(self, cost: jbp.Cost, *repeats: int, seed: int = 0) -> tuple[jax.Array, Any, Any]:
+        """(theta, x, y) of N examples, in the cost's dtype, `repeats` times along first axes."""
+        network = cost.network
+        return (
+            draw(seed, jax.ShapeDtypeStruct((*repeats, cost.layout.size), network.dtype)),
+            draw(seed + 1, batch(network.input, *repeats, N)),
+            self.draw_y(seed + 2, batch(network.output, *repeats, N)),
+        )
+
+
+NETWORKS = tuple(
+    CostCase(c.name, (c.layer,), c.input, losses.HalfSquaredError(), draw) for c in LAYERS if jax.tree.leaves(c.params)
+)
+COSTS = NETWORKS + tuple(
+    CostCase(c.name, (jbp.Dense(c.shape[-1]),), (*c.shape[:-1], 2), c.loss, c.draw_y) for c in LOSSES
+)
+
+# a readout, and the same from the per-example gradients g [N, P] and the weights w [N] of C = Σ_n w_n C_n
+READOUTS = (
+    (jbp.Gradient(), lambda g, w: w @ g),
+    (jbp.PerExampleGradients(), lambda g, w: g),
+    (jbp.SquaredNorms(), lambda g, w: (g**2).sum(1)),
+)
+
+
+def over(cases: tuple[Any, ...]) -> Any:
+    """The parametrisation of a test over a table, with the rows' names."""
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)

@@ -1,0 +1,30 @@
+"""Strict settings for every test: nothing is promoted silently, annotations are checked at run time, 8 devices.
+
+Warnings are errors too (`pyproject.toml`). Eight simulated CPU devices stand in for a machine with several.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",  # the tests compile much and compute little
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook("jbp", "beartype.beartype")  # before the first import of jbp
+
+
+@pytest.fixture
+def x64():
+    """Float64 decides: the test runs with JAX's x64 on."""
+    with jax.enable_x64(True):
+        yield

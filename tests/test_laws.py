@@ -1,0 +1,569 @@
+"""The laws: what holds for every layer, loss and readout of the table in `cases.py`. Float64 decides."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import (
+    COSTS,
+    LAYERS,
+    LOSSES,
+    NETWORKS,
+    READOUTS,
+    CostCase,
+    LayerCase,
+    LossCase,
+    N,
+    NoisyGain,
+    as_numpy,
+    assert_close,
+    cast,
+    draw,
+    over,
+)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy import special
+
+import jbp
+from jbp.layers.function import Function
+from jbp.pair import Stack, Whole
+
+LOW_PRECISION = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
+REPEATS = 16  # draws of params, x and delta
+WEIGHTS = np.arange(1, N + 1) / 4  # of the examples of a cost
+
+
+# -- what the laws speak of, each compiled once for a dtype ------------------------------------------------------------
+
+
+@cache
+def passes(case: LayerCase) -> Callable[..., dict[str, Any]]:
+    """(params, x, delta), each REPEATS times -> forward, and the pass back by hand and by `jax.vjp` of forward."""
+    layer, context = case.layer, case.context
+
+    def ask(params, x, delta):
+        output, saved = layer.forward(params, x, context)
+        _, vjp = jax.vjp(lambda params, x: layer.forward(params, x, context)[0], params, x)
+        gradient, delta_x = vjp(delta)
+        delta_x = jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, delta_x)
+        by_hand = layer.backward(params, saved, delta, jbp.Pair.gradient)
+        return {"output": output, "saved": saved, "by hand": by_hand, "by autodiff": (delta_x, gradient)}
+
+    return jax.jit(jax.vmap(ask))
+
+
+@cache
+def loss_passes(case: LossCase) -> Callable[..., dict[str, Any]]:
+    """(output, y) -> the loss's value, and its derivative by hand and by `jax.grad` of value."""
+
+    def ask(output, y):
+        by_autodiff = jax.grad(lambda output: case.loss.value(output, y).sum())(output)
+        value, delta = case.loss.value(output, y), case.loss.delta(output, y)
+        return {"value": value, "by hand": delta, "by autodiff": by_autodiff}
+
+    return jax.jit(ask)
+
+
+@cache
+def exact(case: CostCase) -> dict[str, Any]:
+    """All that the laws ask of a cost, by hand and by autodiff, in float64, for REPEATS draws of (θ, x, y)."""
+    with jax.enable_x64(True):
+        cost, weights = case.cost(), jnp.asarray(WEIGHTS)
+        of_one = jax.value_and_grad(jbp.Cost(cost.network, cost.loss, "sum"))
+
+        def ask(theta, x, y):
+            v = jnp.cos(jnp.arange(theta.size, dtype=theta.dtype))
+            leaves = cost.value_and_grad_leaves(cost.layout.unflatten(theta), x, y, weights=weights)[1]
+            by_hand = partial(cost.value_and_grad, x=x, y=y, weights=weights)
+            by_autodiff = lambda theta: jax.value_and_grad(cost)(theta, x, y, weights=weights)  # noqa: E731
+            pairs = cost.pairs(theta, x, y).values()
+            return {
+                "by hand": by_hand(theta),
+                "by hand, on leaves": cost.layout.flatten(leaves),
+                "by autodiff": by_autodiff(theta),
+                "hessian product by hand": jax.jvp(by_hand, (theta,), (v,))[1],
+                "hessian product by autodiff": jax.jvp(by_autodiff, (theta,), (v,))[1],
+                "examples": jax.vmap(lambda x, y: of_one(theta, x[None], y[None]))(x, y),
+                "pairs": jnp.concatenate([pair.per_example().reshape(N, -1) for pair in pairs], axis=1),
+                "readouts": cost.measure(theta, x, y, *(readout for readout, _ in READOUTS), weights=weights),
+            }
+
+        return as_numpy(jax.jit(jax.vmap(ask))(*cast(case.draw(case.cost(dtype=jnp.float32), REPEATS), jnp.float64)))
+
+
+def first(case: CostCase, cost: jbp.Cost) -> tuple[jax.Array, Any, Any]:
+    """(θ, x, y) of the first draw, in the cost's dtype."""
+    args = case.draw(case.cost(dtype=jnp.float32), REPEATS)
+    return jax.tree.map(lambda a: a[0], cast(args, cost.network.dtype))
+
+
+# -- Law 1: the oracle ------------------------------------------------------------------------------------------------
+
+
+@over(LAYERS)
+def test_backward_is_the_vjp_of_forward(case: LayerCase, x64: None):
+    result = passes(case)(*case.draw(jnp.float64, REPEATS))
+    assert_close(result["by hand"], result["by autodiff"])
+
+
+@over(COSTS)
+def test_the_gradient_of_a_cost_is_that_of_autodiff(case: CostCase):
+    assert_close(exact(case)["by hand"], exact(case)["by autodiff"])
+    assert_close(exact(case)["by hand, on leaves"], exact(case)["by autodiff"][1])
+
+
+@over(LOSSES)
+def test_delta_is_the_gradient_of_the_value(case: LossCase, x64: None):
+    result = loss_passes(case)(*case.draw(jnp.float64))
+    assert_close(result["by hand"], result["by autodiff"])
+
+
+def assert_at_most_twice_the_error(by_hand: Any, by_autodiff: Any, exact: Any, dtype: Any) -> None:
+    """Each leaf's RMS error is at most twice autodiff's, plus what a correct rounding to `dtype` may cost."""
+    rms = lambda a: np.sqrt(np.mean(np.square(a)))  # noqa: E731
+    half_ulp = float(jnp.finfo(dtype).eps) / 2
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(exact)[0]]
+    for path, *leaves in zip(paths, *map(jax.tree.leaves, (by_hand, by_autodiff, exact)), strict=True):
+        ours, autodiffs, true = (np.asarray(leaf, np.float64) for leaf in leaves)
+        error, allowed = rms(ours - true), 2 * rms(autodiffs - true) + half_ulp * rms(true)
+        assert error <= allowed, f"leaf {path}: RMS error {error:.3e}, allowed {allowed:.3e}, RMS {rms(true):.3e}"
+
+
+@LOW_PRECISION
+@over(LAYERS)
+def test_in_low_precision_a_layer_errs_at_most_twice_as_much_as_autodiff(case: LayerCase, dtype: Any):
+    args = case.draw(dtype, REPEATS)
+    result = passes(case)(*args)
+    with jax.enable_x64(True):
+        true = passes(case)(*cast(args, jnp.float64))["by autodiff"]
+    assert_at_most_twice_the_error(result["by hand"], result["by autodiff"], true, dtype)
+
+
+@LOW_PRECISION
+@over(LOSSES)
+def test_in_low_precision_a_loss_errs_at_most_twice_as_much_as_autodiff(case: LossCase, dtype: Any):
+    args = case.draw(dtype, n=256)
+    result = loss_passes(case)(*args)
+    with jax.enable_x64(True):
+        true = loss_passes(case)(*cast(args, jnp.float64))["by autodiff"]
+    assert_at_most_twice_the_error(result["by hand"], result["by autodiff"], true, dtype)
+
+
+@over(NETWORKS)
+def test_in_low_precision_a_cost_errs_at_most_twice_as_much_as_autodiff(case: CostCase):
+    cost, weights = case.cost(compute_dtype=jnp.bfloat16), jnp.asarray(WEIGHTS, jnp.float32)
+
+    def ask(theta, x, y):
+        read = cost.measure(theta, x, y, jbp.Gradient(), weights=weights)[1]
+        by_hand = cost.grad(theta, x, y, weights=weights)
+        return (by_hand, read), (jax.grad(cost)(theta, x, y, weights=weights),) * 2
+
+    by_hand, by_autodiff = jax.jit(jax.vmap(ask))(*case.draw(cost, REPEATS))
+    assert_at_most_twice_the_error(by_hand, by_autodiff, (exact(case)["by autodiff"][1],) * 2, jnp.bfloat16)
+
+
+def test_the_context_reaches_every_layer_with_a_key_of_its_own(x64: None):
+    layers, spec = (NoisyGain(), jbp.Residual(NoisyGain()), NoisyGain()), (4, 50)
+    case = CostCase("noise", layers, spec, jbp.losses.HalfSquaredError(), draw)
+    cost = case.cost()
+    theta, x, y = first(case, cost)
+    mask = jnp.arange(4)[None] < jnp.arange(N)[:, None]
+    context = jbp.Context(jax.random.key(1), mask)
+    assert_close(cost.grad(theta, x, y, context=context), jax.grad(cost)(theta, x, y, context=context))
+    through_one = jbp.Network(layers[:1], spec)(theta[:50], x, context) != 0
+    through_all = cost.network(theta, x, context) != 0
+    assert not through_one[~mask].any()
+    assert 0.4 < through_one[mask].mean() < 0.6  # a layer drops half; the first and the last together, more
+    assert 0.2 < through_all[mask].mean() < 0.3
+
+
+def test_a_tap_edits_delta_in_reverse_only(x64: None):
+    tapped = LayerCase("", jbp.Sequential([jbp.Dense(3), jbp.Tap(lambda delta: 3 * delta)]), (2,), None)
+    plain = LayerCase("", jbp.Sequential([jbp.Dense(3), jbp.Identity()]), (2,), None)
+    params, x, delta = tapped.draw(jnp.float64, REPEATS)
+    assert_close(passes(tapped)(params, x, delta)["output"], passes(plain)(params, x, delta)["output"])
+    assert_close(passes(tapped)(params, x, delta)["by hand"], passes(plain)(params, x, 3 * delta)["by autodiff"])
+
+
+# -- Law 2: forward equals an independent implementation --------------------------------------------------------------
+
+
+@over(LAYERS)
+def test_forward_equals_an_independent_implementation(case: LayerCase, x64: None):
+    params, x, delta = case.draw(jnp.float64, REPEATS)
+    outputs = passes(case)(params, x, delta)["output"]
+    for i in range(REPEATS):
+        given = as_numpy(jax.tree.map(lambda a, i=i: a[i], (params, x)))
+        assert_close(outputs[i], case.forward(*given))
+
+
+@over(LOSSES)
+def test_a_loss_equals_an_independent_implementation(case: LossCase, x64: None):
+    args = case.draw(jnp.float64)
+    assert_close(loss_passes(case)(*args)["value"], case.value(*as_numpy(args)))
+
+
+# -- Law 3: sums over examples ----------------------------------------------------------------------------------------
+
+
+@over(COSTS)
+def test_every_readout_equals_its_definition(case: CostCase):
+    values, gradients = exact(case)["examples"]
+    factors = WEIGHTS / WEIGHTS.sum()
+    assert_close(exact(case)["pairs"], gradients)
+    value, readouts = exact(case)["readouts"]
+    assert_close(value, values @ factors)
+    for (_, definition), got in zip(READOUTS, readouts, strict=True):
+        assert_close(got, np.stack([definition(g, factors) for g in gradients]))
+
+
+@pytest.mark.parametrize(("reduction", "weights", "factors"), [
+    ("mean", None, np.full(N, 1 / N)),
+    ("mean", np.full(N, 3.0), np.full(N, 1 / N)),
+    ("mean", WEIGHTS, WEIGHTS / WEIGHTS.sum()),
+    ("sum", None, np.ones(N)),
+    ("sum", WEIGHTS, WEIGHTS),
+])  # fmt: skip
+def test_the_reductions_of_a_cost(reduction: str, weights: Any, factors: np.ndarray, x64: None):
+    case = COSTS[0]
+    cost = case.cost(reduction)
+    args = first(case, cost)
+    values, gradients = (part[0] for part in exact(case)["examples"])
+    expected = (values @ factors, factors @ gradients)
+    assert_close(cost(*args, weights=weights), expected[0])
+    assert_close(cost.grad(*args, weights=weights), expected[1])
+    assert_close(cost.value_and_grad(*args, weights=weights), expected)
+    assert_close(cost.measure(*args, jbp.Gradient(), weights=weights), expected)
+
+
+@dataclass(frozen=True)
+class PairCase:
+    """A pair form at given sizes: `draw(seed, n, t)` gives the pair and its per-example gradients by definition."""
+
+    name: str
+    draw: Callable[[int, int, int], tuple[jbp.Pair, np.ndarray]]
+    t: int = 1
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return draw(seed, jax.ShapeDtypeStruct(shape, jnp.float64))
+
+
+def outer(i, o, seed, n, t):
+    a, delta = normal(seed, n, t, i), normal(seed + 1, n, t, o)
+    return jbp.Outer(a, delta), np.einsum("nti,nto->nio", a, delta)
+
+
+def summed(leaf, seed, n, t):
+    g = normal(seed, n, t, *leaf)
+    return jbp.Sum(g), np.asarray(g).sum(1)
+
+
+def whole(leaf, seed, n, t):
+    g = normal(seed, n, *leaf)
+    return Whole(g.sum(0), g), np.asarray(g)
+
+
+def stacked(block, seed, n, t):
+    """Three blocks of another form, as a loop stacks them."""
+    pairs, g = zip(*(block(seed + 10 * i, n, t) for i in range(3)), strict=True)
+    return Stack(jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)), np.stack(g, axis=1)
+
+
+KERNELS = (
+    PairCase("outer, one position", partial(outer, 4, 3)),
+    PairCase("outer, few positions and a wide kernel", partial(outer, 9, 8), t=3),  # Gram matrices over positions
+    PairCase("outer, many positions and a tiny kernel", partial(outer, 2, 2), t=9),  # one example after another
+)
+PAIRS = (
+    *KERNELS,
+    PairCase("sum, one position", partial(summed, (3,))),
+    PairCase("sum, positions", partial(summed, (2, 3)), t=4),
+    PairCase("sum, scalar leaf", partial(summed, ()), t=4),
+    PairCase("whole", partial(whole, (2, 3))),
+    PairCase("stack of outers", partial(stacked, partial(outer, 4, 3)), t=2),
+    PairCase("stack of sums", partial(stacked, partial(summed, (3,))), t=2),
+)
+
+
+@over(PAIRS)
+def test_a_pair_answers_by_definition(case: PairCase, x64: None):
+    """In the form's own shorter way, and as `Pair` defines it from the per-example gradients."""
+    (pair, g), (other, g_other) = case.draw(0, 5, case.t), case.draw(100, 2, case.t + 1)
+    w, v = normal(200, 5), normal(201, *g.shape[1:])
+    rows, rows_other = g.reshape(5, -1), g_other.reshape(2, -1)
+    expected = {
+        "per_example": g,
+        "gradient": g.sum(0),
+        "weighted_gradient": np.einsum("n,n...->...", w, g),
+        "squared_norms": (rows**2).sum(1),
+        "squares": (g**2).sum(0),
+        "dots": rows @ rows_other.T,
+        "along": rows @ np.ravel(v),
+    }
+
+    @jax.jit
+    def ask(w, v):
+        given = {"weighted_gradient": (w,), "dots": (other,), "along": (v,)}
+        own = {name: getattr(pair, name)(*given.get(name, ())) for name in expected}
+        defined = {n: getattr(jbp.Pair, n)(pair, *given.get(n, ())) for n in expected if n != "per_example"}
+        return own, defined
+
+    own, defined = ask(w, v)
+    assert_close(own, expected)
+    assert_close(defined, {name: expected[name] for name in defined})
+
+
+@over(PAIRS)
+def test_the_kronecker_factors_of_one_example_at_one_position_are_exact(case: PairCase, x64: None):
+    pair, g = case.draw(0, 1, 1)
+    assert_close(np.kron(*pair.factors()), np.outer(g, g))
+    assert_close(np.kron(*jbp.Pair.factors(pair)), np.outer(g, g))
+
+
+@over(KERNELS)
+def test_the_kronecker_factors_of_a_kernel_are_second_moments(case: PairCase, x64: None):
+    pair, _ = case.draw(0, 5, case.t)
+    a, delta = (np.reshape(part, (-1, part.shape[-1])) for part in (pair.a, pair.delta))
+    assert_close(pair.factors(), (a.T @ a / len(a), delta.T @ delta / 5))
+
+
+@over(KERNELS)
+def test_a_pair_of_bfloat16_answers_in_float32(case: PairCase):
+    """What it holds is bfloat16; what it answers errs by float32's rounding, not by bfloat16's."""
+    with jax.enable_x64(True):
+        pair = cast(case.draw(0, 5, case.t)[0], jnp.bfloat16)
+        w, v = cast((normal(1, 5), normal(2, *pair.per_example().shape[1:])), jnp.float32)
+        true = jax.jit(answers)(*cast((pair, w, v), jnp.float64))
+    got = jax.jit(answers)(pair, w, v)
+    assert {answer.dtype for answer in jax.tree.leaves(got)} == {np.dtype(np.float32)}
+    assert_close(got, true, relative=64 * float(jnp.finfo(jnp.float32).eps))
+
+
+def answers(pair: jbp.Pair, w: jax.Array, v: jax.Array) -> dict[str, Any]:
+    names = ("per_example", "gradient", "squared_norms", "squares", "factors")
+    given = {"weighted_gradient": w, "along": v, "dots": pair}
+    return {n: getattr(pair, n)() for n in names} | {n: getattr(pair, n)(arg) for n, arg in given.items()}
+
+
+@pytest.mark.parametrize("readout", [readout for readout, _ in READOUTS], ids=repr)
+def test_a_readout_of_a_loop_is_the_readout_of_the_stack(readout: Any, x64: None):
+    """Read in each block and stacked, as `lax.scan` stacks it, or read off the stacked pair: the same."""
+    blocks, w = [outer(4, 3, seed, 5, 2)[0] for seed in range(3)], normal(9, 5)
+    readings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(readout.read(block, w) for block in blocks))
+    stack = Stack(jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks))
+    assert_close(readout.stack(readings), readout.read(stack, w))
+
+
+# -- Law 4: feedback --------------------------------------------------------------------------------------------------
+
+
+@over(NETWORKS)
+def test_feedback_by_the_weights_themselves_changes_no_bit(case: CostCase):
+    cost = case.cost()
+    theta, x, y = first(case, cost)
+    if any(isinstance(layer, Function) and layer.init_params for _, layer in jbp.layer.walk(cost.network.layer)):
+        with pytest.raises(jbp.InputError, match="feedback"):
+            cost.grad(theta, x, y, feedback=theta)
+    else:
+        np.testing.assert_array_equal(cost.grad(theta, x, y, feedback=theta), cost.grad(theta, x, y))
+
+
+def test_feedback_by_other_weights_is_feedback_alignment(x64: None):
+    """Lillicrap et al. 2016: δ^ℓ = (B^{ℓ+1})ᵀ δ^{ℓ+1} · σ′(z^ℓ), written out for three layers of sigmoids."""
+    cost = jbp.Cost(jbp.mlp(4, 5, 3), jbp.losses.HalfSquaredError(), "sum")
+    theta, feedback = normal(0, cost.layout.size), normal(1, cost.layout.size)
+    x, y = normal(2, 6, 4), normal(3, 6, 3)
+
+    (w2, b2), _, (w3, b3), _ = as_numpy(cost.layout.unflatten(theta))
+    a1 = np.asarray(x)
+    a2 = special.expit(a1 @ w2 + b2)
+    a3 = special.expit(a2 @ w3 + b3)
+    delta3 = (a3 - y) * a3 * (1 - a3)
+    delta2 = delta3 @ np.asarray(cost.layout.matrix(feedback, 3)) * a2 * (1 - a2)
+    expected = [(a1.T @ delta2).ravel(), delta2.sum(0), (a2.T @ delta3).ravel(), delta3.sum(0)]
+    assert_close(cost.grad(theta, x, y, feedback=feedback), np.concatenate(expected))
+
+
+# -- Law 5: backward is linear in δ, and saved holds no parameter -----------------------------------------------------
+
+
+@over(LAYERS)
+def test_backward_is_linear_in_delta(case: LayerCase, x64: None):
+    params, x, delta1 = case.draw(jnp.float64, REPEATS)
+    delta2 = case.draw(jnp.float64, REPEATS, seed=10)[2]
+    back = lambda delta: passes(case)(params, x, delta)["by hand"]  # noqa: E731
+    combined = lambda one, two: jax.tree.map(lambda a, b: 2 * a - 3 * b, one, two)  # noqa: E731
+    assert_close(back(combined(delta1, delta2)), combined(back(delta1), back(delta2)))
+
+
+@over(LAYERS)
+def test_saved_holds_no_parameter(case: LayerCase):
+    """Nothing that is saved follows the params while it stays the same under another x."""
+    (params, x, delta), (other_params, other_x, _) = (case.draw(jnp.float32, REPEATS, seed) for seed in (0, 10))
+    save = lambda params, x: jax.tree.leaves(passes(case)(params, x, delta)["saved"])  # noqa: E731
+    for leaf, by_params, by_x in zip(save(params, x), save(other_params, x), save(params, other_x), strict=True):
+        assert np.array_equal(leaf, by_params) or not np.array_equal(leaf, by_x)
+
+
+# -- Law 6: transforms ------------------------------------------------------------------------------------------------
+
+
+@over(COSTS)
+def test_the_derivative_of_the_gradient_is_the_hessian_product(case: CostCase):
+    assert_close(exact(case)["hessian product by hand"], exact(case)["hessian product by autodiff"])
+
+
+@over(NETWORKS[-1:])
+def test_the_gradient_under_scan(case: CostCase, x64: None):
+    """Under jit and vmap every case is in `exact`."""
+    cost, args = case.cost(), cast(case.draw(case.cost(dtype=jnp.float32), REPEATS), jnp.float64)
+    step = lambda carry, args: (carry, cost.value_and_grad(*args, weights=WEIGHTS))  # noqa: E731
+    assert_close(jax.lax.scan(step, None, args)[1], exact(case)["by autodiff"])
+
+
+@over(NETWORKS)
+def test_a_batch_over_eight_devices_gives_the_same_gradient(case: CostCase, x64: None):
+    cost = case.cost()
+    theta, x, y = first(case, cost)
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+    spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
+    x, y, weights = spread((x, y, jnp.asarray(WEIGHTS)))
+    assert len(x.sharding.device_set) == 8
+    assert_close(cost.value_and_grad(theta, x, y, weights=weights)[1], exact(case)["by autodiff"][1][0])
+
+
+@over(COSTS)
+def test_a_cost_lowers_for_every_platform(case: CostCase):
+    cost = case.cost()
+    exported = jax.export.export(jax.jit(cost.value_and_grad), platforms=("cpu", "cuda", "tpu"))(*first(case, cost))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert [aval.shape for aval in exported.out_avals] == [(), (cost.layout.size,)]
+
+
+@dataclass(frozen=True)
+class Counting:
+    """The identity, which counts how often it is traced."""
+
+    traces: ClassVar[list[str]] = []
+
+    def init(self, key, x):
+        return ()
+
+    def forward(self, params, x, context):
+        self.traces.append("forward")
+        return x, ()
+
+    def backward(self, params, saved, delta, read):
+        self.traces.append("backward")
+        return delta, ()
+
+
+@pytest.mark.parametrize("call", [
+    lambda cost, *args: cost(*args),
+    lambda cost, *args: cost.grad(*args),
+    lambda cost, *args: cost.value_and_grad(*args, weights=np.ones(N)),
+    lambda cost, *args: cost.grad(*args, context=jbp.Context(jax.random.key(3)), feedback=args[0]),
+    lambda cost, *args: cost.measure(*args, jbp.Gradient(), jbp.SquaredNorms()),
+    lambda cost, *args: cost.pairs(*args),
+], ids=["cost", "grad", "weights", "context and feedback", "measure", "pairs"])  # fmt: skip
+def test_a_second_call_does_not_recompile(call: Callable):
+    """An equal cost, built anew, on other numbers. Building traces too, to know the shapes."""
+    case = CostCase("", (jbp.Dense(3), Counting()), (2,), jbp.losses.HalfSquaredError(), draw)
+    traced = []
+    for seed in (0, 1):
+        cost = case.cost()
+        args = jax.tree.map(lambda a: a[0], case.draw(cost, 1, seed=seed))
+        Counting.traces.clear()
+        call(cost, *args)
+        traced.append(len(Counting.traces))
+    assert traced[0] > 0
+    assert traced[1] == 0
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+
+
+@over(LOSSES)
+def test_the_hessian_of_a_loss(case: LossCase, x64: None):
+    output, y = case.draw(jnp.float64)
+    v = draw(9, output)
+
+    @jax.jit
+    def ask(output, y, v):
+        one = lambda output, y: case.loss.value(output[None], y[None])[0]  # noqa: E731
+        derivative = jax.jvp(lambda output: case.loss.delta(output, y), (output,), (v,))[1]
+        products = (case.loss.hessian_product(output, y, v), derivative)
+        return jax.vmap(jax.hessian(one))(output, y), products, case.loss.hessian_root(output, y)
+
+    hessian, products, root = as_numpy(ask(output, y, v))
+    hessian, root = hessian.reshape(N, v[0].size, -1), root.reshape(-1, N, v[0].size)
+    expected = np.einsum("nij,nj->ni", hessian, np.reshape(v, (N, -1))).reshape(v.shape)
+    assert_close(products, (expected, expected))
+    assert_close(np.einsum("kni,knj->nij", root, root), hessian)
+
+
+@over([case for case in LOSSES if case.likelihood])
+def test_samples_have_the_moments_of_the_likelihood(case: LossCase):
+    """For C = −log p(y), E δ = 0 and E δδᵀ = H, the Hessian at any y. Six standard errors, at a fixed seed."""
+    samples = 20_000
+    output = case.draw(jnp.float32, n=1)[0]
+    many = jnp.repeat(output, samples, axis=0)
+    y = jax.jit(case.loss.sample)(jax.random.key(0), many)
+    case.loss.check(many, y)
+    delta = np.asarray(case.loss.delta(many, y), np.float64).reshape(samples, -1)
+    root = np.asarray(case.loss.hessian_root(output, y[:1]), np.float64).reshape(-1, delta.shape[1])
+    for moments, expected in ((delta, 0), (np.einsum("ni,nj->nij", delta, delta), root.T @ root)):
+        standard_error = moments.std(0) / np.sqrt(samples)
+        assert np.all(np.abs(moments.mean(0) - expected) <= 6 * standard_error)
+
+
+def test_huber_has_no_likelihood():
+    with pytest.raises(jbp.InputError, match="likelihood"):
+        jbp.losses.Huber().sample(jax.random.key(0), jnp.zeros((2, 3)))
+
+
+def test_huber_at_its_kink(x64: None):
+    loss, output = jbp.losses.Huber(0.5), jnp.array([[-0.5, 0.5, 0.0, 3.0, -3.0]])
+    zero, one = jnp.zeros_like(output), jnp.ones_like(output)
+    np.testing.assert_array_equal(loss.value(output, zero), [0.125 + 0.125 + 0.5 * 2.75 + 0.5 * 2.75])
+    np.testing.assert_array_equal(loss.delta(output, zero), [[-0.5, 0.5, 0, 0.5, -0.5]])
+    np.testing.assert_array_equal(loss.hessian_product(output, zero, one), [[1, 1, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
+def test_cross_entropies_far_out(dtype: Any):
+    z = jnp.array([[0.0, 1e4, -1e4]], dtype)
+    y = jnp.array([[1.0, 1.0, 1.0]], dtype)
+    sigmoid = jbp.losses.SigmoidCrossEntropy()
+    np.testing.assert_allclose(sigmoid.value(z, y), [np.log(2) + float(-z[0, 2])], rtol=1e-6)
+    np.testing.assert_array_equal(sigmoid.delta(z, y), [[-0.5, 0, -1]])
+    np.testing.assert_array_equal(sigmoid.hessian_product(z, y, y), [[0.25, 0, 0]])
+    softmax = jbp.losses.SoftmaxCrossEntropy()
+    np.testing.assert_array_equal(softmax.value(z, jnp.array([1])), [0])
+    np.testing.assert_array_equal(softmax.value(z, jnp.array([2])), [2 * float(-z[0, 2])])
+    np.testing.assert_array_equal(softmax.delta(z, jnp.array([2])), [[0, 1, -1]])
+
+
+def test_a_class_ruled_out_by_minus_infinity():
+    z, y, loss = jnp.array([[0.0, -jnp.inf, 0.0]]), jnp.array([0]), jbp.losses.SoftmaxCrossEntropy()
+    np.testing.assert_allclose(loss.value(z, y), [np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(loss.delta(z, y), [[-0.5, 0, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(loss.hessian_product(z, y, jnp.ones((1, 3))), [[0, 0, 0]], atol=1e-6)
+
+
+def test_a_label_out_of_range_is_nan_and_an_ignored_one_counts_nothing():
+    z = jnp.zeros((1, 3))
+    loss = jbp.losses.SoftmaxCrossEntropy(ignore=-1)
+    assert np.isnan(loss.value(z, jnp.array([3]))).all()
+    assert np.isnan(loss.delta(z, jnp.array([-2]))).all()
+    np.testing.assert_array_equal(loss.value(z, jnp.array([-1])), [0])
+    np.testing.assert_array_equal(loss.delta(z, jnp.array([-1])), [[0, 0, 0]])
+    cost = jbp.Cost(jbp.Network([jbp.Identity()], (3,)), loss)
+    with pytest.raises(jbp.InputError, match=r"y\[1\] = 3 \(1 out of range\)"):
+        cost.check(jnp.zeros(0), jnp.zeros((2, 3)), jnp.array([-1, 3]))
