@@ -84,7 +84,8 @@ class Outer(Pair):
 
     def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "I O"]:
         """Σ_n w_n g_n = the gradient with δ scaled. N·T·I·O."""
-        return Outer(self.a, self.delta * w[:, None, None].astype(self.delta.dtype)).gradient()
+        a, delta = wide(self.a), wide(self.delta)
+        return Outer(a, delta * w[:, None, None].astype(delta.dtype)).gradient()
 
     def squared_norms(self) -> Float[Array, "N"]:
         """‖g_n‖², without g_n: ‖a‖²‖δ‖² for T = 1, N·(I + O); else Σ_ts ⟨a_t, a_s⟩⟨δ_t, δ_s⟩, N·T²·(I + O), or g_n
@@ -116,7 +117,7 @@ class Outer(Pair):
 
     def along(self, v: Float[Array, "I O"]) -> Float[Array, "N"]:
         """⟨g_n, v⟩ = Σ_t (a_t v)·δ_t. N·T·I·O; holds N·T·O numbers."""
-        return (einsum("nti,io->nto", self.a, v.astype(self.a.dtype)) * wide(self.delta)).sum((1, 2))
+        return (einsum("nti,io->nto", wide(self.a), v.astype(wide(self.a).dtype)) * wide(self.delta)).sum((1, 2))
 
     def factors(self) -> tuple[Float[Array, "I I"], Float[Array, "O O"]]:
         """A = Σ_nt a aᵀ/(N·T) and G = Σ_nt δ δᵀ/N (Martens & Grosse 2015, arXiv:1503.05671; for T > 1 the "expand"
