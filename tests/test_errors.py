@@ -1,0 +1,386 @@
+"""What a wrong call is told: who, what was expected, what arrived, and one remedy; word for word.
+
+Each row is a call and its message. The type checker and the strict promotion of `conftest.py` are off here, as they
+are for a user.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import jbp
+from jbp import losses
+
+
+@pytest.fixture(autouse=True)
+def as_for_a_user():
+    jaxtyping.config.update("jaxtyping_disable", True)
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def network(*layers, input=(3,), **settings):
+    return jbp.Network(layers, input, **settings)
+
+
+def mlp():
+    return jbp.Cost(jbp.mlp(3, 4, 2), losses.HalfSquaredError())
+
+
+def classifier(**settings):
+    return jbp.Cost(network(jbp.Dense(4)), losses.SoftmaxCrossEntropy(**settings))
+
+
+def fit(data=None, **settings):
+    """`jbp.fit` of the small network, on good data unless given others."""
+    return jbp.fit(mlp(), THETA, (X, Y) if data is None else data, **settings)
+
+
+def compare(rule, oracle, *args):
+    return jbp.compare(rule, oracle, *args, timing=False)
+
+
+def with_nan(a):
+    return a.at[1].set(jnp.nan)
+
+
+THETA, X, Y = jnp.zeros(26), jnp.ones((5, 3)), jnp.ones((5, 2))
+THETA4, LABELS = jnp.zeros(16), jnp.array([0, 1, 2, 3, 0])
+KEY = jax.random.key(0)
+WEIGHTS = jnp.ones(5)
+PAIR = jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.float32)
+RESIDUAL = network(jbp.Residual(jbp.Dense(3)))
+
+THETA_LENGTH = (
+    "theta: expected [P] = [26] (#W = 20, #b = 6), got [25]. Make one with net.init(key) or layout.flatten(tree)."
+)
+EPOCHS = "fit: epochs and batch_size must be whole numbers above 0, got {}."
+CROSS_ENTROPY = (
+    "SoftmaxCrossEntropy: expected y as integer labels [5] or as floats [5, 4] for output float32[5, 4], got {}. "
+    "Cast labels to int32, or use jax.nn.one_hot(y, K)."
+)
+BATCH = "fit: expected each batch as (x, y), got {}. Give two arrays as the tuple (x, y)."
+SYMBOL = "layout.index: unknown symbol {!r}. The nearest leaf has symbols {}."
+
+WRONG_CALLS: list[tuple[Callable, str]] = [
+    # θ
+    (lambda: mlp()(THETA[:-1], X, Y), THETA_LENGTH),
+    (lambda: mlp().grad(THETA[:-1], X, Y), THETA_LENGTH),
+    (lambda: mlp().network(THETA[:-1], X), THETA_LENGTH),
+    (lambda: mlp().compare(THETA[:-1], X, Y), THETA_LENGTH),
+    (lambda: jbp.fit(mlp(), THETA[:-1], (X, Y)), THETA_LENGTH),
+    (lambda: jbp.as_function(mlp().network)(THETA[:-1], X), THETA_LENGTH),
+    (lambda: mlp()(THETA[None], X, Y), THETA_LENGTH.replace("[25]", "[1, 26]")),
+    (lambda: mlp()(THETA.astype(jnp.bfloat16), X, Y),
+     "theta: expected float32[26], got bfloat16[26]. Cast it with theta.astype(float32), or build the Network with "
+     "dtype=bfloat16."),
+    # x
+    (lambda: mlp()(THETA, X[0], Y), "x: expected a batch [N, 3], got one example float32[3]. Write x[None]."),
+    (lambda: mlp().network(THETA, X[0]), "x: expected a batch [N, 3], got one example float32[3]. Write x[None]."),
+    (lambda: mlp()(THETA, X[:, :2], Y),
+     "x: expected a batch [N, 3], got float32[5, 2]. Build the Network for this input."),
+    (lambda: mlp()(THETA, X[:, :, None], Y),
+     "x: expected a batch [N, 3], got float32[5, 3, 1]. Reshape it to (-1, 3)."),
+    (lambda: mlp()(THETA, X.astype(jnp.int32), Y),
+     "x: expected floats, got int32[5, 3]. Use x.astype(float32), and scale pixels to [0, 1]."),
+    (lambda: mlp()(THETA, X[:0], Y[:0]), "x: expected at least one example, got an empty batch float32[0, 3]."),
+    (lambda: network(jbp.from_function(None, lambda _, x: x[0] + x[1]), input=PAIR)(jnp.zeros(0), (X, X[:2])),
+     "x: every part needs the same number N of examples, got (float32[5, 3], float32[2, 3])."),
+    # y
+    (lambda: mlp()(THETA, X, Y[:3]), "y: expected 5 examples as in x, got float32[3, 2]. x and y go row by row."),
+    (lambda: jbp.Cost(jbp.mlp(3, 1), losses.HalfSquaredError())(jnp.zeros(4), X, Y[:, 0]),
+     "HalfSquaredError: expected float y of the output's shape float32[5, 1], got float32[5]. Give y the shape of "
+     "the output, as in y[..., None]."),
+    (lambda: mlp()(THETA, X, LABELS),
+     "HalfSquaredError: expected float y of the output's shape float32[5, 2], got int32[5]. Give y the shape of the "
+     "output; labels become jax.nn.one_hot(y, K)."),
+    (lambda: mlp()(THETA, X, X),
+     "HalfSquaredError: expected float y of the output's shape float32[5, 2], got float32[5, 3]. Give y the shape "
+     "of the output, as in y.reshape(output.shape)."),
+    (lambda: jbp.Cost(jbp.mlp(3, 2), losses.Huber())(jnp.zeros(8), X, Y.astype(jnp.int32)),
+     "Huber: expected float y of the output's shape float32[5, 2], got int32[5, 2]. Cast y to float."),
+    (lambda: classifier()(THETA4, X, LABELS.astype(jnp.float32)), CROSS_ENTROPY.format("float32[5]")),
+    (lambda: classifier()(THETA4, X, LABELS[:, None]), CROSS_ENTROPY.format("int32[5, 1]")),
+    (lambda: classifier()(THETA4, X, jnp.ones((5, 3))), CROSS_ENTROPY.format("float32[5, 3]")),
+    # values
+    (lambda: classifier().check(THETA4, X, LABELS.at[2].set(4)),
+     "SoftmaxCrossEntropy: expected labels in 0 … 3, got y[2] = 4 (1 out of range). Mark labels to leave out with "
+     "ignore=."),
+    (lambda: jbp.fit(classifier(ignore=-1), THETA4, (X, jnp.array([-1, -2, 0, 7, -1]))),
+     "SoftmaxCrossEntropy: expected labels in 0 … 3, got y[1] = -2 (2 out of range). Mark labels to leave out with "
+     "ignore=."),
+    (lambda: mlp().check(with_nan(THETA), X, Y),
+     "theta: expected finite numbers, got theta[1] = nan (1 of 26 not finite). Clean the data first."),
+    (lambda: mlp().compare(THETA, with_nan(X), Y),
+     "x: expected finite numbers, got x[1, 0] = nan (3 of 15 not finite). Clean the data first."),
+    (lambda: fit((X, Y.at[2, 1].set(-jnp.inf))),
+     "y: expected finite numbers, got y[2, 1] = -inf (1 of 10 not finite). Clean the data first."),
+    (lambda: fit([(X, Y), (with_nan(X), Y)]),
+     "x: expected finite numbers, got x[6, 0] = nan (3 of 30 not finite). Clean the data first."),
+    # weights, feedback, readouts
+    (lambda: mlp()(THETA, X, Y, weights=WEIGHTS[:4]),
+     "weights: expected one weight for each example, [5], got float32[4]."),
+    (lambda: mlp().grad(THETA, X, Y, weights=WEIGHTS[:, None]),
+     "weights: expected one weight for each example, [5], got float32[5, 1]."),
+    (lambda: _function_cost().grad(jnp.zeros(21), X, Y, feedback=jnp.zeros(21)),
+     "feedback: layer 1.layer is a from_function layer, whose jax.vjp carries delta with its own params. Write that "
+     "layer by hand, or leave feedback out."),
+    (lambda: mlp().measure(THETA, X, Y),
+     "Cost.measure: expected readouts, got none. As in cost.measure(theta, x, y, Gradient())."),
+    (lambda: mlp().measure(THETA, X, Y, jbp.Gradient),
+     "Cost.measure: expected readouts, got <class 'jbp.readouts.Gradient'>. As in cost.measure(theta, x, y, "
+     "Gradient())."),
+    (lambda: mlp().measure(THETA, X, Y, "gradient"),
+     "Cost.measure: expected readouts, got 'gradient'. As in cost.measure(theta, x, y, Gradient())."),
+    # Cost
+    (lambda: jbp.Cost(jbp.mlp(3, 2), losses.HalfSquaredError),
+     "Cost: expected a loss, got <class 'jbp.losses.HalfSquaredError'>. Write jbp.losses.HalfSquaredError()."),
+    (lambda: jbp.Cost(jbp.mlp(3, 2), "mse"),
+     "Cost: expected a loss, got 'mse'. Write jbp.losses.HalfSquaredError()."),
+    (lambda: jbp.Cost(losses.HalfSquaredError(), jbp.mlp(3, 2)),
+     "Cost: expected a Network, got HalfSquaredError(). Write Network(layers, input=(...))."),
+    (lambda: jbp.Cost(jbp.mlp(3, 2), losses.HalfSquaredError(), "average"),
+     "Cost: reduction must be 'mean' or 'sum', got 'average'."),
+    # networks and layers
+    (lambda: network(jbp.Dense), "Sequential: layers[0] is no layer: <class 'jbp.layers.dense.Dense'>. Give Dense()."),
+    (lambda: network(jbp.Dense(3), 5),
+     "Sequential: layers[1] is no layer: 5. Give an instance with init, forward, backward."),
+    (lambda: jbp.mlp(3), "mlp: expected at least an input and an output width, got (3,). As in mlp(784, 30, 10)."),
+    (lambda: network(input=3), "Network: input must be the shape of one example, as in (784,), got 3."),
+    (lambda: network(jbp.Dense(3), dtype=jnp.float64),
+     "Network: dtype=float64 needs JAX's x64. Set jax.config.update('jax_enable_x64', True)."),
+    (lambda: network(jbp.Dense(3), compute_dtype=jnp.int8), "Network: compute_dtype must be a float dtype, got int8."),
+    (lambda: jbp.Dense(0), "Dense: width must be a whole number of at least 1, got 0."),
+    (lambda: jbp.Dense(3.0), "Dense: width must be a whole number of at least 1, got 3.0."),
+    (lambda: network(jbp.Tanh(), jbp.Dense(3), input=()),
+     "layer 1: Dense(3): expected one float input x [N, ..., I], got float32[N]. Give the input an axis of features, "
+     "or cast it to float."),
+    (lambda: network(jbp.Dense(3), input=jax.ShapeDtypeStruct((3,), jnp.int32)),
+     "layer 0: Dense(3): expected one float input x [N, ..., I], got int32[N, 3]. Give the input an axis of features, "
+     "or cast it to float."),
+    (lambda: jbp.Dense(4).forward(jbp.Dense(4).init(KEY, PAIR[0]), X[:, :2], jbp.Context()),
+     "Dense(4): expected x [N, ..., I = 3], got float32[5, 2]. Check the width of the layer before."),
+    (lambda: network(jbp.Tanh(), input=jax.ShapeDtypeStruct((3,), jnp.int32)),
+     "layer 0: Tanh: expected a float input z, got int32. Cast it first."),
+    (lambda: network(jbp.Softmax(), input=()),
+     "layer 0: Softmax: expected a float input z with a class axis, got float32[]."),
+    (lambda: network(jbp.Residual(jbp.Sequential([jbp.Tanh(), jbp.Dense(3, weights="xavier")]))),
+     "layer 0.layer.1: unknown initialiser 'xavier'. jax.nn.initializers has "
+     + ", ".join(name for name in dir(jax.nn.initializers) if name[0].islower()) + "."),
+    (lambda: network(jbp.Dense(3), jbp.Residual(jbp.Sequential([jbp.Dense(4), jbp.Tanh()]))),
+     "layer 1: Residual: x + layer(x) needs the layer to keep the shape of x, (x, layer(x)) is "
+     "(float32[3], float32[4]) without the batch axis. Change the layer's width."),
+    (lambda: jbp.LeakyReLU(0), "LeakyReLU: negative_slope must be above 0, got 0. For 0 use ReLU()."),
+    (lambda: losses.Huber(0), "Huber: d must be above 0, got 0. It is the residual where the parabola ends."),
+    (lambda: losses.Huber().sample(KEY, Y),
+     "Huber: has no likelihood here to sample from. Use HalfSquaredError for a Gaussian one."),
+    (lambda: losses.SoftmaxCrossEntropy(1.0), "SoftmaxCrossEntropy: smoothing must be in [0, 1), got 1.0."),
+    # layout
+    (lambda: jbp.Layout.of({"a": jnp.ones(2), "b": jnp.ones(2, jnp.bfloat16)}),
+     "Layout: one vector has one float dtype, got a: float32, b: bfloat16. Cast the leaves to one dtype."),
+    (lambda: jbp.Layout.of({"a": jnp.ones(2, jnp.int32)}),
+     "Layout: one vector has one float dtype, got a: int32. Cast the leaves to one dtype."),
+    (lambda: mlp().layout.flatten({"a": 1.0}),
+     "Layout.flatten: expected leaves 0.w, 0.b, 2.w, 2.b in the structure of this layout, got a. Start from "
+     "layout.unflatten(theta), or make Layout.of(tree)."),
+    (lambda: mlp().layout.flatten(jax.tree.map(jnp.transpose, mlp().layout.unflatten(THETA))),
+     "Layout.flatten: leaf 0.w has shape [3, 4] in this layout, got [4, 3]. Transpose it."),
+    (lambda: mlp().layout.flatten(mlp().layout.unflatten(THETA.astype(jnp.float32))[:1] + (((),) * 3)),
+     "Layout.flatten: expected leaves 0.w, 0.b, 2.w, 2.b in the structure of this layout, got 0.w, 0.b. Start from "
+     "layout.unflatten(theta), or make Layout.of(tree)."),
+    (lambda: mlp().layout.index("w^2_{4←0}"), SYMBOL.format("w^2_{4←0}", "w^2_{0←0} … w^2_{3←2}")),
+    (lambda: mlp().layout.index("w^9_{0<-0}"), SYMBOL.format("w^9_{0<-0}", "w^3_{0←0} … w^3_{1←3}")),
+    (lambda: mlp().layout.index("b^2"), SYMBOL.format("b^2", "b^2_0 … b^2_3")),
+    (lambda: RESIDUAL.layout.index("0.layer.v[0,1]"),
+     SYMBOL.format("0.layer.v[0,1]", "0.layer.w[0,0] … 0.layer.w[2,2]")),
+    (lambda: network(jbp.Tanh()).layout.index("b^2_0"),
+     "layout.index: unknown symbol 'b^2_0': this layout has no coordinates."),
+    (lambda: mlp().layout.symbol(26), "layout.symbol: coordinate 26 is not in θ; it has coordinates 0 … 25."),
+    (lambda: mlp().layout.matrix(THETA, 1),
+     "layout.matrix: layer l = 1 has no weights; l runs from 2 to L = 3."),
+    (lambda: RESIDUAL.layout.num_layers,
+     "layout.num_layers: defined for a plain chain of dense layers only; this layout has leaves 0.layer.w, "
+     "0.layer.b. Use layout.unflatten(theta) and the leaf's path."),
+    # compare
+    (lambda: compare(lambda x: x, lambda x: (x, x), X),
+     "compare: rule and oracle return different structures: the oracle has leaves 0, 1, the rule gradient. Return "
+     "gradients in one structure."),
+    (lambda: compare(lambda x: x, lambda x: x[:1], X),
+     "compare: leaf gradient is float32[1, 3] by the oracle, float32[5, 3] by the rule. A gradient has its "
+     "argument's shape and dtype."),
+    (lambda: compare(lambda x: x.astype(jnp.bfloat16), lambda x: x, X),
+     "compare: leaf gradient is float32[5, 3] by the oracle, bfloat16[5, 3] by the rule. A gradient has its "
+     "argument's shape and dtype."),
+    (lambda: compare(lambda x: x, lambda x: x.astype(jnp.float32), X),
+     "compare: the float64 shadow of the oracle gives float32 in gradient. The oracle must follow its arguments into "
+     "float64; take casts to a fixed dtype out of it."),
+    # fit
+    (lambda: fit(epochs=0), EPOCHS.format("0 and 64")),
+    (lambda: fit(epochs=1.5), EPOCHS.format("1.5 and 64")),
+    (lambda: fit(batch_size=-1), EPOCHS.format("1 and -1")),
+    (lambda: fit(5), "fit: data must be arrays (x, y) or an iterable of batches (x, y), got int."),
+    (lambda: fit(iter([(X, Y)]), epochs=2),
+     "fit: data is an iterator, which ends with the first of 2 epochs. Pass a list or another iterable that starts "
+     "anew, or epochs=1."),
+    (lambda: fit([]), "fit: data gave no batch in epoch 1. Pass an iterable that starts anew each time."),
+    (lambda: fit(_Once(iter([(X, Y)])), epochs=2),
+     "fit: data gave no batch in epoch 2. Pass an iterable that starts anew each time."),
+    (lambda: fit([(X, Y, X)]), BATCH.format("tuple")),
+    (lambda: fit([{"x": X, "y": Y}]), BATCH.format("dict")),
+    (lambda: fit((X, Y[:3])), "y: expected 5 examples as in x, got float32[3, 2]. x and y go row by row."),
+    (lambda: fit([(X, Y), (X[:, :2], Y)]),
+     "x: expected a batch [N, 3], got float32[5, 2]. Build the Network for this input."),
+]  # fmt: skip
+
+
+@dataclass
+class _Once:
+    """An iterable, not an iterator, that has nothing to give the second time."""
+
+    batches: Iterator
+
+    def __iter__(self):
+        return self.batches
+
+
+def _function_cost():
+    scale = jbp.from_function(lambda key, x: {"g": jnp.ones(x.shape)}, lambda params, x: x * params["g"][None])
+    return jbp.Cost(network(jbp.Dense(3), jbp.Residual(scale), jbp.Dense(2, bias=False)), losses.HalfSquaredError())
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG_CALLS, ids=[message[:60] for _, message in WRONG_CALLS])
+def test_a_wrong_call_is_told_what_to_do(call: Callable, message: str):
+    with pytest.raises(jbp.InputError) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_an_input_error_is_a_value_error():
+    assert issubclass(jbp.InputError, ValueError)
+
+
+def test_a_bar_without_rich(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with pytest.raises(jbp.InputError) as error:
+        fit(progress=True)
+    assert str(error.value) == "fit: progress=True draws its bar with rich. Install it with: pip install 'jbp[cli]'"
+    assert fit().stopped is None  # without a bar, nothing needs rich
+
+
+# -- labels out of range, where values can't raise --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [-2, 4, 1000])
+@pytest.mark.parametrize("ignore", [None, -1])
+def test_a_label_out_of_range_gives_nan_and_never_a_plausible_number(label: int, ignore: int | None):
+    cost, y = classifier(ignore=ignore), LABELS.at[2].set(label)
+    value, gradient = cost.value_and_grad(THETA4, X, y)
+    assert np.isnan(value)
+    assert np.isnan(cost(THETA4, X, y))
+    assert np.isnan(gradient).all()
+    assert list(np.isnan(cost.measure(THETA4, X, y, jbp.SquaredNorms())[1])) == [n == 2 for n in range(5)]
+
+
+def test_an_ignored_label_counts_nothing():
+    kept = jnp.array([0, 1, 3, 4])
+    cost = jbp.Cost(network(jbp.Dense(4)), losses.SoftmaxCrossEntropy(ignore=-1), "sum")
+    theta, x, y = jnp.linspace(-1, 1, 16), jnp.cos(jnp.arange(15.0).reshape(5, 3)), LABELS.at[2].set(-1)
+    cost.check(theta, x, y)
+    np.testing.assert_allclose(cost.grad(theta, x, y), cost.grad(theta, x[kept], y[kept]), rtol=1e-6, atol=1e-7)
+    assert cost.measure(theta, x, y, jbp.SquaredNorms())[1][2] == 0
+
+
+# -- a layer of one's own whose backward breaks its promise -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broken:
+    """y = xw + b, with a backward that returns the wrong thing."""
+
+    fault: Callable
+
+    def init(self, key, x):
+        return {"w": jnp.ones((3, 3)), "b": jnp.zeros(3)}
+
+    def forward(self, params, x, context):
+        return x @ params["w"] + params["b"][None], x
+
+    def backward(self, params, saved, delta, read):
+        w, b = jbp.Outer(saved[:, None], delta[:, None]), jbp.Sum(delta[:, None])
+        return self.fault(delta @ params["w"].T, {"w": read(w), "b": read(b)})
+
+
+DELTA = (
+    "backward must return the delta of x, float32[5, 3] like x itself, got {}. "
+    "Return (delta of x, readings), in this order."
+)
+READINGS = (
+    "backward must return readings in the structure of the params, PyTreeDef({{'b': *, 'w': *}}), got PyTreeDef({}). "
+    "Call read(pair) once for each leaf."
+)
+FAULTS = {
+    "a delta of the wrong width": (lambda dx, r: (dx[:, :2], r), DELTA.format("float32[5, 2]")),
+    "a delta summed over the batch": (lambda dx, r: (dx.sum(0), r), DELTA.format("float32[3]")),
+    "a delta of the wrong dtype": (lambda dx, r: (dx.astype(jnp.bfloat16), r), DELTA.format("bfloat16[5, 3]")),
+    "no delta": (lambda dx, r: (None, r), DELTA.format("nothing")),
+    "the order swapped": (lambda dx, r: (r, dx), DELTA.format("(float32[3], float32[3, 3])")),
+    "a reading left out": (lambda dx, r: (dx, {"w": r["w"]}), READINGS.format("{'w': *}")),
+    "a tuple for a dict": (lambda dx, r: (dx, (r["b"], r["w"])), READINGS.format("(*, *)")),
+    "no readings": (lambda dx, r: (dx, None), READINGS.format("None")),
+}
+PLACES = {
+    "in a chain": (lambda layer: (jbp.Dense(3), layer, jbp.Dense(2)), "layer 1: "),
+    "nested": (
+        lambda layer: (jbp.Residual(jbp.Sequential([jbp.Tanh(), jbp.Residual(layer)])), jbp.Dense(2)),
+        "layer 0.layer.1.layer: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_broken_backward_is_named_with_its_path(fault: str, place: str):
+    (break_, message), (layers, path) = FAULTS[fault], PLACES[place]
+    cost = jbp.Cost(network(*layers(Broken(break_))), losses.HalfSquaredError())
+    with pytest.raises(jbp.InputError) as error:
+        cost.grad(cost.init(KEY), X, Y)
+    assert str(error.value) == path + message
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_a_broken_backward_is_named_in_as_function(fault: str, nested: bool):
+    break_, message = FAULTS[fault]
+    layer = jbp.Sequential([jbp.Tanh(), jbp.Residual(Broken(break_))]) if nested else Broken(break_)
+    function, params = jbp.as_function(layer), layer.init(KEY, jax.ShapeDtypeStruct((3,), jnp.float32))
+    with pytest.raises(jbp.InputError) as error:
+        jax.grad(lambda params: function(params, X).sum())(params)
+    assert str(error.value) == ("layer 1.layer: " if nested else "") + message
+
+
+def test_a_tap_that_breaks_delta_is_named():
+    cost = jbp.Cost(network(jbp.Dense(2), jbp.Tap(lambda delta: delta[0])), losses.HalfSquaredError())
+    with pytest.raises(jbp.InputError) as error:
+        cost.grad(jnp.zeros(8), X, Y)
+    assert str(error.value) == "layer 1: " + DELTA.format("float32[2]").replace("[5, 3]", "[5, 2]")
+
+
+# -- readouts where there is no rule of their own ---------------------------------------------------------------------
+
+
+def test_readouts_of_a_function_follow_their_definition(x64: None):
+    cost = _function_cost()
+    theta = jnp.cos(jnp.arange(cost.layout.size, dtype=jnp.float64))
+    x, y = jnp.sin(jnp.arange(15.0).reshape(5, 3)), jnp.cos(jnp.arange(10.0).reshape(5, 2))
+    one = lambda x, y: jax.grad(cost)(theta, x[None], y[None])  # noqa: E731
+    each = jax.vmap(one)(x, y)
+    _, (got, norms) = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms())
+    np.testing.assert_allclose(got, each, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(norms, (each**2).sum(1), rtol=1e-12)
