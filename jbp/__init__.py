@@ -1,6 +1,7 @@
 """Backpropagation written out by hand on JAX: readable, steerable, and measured against `jax.grad`."""
 
 from . import data as data
+from . import draw as draw
 from . import losses as losses
 from .activations import ELU as ELU
 from .activations import GELU as GELU
@@ -16,9 +17,13 @@ from .activations import Softplus as Softplus
 from .activations import Tanh as Tanh
 from .compare import Report as Report
 from .compare import compare as compare
+from .explain import Explanation as Explanation
+from .explain import explain as explain
 from .fit import History as History
 from .fit import Run as Run
 from .fit import fit as fit
+from .flow import Flow as Flow
+from .flow import flow as flow
 from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer

@@ -24,6 +24,7 @@ from .reverse import Cost
 
 SECONDS_PER_CALL = 1.0  # after about this long the program comes back to Python: for the bar, Ctrl-C, the cost
 BLOCK_STEPS = 256  # steps whose rows are drawn together, at least an epoch; batches of an iterable stacked, at most
+ADAM = optax.adam(1e-3)  # one object, so that it is compiled once
 BLOCK_BYTES = 64 << 20  # of an iterable's batches stacked, at most, once there is one
 
 
@@ -82,7 +83,7 @@ def fit(
         raise InputError(
             f"fit: epochs and batch_size must be whole numbers above 0, got {epochs!r} and {batch_size!r}."
         )
-    optimizer = optax.with_extra_args_support(optax.adam(1e-3) if optimizer is None else optimizer)
+    optimizer = ADAM if optimizer is None else optimizer
     shuffle_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
     if isinstance(data, tuple) and len(data) == 2:
         cost.check(theta, *data)
@@ -151,13 +152,15 @@ def _begin(cost, optimizer, theta):
 def _advance(cost, optimizer, x, y, rows, key, first, params, state, start, stop):
     """Steps start … stop - 1: (params, state, costs `[S]`, of which those of the steps done are filled)."""
 
+    update = optax.with_extra_args_support(optimizer).update
+
     def step(i, carry):
         params, state, costs = carry
         batch = jax.tree.map(lambda a: a.at[rows[i]].get(mode="clip"), (x, y))
         context = Context(jax.random.fold_in(key, first + i))
         C, gradient = cost.value_and_grad_leaves(params, *batch, context=context)
         value_fn = lambda p: cost.value_leaves(p, *batch, context=context)  # noqa: E731  for line searches
-        updates, state = optimizer.update(gradient, state, params, value=C, grad=gradient, value_fn=value_fn)
+        updates, state = update(gradient, state, params, value=C, grad=gradient, value_fn=value_fn)
         return optax.apply_updates(params, updates), state, costs.at[i].set(C)
 
     costs = jnp.zeros(rows.shape[0], wide_dtype(cost.network.dtype))

@@ -29,5 +29,6 @@ def test_readme(capsys):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_example(path):
+def test_example(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where one of them leaves its pictures
     runpy.run_path(str(path))["main"]()

@@ -82,12 +82,13 @@ def exact(case: CostCase) -> dict[str, Any]:
             by_hand = partial(cost.value_and_grad, x=x, y=y, weights=weights)
             by_autodiff = lambda theta: jax.value_and_grad(cost)(theta, x, y, weights=weights)  # noqa: E731
             pairs = cost.pairs(theta, x, y).values()
+            (hand, hand_along_v), (auto, auto_along_v) = (jax.jvp(f, (theta,), (v,)) for f in (by_hand, by_autodiff))
             return {
-                "by hand": by_hand(theta),
+                "by hand": hand,
                 "by hand, on leaves": cost.layout.flatten(leaves),
-                "by autodiff": by_autodiff(theta),
-                "hessian product by hand": jax.jvp(by_hand, (theta,), (v,))[1],
-                "hessian product by autodiff": jax.jvp(by_autodiff, (theta,), (v,))[1],
+                "by autodiff": auto,
+                "hessian product by hand": hand_along_v,
+                "hessian product by autodiff": auto_along_v,
                 "examples": jax.vmap(lambda x, y: of_one(theta, x[None], y[None]))(x, y),
                 "pairs": jnp.concatenate([pair.per_example().reshape(N, -1) for pair in pairs], axis=1),
                 "readouts": cost.measure(theta, x, y, *(readout for readout, _ in READOUTS), weights=weights),
@@ -148,6 +149,19 @@ def test_in_low_precision_a_layer_errs_at_most_twice_as_much_as_autodiff(case: L
 @over(LOSSES)
 def test_in_low_precision_a_loss_errs_at_most_twice_as_much_as_autodiff(case: LossCase, dtype: Any):
     args = case.draw(dtype, n=256)
+    result = loss_passes(case)(*args)
+    with jax.enable_x64(True):
+        true = loss_passes(case)(*cast(args, jnp.float64))["by autodiff"]
+    assert_at_most_twice_the_error(result["by hand"], result["by autodiff"], true, dtype)
+
+
+@LOW_PRECISION
+@over([case for case in LOSSES if case.likelihood and case.draw_y is not draw])
+def test_confident_outputs_cost_no_digits(case: LossCase, dtype: Any):
+    """Where the model is right and sure of it, δ = p − y is a small difference of numbers near 1."""
+    noise, y = case.draw(dtype, n=256)
+    right = jax.nn.one_hot(y, case.shape[-1], dtype=dtype) if y.ndim < noise.ndim else jnp.sign(noise)
+    args = 10 * right + noise / 4, y if y.ndim < noise.ndim else (right > 0).astype(dtype)
     result = loss_passes(case)(*args)
     with jax.enable_x64(True):
         true = loss_passes(case)(*cast(args, jnp.float64))["by autodiff"]

@@ -1,0 +1,135 @@
+"""The text's three graphs of any network, with real numbers in them.
+
+    network(net)             the usual graph: neurons, and weights on the edges
+    computation(cost)        after surgery: weights and biases are nodes, multiplication happens at nodes, C at the end
+    single(cost, "w^2_{3←7}")    the graph for one weight, all others folded away
+
+Each returns a `Graph`: nodes, edges and boxes with their numbers, which can `save` itself as a picture or as text.
+A plain chain of dense layers is drawn neuron by neuron, any other network layer by layer.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..layer import InputError, described
+from ..network import Network
+from ..reverse import Cost
+from . import layers, neurons
+from .chain import chain_of, numbers_of
+from .graph import Box as Box
+from .graph import Edge as Edge
+from .graph import Graph as Graph
+from .graph import Node as Node
+
+
+def network(net: Network | Cost, theta: Any = None, *, max_neurons: int = 10, depth: int = 6) -> Graph:
+    """The usual graph. Given θ, edges have the weights as colour and thickness, nodes the biases as colour.
+
+    At most `max_neurons` of a column are drawn one by one. Off a plain chain: layers, in at most `depth` nested boxes;
+    given θ, the value of a layer is the array of its parameters. Raises `InputError` where θ does not fit.
+    """
+    net = _network("network", net)
+    _at_least_one(max_neurons=max_neurons, depth=depth)
+    if theta is not None:
+        net.layout.unflatten(theta)
+    chain = chain_of(net)
+    return layers.usual(net, theta, depth) if chain is None else neurons.usual(net, chain, theta, max_neurons)
+
+
+def computation(
+    cost: Cost | Network,
+    theta: Any = None,
+    x: Any = None,
+    y: Any = None,
+    *,
+    highlight: str | None = None,
+    max_neurons: int = 3,
+    depth: int = 6,
+) -> Graph:
+    """The computational graph after surgery, with the paths from the weight or bias `highlight` to C marked.
+
+    Given θ and one example x `[*input]` or `[1, *input]` with its y: nodes have values and ∂C/∂value, edges have
+    ∂target/∂source, so `graph.derivative("w^2_{3←7}")` is that coordinate of the gradient. At most `max_neurons` of a
+    column are drawn one by one, besides those that `highlight` names. Off a plain chain nodes are layers, in at most
+    `depth` nested boxes, and only C and the parameters have numbers: values, and ∂C/∂ by `cost.grad`.
+
+    Raises `InputError` where something does not fit.
+    """
+    return _computation("computation", cost, theta, x, y, highlight, max_neurons, depth, alone=False)
+
+
+def single(
+    cost: Cost | Network,
+    symbol: str,
+    theta: Any = None,
+    x: Any = None,
+    y: Any = None,
+    *,
+    max_neurons: int = 3,
+    depth: int = 6,
+) -> Graph:
+    """The graph for one weight or bias: the paths from it to C, and what it meets; all else is folded away.
+
+    `symbol`: as in `layout.symbol`, `<-` may stand for `←`. Numbers as in `computation`.
+    """
+    return _computation("single", cost, theta, x, y, symbol, max_neurons, depth, alone=True)
+
+
+def _computation(who, cost, theta, x, y, symbol, max_neurons, depth, alone) -> Graph:
+    net = _network(who, cost)
+    _at_least_one(max_neurons=max_neurons, depth=depth)
+    if symbol is not None:
+        symbol = net.layout.symbol(net.layout.index(symbol))
+    given = [value is not None for value in (theta, x, y)]
+    if any(given):
+        if not all(given):
+            missing = [name for name, there in zip(("theta", "x", "y"), given, strict=True) if not there]
+            raise InputError(
+                f"draw.{who}: numbers need theta, x and y, got no {' and no '.join(missing)}. Give all three, or none."
+            )
+        if not isinstance(cost, Cost):
+            raise InputError(
+                f"draw.{who}: numbers end in C, so they need a Cost, got a Network. Write Cost(net, loss)."
+            )
+        x, y = _one_example(who, net, x, y)
+        cost.check(theta, x, y)
+    known = all(given)
+    chain = chain_of(net)
+    if chain is not None:
+        numbers = numbers_of(cost, chain, theta, x, y) if known else None
+        if alone:
+            return neurons.single(net, chain, numbers, max_neurons, symbol)
+        return neurons.surgery(net, chain, numbers, max_neurons, symbol)
+    C, gradient = cost.value_and_grad(theta, x, y) if known else (None, None)
+    draw = layers.single if alone else layers.surgery
+    return draw(net, theta, gradient, C, y, depth, symbol)
+
+
+def _network(who: str, given: Any) -> Network:
+    net = given.network if isinstance(given, Cost) else given
+    if not isinstance(net, Network):
+        raise InputError(f"draw.{who}: expected a Network or a Cost, got {given!r}. Write draw.{who}(net).")
+    return net
+
+
+def _at_least_one(**settings: int) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"draw: {name} must be a whole number of at least 1, got {value!r}.")
+
+
+def _one_example(who: str, net: Network, x: Any, y: Any) -> tuple[Any, Any]:
+    """x and y as a batch of one. Raises `InputError` if there are more examples."""
+    x, y = jax.tree.map(jnp.asarray, (x, y))
+    if all(np.shape(a) == s.shape for a, s in zip(jax.tree.leaves(x), jax.tree.leaves(net.input), strict=False)):
+        x, y = jax.tree.map(lambda a: a[None], (x, y))
+    n = [a.shape[0] for a in jax.tree.leaves((x, y)) if a.ndim]
+    if any(m != 1 for m in n):
+        raise InputError(
+            f"draw.{who}: the numbers are those of one example, got x {described(x)} and y {described(y)}. "
+            "Draw the first with x[0], y[0]."
+        )
+    return x, y

@@ -1,0 +1,94 @@
+"""The three graphs of any network, at the level of layers."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..layer import described
+from ..network import Network
+from .graph import Edge, Graph, Node, math_label, number
+from .program import Flow, of_layers
+
+
+def usual(net: Network, theta: Any, depth: int) -> Graph:
+    """Layers, and what flows between them; given θ, each layer's weights as one value (their array)."""
+    graph, holder, _ = of_layers(net, "The network, layer by layer", depth)
+    if theta is None:
+        return graph
+    held: dict[str, list[np.ndarray]] = {}
+    for name, leaf in _leaves(net, theta):
+        held.setdefault(holder(name), []).append(leaf)
+    nodes = tuple(
+        replace(node, value=np.concatenate(held[node.id])) if node.kind == "layer" and node.id in held else node
+        for node in graph.nodes
+    )
+    return replace(graph, nodes=nodes)
+
+
+def _leaves(net: Network, theta: Any) -> Iterator[tuple[str, np.ndarray]]:
+    theta = np.asarray(theta)
+    for name, i, n in zip(net.layout.names, net.layout.offsets, net.layout.sizes, strict=False):
+        yield name, theta[i : i + n]
+
+
+def surgery(net: Network, theta: Any, gradient: Any, C: Any, y: Any, depth: int, highlight: str | None) -> Graph:
+    """The parameters of each layer as a node of their own, y and C; given numbers, each leaf's values and ∂C/∂."""
+    graph, holder, output = of_layers(net, "The computational graph, layer by layer", depth, fold=highlight is None)
+    nodes, edges = list(graph.nodes), list(graph.edges)
+    boxes = {node.id: node.box for node in nodes}
+    groups: dict[str, list[int]] = {}
+    for leaf, name in enumerate(net.layout.names):
+        if (at := holder(name)) and net.layout.sizes[leaf]:
+            groups.setdefault(at, []).append(leaf)
+    for at, leaves in groups.items():
+        names = list(dict.fromkeys(net.layout.names[leaf].rpartition(".")[2] for leaf in leaves))
+        short = ", ".join(names[:4]) + ", …" * (len(names) > 4)
+        count = sum(net.layout.sizes[leaf] for leaf in leaves)
+
+        def pick(vector: Any, leaves: list[int] = leaves) -> Any:
+            if vector is None:
+                return None
+            vector, offsets = np.asarray(vector), net.layout.offsets
+            return np.concatenate([vector[offsets[leaf] : offsets[leaf + 1]] for leaf in leaves])
+
+        node = Node(f"{at}: {short}", f"{short}\n{count:,}", "parameters", pick(theta), pick(gradient),
+                    count=count, box=boxes[at])  # fmt: skip
+        nodes.append(node)
+        edges.append(Edge(node.id, at))
+    if highlight:
+        leaf, i = _leaf_of(net, highlight), net.layout.index(highlight)
+        at = holder(net.layout.names[leaf])
+        edges += [Edge(highlight, at)] * bool(at)
+        value, slope = (None if v is None else float(np.asarray(v)[i]) for v in (theta, gradient))
+        nodes.append(Node(highlight, math_label(highlight), "weight", value, slope, box=boxes.get(at)))
+    return _ended(replace(graph, nodes=tuple(nodes), edges=tuple(edges)), output, C, y, highlight)
+
+
+def single(net: Network, theta: Any, gradient: Any, C: Any, y: Any, depth: int, name: str) -> Graph:
+    """One coordinate as a node; all others folded into their layers."""
+    graph = surgery(net, theta, gradient, C, y, depth, name)
+    nodes = tuple(node for node in graph.nodes if node.kind != "parameters")
+    kept = {node.id for node in nodes}
+    edges = tuple(edge for edge in graph.edges if edge.source in kept)
+    return replace(graph, nodes=nodes, edges=edges, title=f"The graph of {name}, layer by layer")
+
+
+def _leaf_of(net: Network, name: str) -> int:
+    i = net.layout.index(name)
+    return max(n for n, offset in enumerate(net.layout.offsets[:-1]) if offset <= i and net.layout.sizes[n])
+
+
+def _ended(graph: Graph, output: Flow, C: Any, y: Any, highlight: str | None) -> Graph:
+    """With y and C, and what depends on `highlight` marked."""
+    shown = "" if y is None else f"\n{number(np.asarray(y).item()) if np.size(y) == 1 else described(y)}"
+    nodes = [*graph.nodes, Node("y", f"$y${shown}", "target", fixed=True)]
+    nodes.append(Node("C", "$C$", "cost", None if C is None else float(C), None if C is None else 1.0))
+    edges = [*graph.edges, *(Edge(id, "C") for id in output), Edge("y", "C")]
+    after, more = set(), {highlight} if highlight else set()
+    while more:
+        after |= more
+        more = {edge.target for edge in edges if edge.source in after} - after
+    marked = (replace(node, highlighted=node.id in after) for node in nodes)
+    return replace(graph, nodes=tuple(marked), edges=tuple(replace(e, highlighted=e.source in after) for e in edges))

@@ -1,0 +1,312 @@
+"""Where the gradient lives: outputs, deltas, gradients and updates, layer by layer. What to look at if nothing learns.
+
+output, δ    root mean square over all examples and units, of the layer's output a and of δ = ∂C_n/∂a, where C_n is
+             the cost of one example: so neither depends on how many examples there are
+gradient     ‖∂C/∂leaf‖ over the layer's own leaves, of the reduced cost
+update       ‖Δw‖ / ‖w‖ over the same leaves; unless an update is given, of plain gradient descent at rate 1
+dead         the share of units where δ stops: δ at the layer's input is exactly 0 for every example (and position),
+             and at its output it is not. A unit is an entry of the last axis. For layers without leaves whose input
+             has their output's shape; others have no such share.
+"""
+
+import json
+import math
+import textwrap
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .layer import Context, InputError, Theta
+from .reverse import Cost
+from .trace import Record, Step, run
+
+FACTOR = 100.0  # by which δ may fall or grow from the last to the first layer with leaves before a word is said
+DEAD = 0.5  # the share of dead units in a layer from which on a word is said
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: root mean squares of its output and of δ there; the rest None where it has no leaves, or no share."""
+
+    layer: str
+    kind: str
+    output: float
+    delta: float
+    parameters: int
+    gradient: float | None
+    weight: float | None
+    update: float | None
+    dead: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """‖Δw‖ / ‖w‖; infinite if all weights are 0 and the update is not."""
+        if self.update is None or self.weight is None:
+            return None
+        return self.update / self.weight if self.weight else (math.inf if self.update else 0.0)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What `flow` found, from the first layer to the last. Prints as a table; `.to_json()`; `.figure()`."""
+
+    rows: tuple[Row, ...]
+    cost: float
+    examples: int
+    given: bool  # whether the update was given
+
+    @property
+    def verdicts(self) -> tuple[tuple[str, str], ...]:
+        """What stands out, as (word, sentence): "not finite", "zero", "vanishing", "exploding", "dead"; or "even"."""
+        return tuple(_verdicts(self.rows))
+
+    @property
+    def verdict(self) -> str:
+        """The sentences in one line."""
+        return " ".join(sentence for _, sentence in self.verdicts)
+
+    def to_json(self) -> str:
+        """All of the table as JSON text. What is not finite stands as a string."""
+        rows = [asdict(row) | {"ratio": row.ratio} for row in self.rows]
+        plain = lambda v: str(v) if isinstance(v, float) and not math.isfinite(v) else v  # noqa: E731
+        told = {
+            "cost": plain(self.cost),
+            "examples": self.examples,
+            "update": "given" if self.given else "gradient descent at rate 1",
+            "words": [word for word, _ in self.verdicts],
+            "verdict": self.verdict,
+            "rows": [{key: plain(value) for key, value in row.items()} for row in rows],
+        }
+        return json.dumps(told, indent=1)
+
+    def __str__(self) -> str:
+        head = ("layer", "", "output", "δ", "gradient", "Δw / w", "dead")
+        rows = [head, *(_cells(row) for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        adjust = (str.ljust, str.ljust, *(str.rjust,) * 5)
+        lines = ["  ".join(f(cell, w) for f, cell, w in zip(adjust, row, widths, strict=True)) for row in rows]
+        update = "the update given" if self.given else "plain gradient descent at rate 1"
+        note = f"output, δ: rms over {self.examples} examples and all units; Δw / w: norms, of {update}"
+        return "\n".join((*map(str.rstrip, lines), "", note, self.verdict))
+
+    __repr__ = __str__
+
+    def figure(self) -> Any:
+        """A matplotlib `Figure` of its own, as in `flow.figure().savefig("flow.png")`: a row for each layer.
+
+        Raises `InputError` without matplotlib.
+        """
+        return _figure(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def flow(
+    cost: Cost,
+    theta: Theta,
+    x: Any,
+    y: Any,
+    update: Any = None,
+    *,
+    weights: Any = None,
+    context: Context = Context(),
+) -> Flow:
+    """Where the gradient lives in a network, at θ, on a batch.
+
+    `update: [P]`: what an optimizer would add to θ; plain gradient descent at rate 1, −∇C, unless given.
+    Raises `InputError` for an update of another shape, under jit, and as `cost.check`.
+    """
+    record = run(cost, theta, x, y, weights=weights, context=context)
+    C, gradient = cost.value_and_grad(theta, x, y, weights=weights, context=context)
+    if update is not None and np.shape(update) != (cost.layout.size,):
+        raise InputError(
+            f"update: expected a vector like theta, [{cost.layout.size}], got shape {list(np.shape(update))}. "
+            "It is what the optimizer adds to theta."
+        )
+    moved = gradient if update is None else update
+    vectors = [_leaves(cost, v) for v in (theta, gradient, moved)]
+    rows = tuple(_row(record, step, *vectors) for step in record.rows)
+    return Flow(rows, float(C), len(record.factors), update is not None)
+
+
+def _leaves(cost: Cost, vector: Any) -> dict[str, np.ndarray]:
+    vector, layout = np.asarray(vector, np.float64), cost.layout
+    parts = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, strict=False)
+    return {name: vector[i : i + n].reshape(shape) for name, shape, i, n in parts}
+
+
+def _row(record: Record, step: Step, theta: dict, gradient: dict, update: dict) -> Row:
+    names = record.owned.get(step.path, [])
+    own = lambda vector: [record.leaves[name].block(vector[name], step.turn) for name in names]  # noqa: E731
+    norm = lambda vector: _norm(own(vector)) if names else None  # noqa: E731
+    return Row(
+        step.name,
+        step.kind,
+        _rms(step.output),
+        _rms(step.delta),
+        sum(leaf.size for leaf in own(theta)),
+        norm(gradient),
+        norm(theta),
+        norm(update),
+        None if names else _dead(step),
+    )
+
+
+def _floats(tree: Any) -> list[np.ndarray]:
+    kept = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return [np.asarray(leaf).astype(np.float64) for leaf in kept]
+
+
+def _norm(arrays: list[np.ndarray]) -> float:
+    peak = max((float(np.max(np.abs(a), initial=0)) for a in arrays), default=0.0)
+    if peak == 0 or not math.isfinite(peak):
+        return peak
+    return peak * math.sqrt(sum(float(np.square(a / peak).sum()) for a in arrays))  # neither overflow nor underflow
+
+
+def _rms(tree: Any) -> float:
+    arrays = _floats(tree)
+    size = sum(a.size for a in arrays)
+    return _norm(arrays) / math.sqrt(size) if size else 0.0
+
+
+def _dead(step: Step) -> float | None:
+    above, below = _floats(step.delta), _floats(step.delta_x)
+    if len(above) != 1 or len(below) != 1 or above[0].shape != below[0].shape or above[0].ndim < 2:
+        return None
+    above, below = (np.any(a[0].reshape(-1, a[0].shape[-1]) != 0, axis=0) for a in (above, below))
+    return float(np.mean(above & ~below))
+
+
+# -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _verdicts(rows: tuple[Row, ...]) -> Any:
+    for what, number in (("output", lambda row: row.output), ("δ", lambda row: row.delta)):
+        # outputs spoil going forward, deltas coming back
+        spoiled = [row for row in (rows if what == "output" else rows[::-1]) if not math.isfinite(number(row))]
+        if spoiled:
+            yield "not finite", f"NOT FINITE: the {what} of layer {spoiled[0].layer} ({spoiled[0].kind}) is the first."
+            return
+    learning = [row for row in rows if row.parameters]
+    if dead := [row for row in rows if row.dead is not None and row.dead >= DEAD]:
+        worst = max(dead, key=lambda row: row.dead or 0)
+        yield (
+            "dead",
+            (
+                f"DEAD: {len(dead)} layer{'s' if len(dead) > 1 else ''} with at least {DEAD:.0%} dead units; "
+                f"in layer {worst.layer} ({worst.kind}) {worst.dead:.0%}."
+            ),
+        )
+    if zero := [row.layer for row in learning if row.delta == 0]:
+        yield "zero", f"ZERO: no δ comes back to layer {zero[-1]}{' and those before it' if len(zero) > 1 else ''}."
+        return
+    if len(learning) < 2:
+        yield "even", "One layer has leaves: δ has no way to fall or grow on."
+        return
+    first, last = learning[0], learning[-1]
+    ratio = first.delta / last.delta
+    each = ratio ** (1 / (len(learning) - 1))
+    way = f"from {last.delta:.1e} at layer {last.layer} to {first.delta:.1e} at layer {first.layer}"
+    by = f"{max(ratio, 1 / ratio):.1e} times" if max(ratio, 1 / ratio) >= 1000 else f"{max(ratio, 1 / ratio):.2g} times"
+    if ratio < 1 / FACTOR:
+        yield "vanishing", f"VANISHING: coming back, δ falls {way}, {by} in all, to {each:.2g} of itself at each layer."
+    elif ratio > FACTOR:
+        yield "exploding", f"EXPLODING: coming back, δ grows {way}, {by} in all, {each:.2g} times at each layer."
+    else:
+        yield "even", f"Coming back, δ goes {way}: a factor of {max(ratio, 1 / ratio):.2g}, within {FACTOR:g}."
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    number = lambda value: "" if value is None else f"{value:.1e}"  # noqa: E731
+    dead = "" if row.dead is None else f"{row.dead:.0%}"
+    return row.layer, row.kind, *map(number, (row.output, row.delta, row.gradient, row.ratio)), dead
+
+
+# -- as a picture -----------------------------------------------------------------------------------------------------
+
+BLUE, RED, INK, FAINT = "#0072B2", "#D55E00", "#333333", "#DDDDDD"  # Okabe & Ito
+STYLE: Any = {
+    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.spines.left": False, "axes.edgecolor": INK, "text.color": INK,
+    "xtick.color": INK, "ytick.color": INK, "ytick.major.size": 0, "svg.fonttype": "none",
+}  # fmt: skip
+
+
+def _figure(flow: Flow) -> Any:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("flow.figure: matplotlib is not installed. Run pip install 'jbp[cli]'.") from None
+    n = len(flow.rows)
+    step = max(1, math.ceil(n / 60))  # of so many rows one is named
+    bad = [word for word, _ in flow.verdicts if word != "even"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 2.2 + 0.26 * min(n, 60)), layout="constrained")
+
+        told = textwrap.fill(flow.verdict, 110)
+        figure.suptitle(told, x=0.01, ha="left", fontsize=11, fontweight="bold", color=RED if bad else INK)
+        axes = figure.subplots(1, 4, sharey=True, width_ratios=(3, 3, 2, 1.6))
+        update = "‖Δw‖ / ‖w‖" + ("" if flow.given else ", rate 1")
+        last = next((row.delta for row in reversed(flow.rows) if row.parameters), 0.0)
+        _dots(axes[0], "output a, rms  ↓", [row.output for row in flow.rows], BLUE)
+        _dots(axes[1], "δ, rms  ↑", [row.delta for row in flow.rows], BLUE, last)
+        _dots(axes[2], update, [row.ratio for row in flow.rows], INK)
+        _bars(axes[3], flow)
+        axes[0].set_yticks(range(0, n, step), [f"{row.layer}  {row.kind}" for row in flow.rows[::step]])
+        axes[0].set_ylim(n - 0.4, -0.6)
+    return figure
+
+
+def _dots(axes: Any, title: str, values: list[float | None], colour: str, centre: float = 0.0) -> None:
+    """A dot for each layer on a log axis of at least three decades; 0, infinity and NaN stand at its ends, in words.
+
+    With a `centre`, the band within `FACTOR` of it is shaded, and dots outside are red.
+    """
+    places = [(i, v) for i, v in enumerate(values) if v is not None]
+    shown = [(i, v) for i, v in places if 0 < v < math.inf]
+    low, high = min((v for _, v in shown), default=1.0), max((v for _, v in shown), default=1.0)
+    widen = 1.6 * max(1.0, math.sqrt(1e3 * low / high))
+    low, high = low / widen, high * widen
+    axes.set_xscale("log")
+    axes.set_title(title)
+    axes.grid(axis="x", color=FAINT, lw=0.6)
+    axes.set_axisbelow(True)
+    band = (0.0, math.inf)
+    if 0 < centre < math.inf:
+        band = centre / FACTOR, centre * FACTOR
+        low, high = min(low, band[0] / 2), max(high, band[1] * 2)
+        axes.axvspan(*band, color=FAINT, alpha=0.5, lw=0)
+        axes.set_xlabel(f"shaded: within {FACTOR:g} times the last that has leaves")
+    axes.set_xlim(low, high)
+    axes.plot([v for _, v in shown], [i for i, _ in shown], color=colour, lw=1, alpha=0.5)
+    axes.scatter(
+        [v for _, v in shown],
+        [i for i, _ in shown],
+        s=30,
+        color=[colour if band[0] <= v <= band[1] else RED for _, v in shown],
+        zorder=3,
+    )
+    for i, v in places:
+        if not 0 < v < math.inf:
+            place, text, side = (low, " 0", "left") if v == 0 else (high, f"{v} ", "right")
+            axes.text(place, i, text, color=RED, fontweight="bold", ha=side, va="center")
+
+
+def _bars(axes: Any, flow: Flow) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    shares = [(i, row.dead) for i, row in enumerate(flow.rows) if row.dead is not None]
+    axes.set_title("dead units")
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1])
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.barh([i for i, _ in shares], [1] * len(shares), color=FAINT, height=0.55)
+    colours = [RED if share >= DEAD else INK for _, share in shares]
+    axes.barh([i for i, _ in shares], [share for _, share in shares], color=colours, height=0.55)

@@ -1,0 +1,234 @@
+"""What happens at each layer in one run: the record that `explain` and `flow` read.
+
+The network is rebuilt with a `Recorder` around every layer in it, found in the fields of its containers as `walk` finds
+it: so no container's type is known, and a layer that nobody has written yet is recorded too. Params pass through, so
+that θ and its layout stay the same. Then the recursion runs once, one operation at a time and not compiled:
+
+* δ is the same *object* where one layer hands it to another, so what a δ came from is seen in the objects (`route`).
+* A container that loops (`lax.scan`) loops in Python, and a layer in it has a step for each turn.
+* A container that maps a layer (`jax.vmap`) shows it no numbers: that raises `InputError`.
+
+The record holds every output and every δ of the batch. All δ are of the unscaled cost C_n of each example.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .layer import Context, InputError, Layer, Theta
+from .pair import Pair, Stack
+from .reverse import Cost, reverse
+
+
+@dataclass(eq=False)
+class Step:
+    """One inductive step as it happened. `parent` is the container's step around it; `turn` counts those of one path.
+
+    `began` and `ended` order the steps of the reverse pass. `turn` is 0, 1, … going forward, None for a single one.
+    """
+
+    path: str
+    layer: Layer
+    parent: "Step | None"
+    began: int
+    params: Any
+    x: Any
+    output: Any
+    saved: Any
+    delta: Any
+    delta_x: Any = None
+    ended: int = 0
+    turn: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The layer's path; inside a loop with the turn, as in `0.layer.1@2`."""
+        return self.path if self.turn is None else f"{self.path}@{self.turn}"
+
+    @property
+    def kind(self) -> str:
+        """The name of the layer's class."""
+        return type(self.layer).__name__
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Leaf:
+    """The pair of a parameter leaf, and the path of the layer that read it."""
+
+    pair: Pair
+    owner: str = field(metadata={"static": True})
+
+    @property
+    def depth(self) -> int:
+        """In how many loops, one in another, the leaf's layer is: so many axes of blocks the leaf has."""
+        pairs, depth = self.pair, 0
+        while isinstance(pairs, Stack):
+            pairs, depth = pairs.blocks, depth + 1
+        return depth
+
+    def block(self, array: np.ndarray, turn: int | None) -> np.ndarray:
+        """The part of an array of the leaf's shape that belongs to one turn of the loops."""
+        return array if turn is None else array.reshape(-1, *array.shape[self.depth :])[turn]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The `read` of a recorded layer: the pair, with the layer's path on it."""
+
+    owner: str
+
+    def __call__(self, pair: Pair) -> Leaf:
+        return Leaf(pair, self.owner)
+
+    def stack(self, leaf: Leaf) -> Leaf:
+        return Leaf(Stack(leaf.pair), leaf.owner)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """A layer that does what `layer` does and writes its steps down. Saved: x and the output besides."""
+
+    layer: Layer
+    path: str
+    record: "Record" = field(compare=False, repr=False)
+
+    def init(self, key: Any, x: Any) -> Any:
+        return self.layer.init(key, x)
+
+    def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
+        output, saved = self.layer.forward(params, x, context)
+        return output, (x, output, saved)
+
+    def backward(self, params: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
+        x, output, saved = saved
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, output, delta))):
+            raise InputError(
+                f"layer {self.path}: its numbers can't be recorded, because a container runs it inside a transformation"
+                " such as jax.vmap. Record the network with that layer by itself."
+            )
+        with self.record.step(self.path, self.layer, params, x, output, saved, delta) as step:
+            step.delta_x, readings = self.layer.backward(params, saved, delta, Mark(self.path))
+        return step.delta_x, readings
+
+    def __getattr__(self, name: str) -> Any:  # what else a container knows of its child
+        return getattr(object.__getattribute__(self, "layer"), name)
+
+
+@dataclass(eq=False)
+class Record:
+    """One run: each step in the order in which the reverse pass ended them, and each leaf's pair by its name.
+
+    `delta`: of C_n at the output, the base case. `factors: [N]`: of each C_n in C, as the reduction has it.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    output: Any = None
+    delta: Any = None
+    factors: Any = None
+    _open: list[Step] = field(default_factory=list)
+    _clock: Iterator[int] = field(default_factory=itertools.count)
+
+    @contextmanager
+    def step(self, path: str, layer: Layer, *values: Any) -> Iterator[Step]:
+        """A step that begins now, inside the one that is open, and ends with the block."""
+        step = Step(path, layer, self._open[-1] if self._open else None, next(self._clock), *values)
+        self._open.append(step)
+        yield step
+        self._open.pop()
+        step.ended = next(self._clock)
+        self.steps.append(step)
+
+    @cached_property
+    def owned(self) -> dict[str, list[str]]:
+        """{layer's path: names of the leaves that are its own, not those of a layer inside it}."""
+        owners = {leaf.owner for leaf in self.leaves.values()}
+        return {path: [name for name, leaf in self.leaves.items() if leaf.owner == path] for path in owners}
+
+    @cached_property
+    def rows(self) -> list[Step]:
+        """The steps going forward: of layers that hold no other layer, and of those with leaves of their own."""
+        parents = {id(step.parent) for step in self.steps}
+        rows = [step for step in self.steps if id(step) not in parents or step.path in self.owned]
+        return sorted(rows, key=lambda step: step.began, reverse=True)
+
+    def route(self, step: Step) -> list[tuple[Step, Any]]:
+        """How δ came from the output of the network down to `step`: (a step, the δ that it handed on), in this order.
+
+        A step hands on its delta_x. A container hands to a layer in it a δ that it made of its own, or, if it is the
+        same object, that δ itself: then the container is not listed.
+        """
+        links: list[tuple[Step, Any]] = []
+        while True:
+            before = [s for s in self.steps if s.parent is step.parent and s.ended < step.began]
+            if feeders := [s for s in before if _same(s.delta_x, step.delta)]:
+                links.append((feeders[-1], feeders[-1].delta_x))
+                step = feeders[-1]
+                continue
+            if step.parent is None:
+                return links[::-1]
+            if not _same(step.parent.delta, step.delta):
+                links.append((step.parent, step.delta))
+            step = step.parent
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether one of the arrays of two deltas is the same object."""
+    return bool({id(leaf) for leaf in jax.tree.leaves(a)} & {id(leaf) for leaf in jax.tree.leaves(b)})
+
+
+def recorded(layer: Layer, record: Record, path: tuple[str, ...] = ()) -> Recorder:
+    """A layer and all layers inside it, each with a recorder around it."""
+    is_layer = lambda value: isinstance(value, Layer) and not isinstance(value, type)  # noqa: E731
+    changes: dict[str, Any] = {}
+    named: list[str] = [f.name for f in fields(layer)] if is_dataclass(layer) else []
+    for name in named:
+        value = getattr(layer, name)
+        if isinstance(value, tuple) and any(map(is_layer, value)):
+            parts = enumerate(value)
+            changes[name] = tuple(recorded(v, record, (*path, str(i))) if is_layer(v) else v for i, v in parts)
+        elif is_layer(value):
+            changes[name] = recorded(value, record, (*path, name))
+    if changes:
+        layer = dataclasses.replace(layer, **changes)  # type: ignore[type-var]
+    return Recorder(layer, ".".join(path), record)
+
+
+def run(cost: Cost, theta: Theta, x: Any, y: Any, *, weights: Any = None, context: Context = Context()) -> Record:
+    """The record of one forward and reverse run of a cost. Raises `InputError` as `cost.check`, and under jit."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
+        raise InputError("a run is recorded with its numbers, so not under jit, grad or vmap. Call it outside.")
+    cost.check(theta, x, y)
+    network, y, record = cost.network, jax.tree.map(jnp.asarray, y), Record()
+    n = jax.tree.leaves(x)[0].shape[0]
+    if weights is not None and np.shape(weights) != (n,):
+        raise InputError(f"weights: expected one weight for each example, [{n}], got shape {list(np.shape(weights))}.")
+    w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    record.factors = w / w.sum() if cost.reduction == "mean" else w
+
+    def seed(output: Any) -> tuple[None, Any]:
+        delta = jax.tree.map(lambda d, a: d.astype(a.dtype), cost.loss.delta(output, y), output)
+        record.output, record.delta = output, delta
+        return None, delta
+
+    layers: Any = recorded(network.layer.layers, record).layer
+    params = cost.layout.unflatten(jnp.asarray(theta))
+    with jax.disable_jit():
+        whole = dataclasses.replace(network.layer, layers=layers)
+        _, _, readings = reverse(whole, params, x, seed, Mark(""), context)
+    leaves = cost.layout.treedef.flatten_up_to(readings)
+    record.leaves = dict(zip(cost.layout.names, leaves, strict=True))
+    for path in {step.path for step in record.steps}:
+        turns = [step for step in record.steps if step.path == path]
+        for turn, step in enumerate(reversed(turns)):
+            step.turn = turn if len(turns) > 1 else None
+    return record

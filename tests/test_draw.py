@@ -1,0 +1,563 @@
+"""The pictures: their numbers are those of the gradient, and nothing of the network is missing in them.
+
+Graphs are tested through their data: nodes, edges and boxes. The chain rule on a graph (the sum over paths of the
+products of partial derivatives) must give the coordinate of `jax.grad` and of `cost.pairs`, elided or not.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+import jbp
+from jbp import draw, losses
+from jbp.draw.chain import chain_of
+from jbp.draw.neurons import rows
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+
+def drawn_at_random(cost: jbp.Cost, seed: int = 0) -> tuple[Any, Any, Any]:
+    """θ with no zeros in it, x and y of one example."""
+    rng = np.random.default_rng(seed)
+    output = cost.network.output.shape
+    x = rng.standard_normal(cost.network.input.shape)
+    if isinstance(cost.loss, losses.SoftmaxCrossEntropy):
+        return rng.standard_normal(cost.layout.size), x, np.int32(1)
+    return rng.standard_normal(cost.layout.size), x, rng.standard_normal(output)
+
+
+def sigmoid_half_squared(*widths: int) -> jbp.Cost:
+    return jbp.Cost(jbp.mlp(*widths), losses.HalfSquaredError())
+
+
+def tanh_cross_entropy() -> jbp.Cost:
+    return jbp.Cost(jbp.mlp(3, 4, 3, activation=jbp.Tanh(), last=jbp.Identity()), losses.SoftmaxCrossEntropy())
+
+
+def softmax_everywhere() -> jbp.Cost:
+    """Softmax in the middle too: the steps between sums and activations are not element-wise."""
+    layers = [jbp.Dense(3), jbp.Softmax(), jbp.Dense(4, bias=False), jbp.Softmax(), jbp.Tanh()]
+    return jbp.Cost(jbp.Network(layers, input=(2,)), losses.HalfSquaredError())
+
+
+def flat_squares(params: Any, x: Any) -> Any:
+    return x.reshape(x.shape[0], -1) ** 2
+
+
+def images() -> jbp.Cost:
+    """A function before the first dense layer: a^1 is not x itself."""
+    layers = [jbp.from_function(None, flat_squares), jbp.Dense(2), jbp.ReLU()]
+    return jbp.Cost(jbp.Network(layers, input=(2, 2)), losses.Huber())
+
+
+COSTS = {
+    "sigmoid": lambda: sigmoid_half_squared(2, 3, 2),
+    "deep": lambda: sigmoid_half_squared(2, 2, 3, 2, 2),
+    "tanh": tanh_cross_entropy,
+    "softmax": softmax_everywhere,
+    "images": images,
+}
+
+
+def coordinates(cost: jbp.Cost, theta: Any, x: Any, y: Any) -> dict[str, tuple[float, float]]:
+    """{symbol: (by jax.grad, by cost.pairs)}."""
+    x, y = jnp.asarray(x)[None], jnp.asarray(y)[None]
+    oracle = jax.grad(cost)(jnp.asarray(theta), x, y)
+    leaves = [np.ravel(pair.gradient()) for pair in cost.pairs(jnp.asarray(theta), x, y).values()]
+    both = zip(oracle.tolist(), np.concatenate(leaves).tolist(), strict=True)
+    return {cost.layout.symbol(i): pair for i, pair in enumerate(both)}
+
+
+# -- neurons: the numbers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_path_sums_are_the_gradient(name, x64):
+    cost = COSTS[name]()
+    theta, x, y = drawn_at_random(cost)
+    graph = draw.computation(cost, theta, x, y, max_neurons=9)
+    found = coordinates(cost, theta, x, y)
+    assert {node.id for node in graph.nodes if node.kind in ("weight", "bias")} == set(found)
+    for i, (symbol, expected) in enumerate(found.items()):
+        total = sum(product for _, product in graph.paths(symbol))
+        np.testing.assert_allclose([total, total], expected, rtol=1e-10, atol=1e-14)
+        assert graph.derivative(symbol) == pytest.approx(total, rel=1e-12, abs=1e-15)
+        assert graph.node(symbol).derivative == pytest.approx(total, rel=1e-12, abs=1e-15)
+        assert graph.node(symbol).value == theta[i]
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_single_and_elided_graphs_keep_the_gradient(name, x64):
+    cost, most = COSTS[name](), 1
+    theta, x, y = drawn_at_random(cost)
+    for symbol, (expected, _) in coordinates(cost, theta, x, y).items():
+        for graph in (
+            draw.single(cost, symbol, theta, x, y, max_neurons=most),
+            draw.computation(cost, theta, x, y, highlight=symbol, max_neurons=most),
+        ):
+            assert sum(product for _, product in graph.paths(symbol)) == pytest.approx(expected, rel=1e-10, abs=1e-14)
+            assert graph.derivative(symbol) == pytest.approx(expected, rel=1e-10, abs=1e-14)
+
+
+def test_values_are_those_of_the_text(x64):
+    cost = sigmoid_half_squared(2, 3, 2)
+    theta, x, y = drawn_at_random(cost)
+    w2, b2, w3, b3 = theta[:6].reshape(2, 3), theta[6:9], theta[9:15].reshape(3, 2), theta[15:]
+    a2 = 1 / (1 + np.exp(-(x @ w2 + b2)))
+    a3 = 1 / (1 + np.exp(-(a2 @ w3 + b3)))
+    delta3 = (a3 - y) * a3 * (1 - a3)  # ∂C/∂z
+    graph = draw.computation(cost, theta, x[None], y[None])
+    expected = {"C": 0.5 * np.sum((y - a3) ** 2)}
+    for letter, values in (("x", x), ("a^2", a2), ("a^3", a3), ("y", y)):
+        expected |= {f"{letter}_{j}": value for j, value in enumerate(values)}
+    for id, value in expected.items():
+        assert graph.node(id).value == pytest.approx(value, rel=1e-12)
+    assert graph.edge("w^3_{1<-2}", "a^3_1").partial == pytest.approx(a3[1] * (1 - a3[1]) * a2[2], rel=1e-12)
+    assert graph.edge("a^2_2", "a^3_1").partial == pytest.approx(a3[1] * (1 - a3[1]) * w3[2, 1], rel=1e-12)
+    assert graph.edge("a^3_0", "C").partial == pytest.approx(a3[0] - y[0], rel=1e-12)
+    assert graph.node("a^2_2").derivative == pytest.approx(w3[2] @ delta3, rel=1e-12)
+    assert {node.id for node in graph.nodes if node.fixed} == {"x_0", "x_1", "y_0", "y_1"}
+    with pytest.raises(jbp.InputError, match="no edge"):
+        graph.edge("x_0", "C")
+
+
+def test_softmax_has_sums_as_nodes_and_sigmoid_has_not(x64):
+    cost = softmax_everywhere()
+    graph = draw.computation(cost, *drawn_at_random(cost), max_neurons=9)
+    assert [n.id for n in graph.nodes if n.kind == "sum"] == [
+        f"z^{l}_{j}" for l, n in ((2, 3), (3, 4)) for j in range(n)
+    ]
+    assert graph.edge("z^2_0", "a^2_2").partial != 0
+    assert not [n for n in draw.computation(tanh_cross_entropy()).nodes if n.kind == "sum"]
+
+
+def test_highlighted_is_what_depends_on_the_weight():
+    net = jbp.mlp(2, 3, 2)
+    graph = draw.computation(net, highlight="w^2_{1<-0}")
+    assert {n.id for n in graph.nodes if n.highlighted} == {"w^2_{1←0}", "a^2_1", "a^3_0", "a^3_1", "C"}
+    expected = {("w^2_{1←0}", "a^2_1"), ("a^2_1", "a^3_0"), ("a^2_1", "a^3_1"), ("a^3_0", "C"), ("a^3_1", "C")}
+    assert {(e.source, e.target) for e in graph.edges if e.highlighted} == expected
+    alone = draw.single(net, "w^2_{1←0}")
+    assert {n.id for n in alone.nodes} == {n.id for n in graph.nodes if n.highlighted} | {"x_0", "rest", "y_0", "y_1"}
+
+
+def test_the_usual_graph_has_the_weights_on_its_edges():
+    net = jbp.mlp(2, 3, 2)
+    theta = np.arange(17, dtype=np.float32)
+    graph = draw.network(net, theta)
+    assert len(graph.nodes) == 7
+    assert len(graph.edges) == 12
+    matrix = net.layout.matrix(theta, 3)
+    assert graph.edge("a^2_2", "a^3_1").weight == matrix[1, 2]
+    assert graph.node("a^3_1").value == theta[16]
+    assert all(edge.weight is None for edge in draw.network(net).edges)
+
+
+# -- neurons: wide columns --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "most", "keep"), [(64, 10, ()), (64, 3, (17,)), (5, 4, ()), (6, 1, (2,)), (3, 1, ())]
+)
+def test_rows_cover_a_column_once(width, most, keep):
+    found = rows(width, most, keep)
+    assert [j for row in found for j in row] == list(range(width))
+    alone = [row[0] for row in found if len(row) == 1]
+    assert set(keep) <= set(alone)
+    assert width - 1 in alone or most == len(keep)
+
+
+def test_elision_states_its_counts():
+    graph = draw.network(jbp.mlp(64, 30, 10))
+    groups = {node.id: node for node in graph.nodes if node.count > 1}
+    assert {id: node.count for id, node in groups.items()} == {"x_{9…62}": 54, "a^2_{9…28}": 20}
+    assert "54 more" in groups["x_{9…62}"].label
+    assert sum(node.count for node in graph.nodes) == 64 + 30 + 10
+    assert [box.label.split("\n")[1] for box in graph.boxes] == ["64 neurons", "30 neurons", "10 neurons"]
+    surgery = draw.computation(jbp.mlp(64, 30, 10))
+    parameters = sum(node.count for node in surgery.nodes if node.kind in ("weight", "bias", "rest"))
+    assert parameters == 64 * 30 + 30 + 30 * 10 + 10
+    assert len(draw.computation(jbp.mlp(2000, 1000, 1000, 10)).nodes) < 80
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+def block(activation: Any = None) -> jbp.Residual:
+    return jbp.Residual(jbp.Sequential([jbp.Dense(4), activation or jbp.Tanh()]))
+
+
+def dense_by_hand() -> Any:
+    def init(key, x):
+        return {"gain": jnp.ones(x.shape, x.dtype)}
+
+    def scale(params, x):
+        return x * params["gain"][None]
+
+    return jbp.from_function(init, scale)
+
+
+@dataclass(frozen=True)
+class Looped:
+    """A local container: a scan over two copies of a layer's params. Only its forward matters here."""
+
+    layer: Any
+
+    def init(self, key, x):
+        return jax.tree.map(lambda a: jnp.stack([a, a]), self.layer.init(key, x))
+
+    def forward(self, params, x, context):
+        step = lambda x, p: (self.layer.forward(p, x, context)[0], None)  # noqa: E731
+        return jax.lax.scan(step, x, params)[0], ()
+
+    def backward(self, params, saved, delta, read): ...
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A local container with a parameter of its own: gate · f(x) + g(x), under `jax.checkpoint`."""
+
+    f: Any
+    g: Any
+
+    def init(self, key, x):
+        return {"f": self.f.init(key, x), "g": self.g.init(key, x), "gate": jnp.ones((), x.dtype)}
+
+    def forward(self, params, x, context):
+        def both(params, x):
+            f, g = self.f.forward(params["f"], x, context)[0], self.g.forward(params["g"], x, context)[0]
+            return params["gate"] * f + g
+
+        return jax.checkpoint(both)(params, x), ()
+
+    def backward(self, params, saved, delta, read): ...
+
+
+def test_residual_networks_are_drawn_as_boxes():
+    net = jbp.Network([jbp.Dense(4), block(), dense_by_hand(), jbp.Dense(3)], input=(5,))
+    graph = draw.network(net)
+    labels = {node.id: node.label for node in graph.nodes}
+    assert labels["0"] == "Dense(4)\n[5] → [4]\n24 parameters"
+    assert labels["2"] == "Function(init_params=init, apply=scale)\n[4] → [4]\n4 parameters"
+    assert {box.id: (box.label, box.parent) for box in graph.boxes} == {
+        "1": ("Residual", None),
+        "1.layer": ("Sequential", "1"),
+    }
+    assert {(e.source, e.target) for e in graph.edges} == {
+        ("x", "0"), ("0", "1.x"), ("1.x", "1.layer.0"), ("1.layer.0", "1.layer.1"), ("1.layer.1", "1.+"),
+        ("1.x", "1.+"), ("1.+", "2"), ("2", "3"),
+    }  # fmt: skip
+    assert graph.node("1.+").box == "1"
+    assert graph.node("1.layer.0").box == "1.layer"
+
+
+def test_flow_is_found_in_containers_of_others():
+    net = jbp.Network([Gated(jbp.Dense(4), Looped(jbp.Dense(4))), jbp.Dense(2)], input=(4,))
+    graph = draw.computation(net)
+    assert ("0.f", "0.+") in {(e.source, e.target) for e in graph.edges}
+    assert [(box.label, box.times) for box in graph.boxes if box.times > 1] == [("× 2", 2)]
+    loop = next(box for box in graph.boxes if box.times == 2)
+    assert graph.node("0.g.layer").box == loop.id
+    assert sum(n.count for n in graph.nodes if n.kind == "parameters") == net.layout.size
+    assert graph.node("0.+: gate").count == 1
+
+
+def test_a_container_that_takes_only_its_own_is_one_layer():
+    @dataclass(frozen=True)
+    class Choosy(jbp.Residual):
+        def __post_init__(self):
+            if not isinstance(self.layer, jbp.Dense):
+                raise jbp.InputError("Choosy: a Dense layer only.")
+
+    graph = draw.network(jbp.Network([Choosy(jbp.Dense(4))], input=(4,)))
+    assert [node.label for node in graph.nodes][1:] == ["Choosy\n[4] → [4]\n20 parameters\n1 layer inside"]
+
+
+def test_equal_blocks_are_drawn_once_and_counted():
+    net = jbp.Network([jbp.Dense(4), *[block() for _ in range(10)], block(jbp.ReLU())], input=(5,))
+    graph = draw.computation(net)
+    assert [(box.id, box.label) for box in graph.boxes if box.parent is None] == [
+        ("1", "Residual  × 10"),
+        ("11", "Residual"),
+    ]
+    assert sum(n.count for n in graph.nodes if n.kind == "parameters") == net.layout.size
+    single = draw.single(net, "7.layer.0.w[1,2]")  # its block must be seen
+    assert single.node("7.layer.0").highlighted
+    assert not single.node("6.layer.0").highlighted
+
+
+def test_deep_nesting_is_cut_and_counted():
+    layer: Any = jbp.Dense(4)
+    for _ in range(12):
+        layer = jbp.Residual(jbp.Sequential([jbp.Dense(4), layer]))
+    graph = draw.network(jbp.Network([layer], input=(4,)), depth=4)
+    inside = [node.label for node in graph.nodes if "layers inside" in node.label]
+    assert inside == ["Residual\n[4] → [4]\n220 parameters\n30 layers inside"]
+    assert len(graph.boxes) == 4
+
+
+def test_numbers_of_layers_are_those_of_the_gradient(x64):
+    net = jbp.Network([jbp.Dense(4), block(), dense_by_hand(), jbp.Dense(3)], input=(5,))
+    cost = jbp.Cost(net, losses.SoftmaxCrossEntropy())
+    theta, x, y = drawn_at_random(cost)
+    gradient = np.asarray(jax.grad(cost)(jnp.asarray(theta), x[None], y[None]))
+    graph = draw.computation(cost, theta, x, y)
+    nodes = [node for node in graph.nodes if node.kind == "parameters"]
+    np.testing.assert_allclose(np.concatenate([n.derivative for n in nodes]), gradient, rtol=1e-10, atol=1e-14)
+    np.testing.assert_array_equal(np.concatenate([n.value for n in nodes]), theta)
+    assert graph.node("C").value == pytest.approx(float(cost(theta, x[None], y[None])))
+    symbol = "1.layer.0.w[1,2]"
+    alone = draw.single(cost, symbol, theta, x, y)
+    i = net.layout.index(symbol)
+    assert (alone.node(symbol).value, alone.node(symbol).derivative) == pytest.approx((theta[i], gradient[i]))
+    assert {n.id for n in alone.nodes if n.highlighted} == {
+        symbol, "1.layer.0", "1.layer.1", "1.+", "2", "3", "C"
+    }  # fmt: skip
+    np.testing.assert_array_equal(draw.network(net, theta).node("0").value, theta[:24])
+
+
+def test_a_layer_with_w_and_b_that_is_no_dense_layer_is_not_drawn_as_neurons():
+    @dataclass(frozen=True)
+    class Normalised(jbp.Dense):
+        def forward(self, params, x, context):
+            return jbp.Dense.forward(self, params._replace(w=params.w / jnp.linalg.norm(params.w)), x, context)
+
+    net = jbp.Network([Normalised(3)], input=(2,))
+    assert net.layout.is_chain
+    assert chain_of(net) is None
+    assert draw.network(net).direction == "down"
+    assert chain_of(jbp.Network([jbp.Dense(3)], input=(4, 2))) is None  # at each position, not neuron by neuron
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def some_graphs() -> dict[str, draw.Graph]:
+    cost = sigmoid_half_squared(2, 3, 2)
+    theta, x, y = (np.float32(v) for v in drawn_at_random(cost))
+    residual = jbp.Network([jbp.Dense(4), block(), dense_by_hand(), jbp.Dense(3)], input=(5,))
+    return {
+        "usual": draw.network(cost, theta),
+        "bare": draw.network(jbp.mlp(64, 30, 10)),
+        "computation": draw.computation(cost, theta, x, y, highlight="w^2_{1←0}"),
+        "elided": draw.computation(jbp.mlp(64, 30, 10), highlight="w^2_{17←20}"),
+        "single": draw.single(cost, "b^2_1", theta, x, y),
+        "softmax": draw.computation(softmax_everywhere()),
+        "layers": draw.network(residual, np.ones(residual.layout.size, np.float32)),
+        "layers of C": draw.computation(residual),
+        "long": draw.network(jbp.Network([block(a) for a in (jbp.Tanh(), jbp.ReLU()) * 3], input=(4,))),
+    }
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, draw.Graph]:
+    return some_graphs()
+
+
+def test_texts_are_whole(graphs):
+    for graph in graphs.values():
+        dot, mermaid = graph.dot(), graph.mermaid()
+        assert dot.count("{") - dot.count("_{") - dot.count("^{") == dot.count("\n}") + dot.count("  }\n")
+        assert dot.count('"') % 2 == mermaid.count('"') % 2 == 0
+        assert (
+            dot.count(" -> ")
+            == len(graph.edges)
+            == sum(map(mermaid.count, (" --> ", " ==> ", " -.-> ", "-->|", "==>|", "-.->|")))
+        )
+        assert mermaid.count("subgraph ") == mermaid.count("  end\n") == len(graph.boxes)
+        for i, node in enumerate(graph.nodes):
+            assert f'"{node.id}" [' in dot
+            assert f" n{i}[" in mermaid or f" n{i}((" in mermaid
+
+
+SMALL_DOT = """\
+digraph {
+  rankdir=LR; label="The network 1-1"; labelloc=t;
+  node [shape=box style=filled fillcolor=white fontsize=11]; edge [fontsize=9];
+  subgraph "cluster layer 1" { label="layer 1, input\\n1 neuron"; color=none;
+    "x_0" [label=<<I>x</I><SUB>0</SUB>> shape=box style="filled" fillcolor="#EFEFEF"];
+  }
+  subgraph "cluster layer 2" { label="layer 2, output\\n1 neuron"; color=none;
+    "a^2_0" [label=<<I>a</I><SUP>2</SUP><SUB>0</SUB><BR/>−0.25> shape=circle style="filled" fillcolor="white"];
+  }
+  "x_0" -> "a^2_0" [label="0.5"];
+}
+"""
+SMALL_MERMAID = """\
+flowchart LR
+  subgraph box0["layer 1, input<br/>1 neuron"]
+    n0["x_0"]:::input
+  end
+  subgraph box1["layer 2, output<br/>1 neuron"]
+    n1(("a^2_0<br/>−0.25")):::neuron
+  end
+  n0 -->|"0.5"| n1
+  classDef input fill:#EFEFEF,stroke:#333333,color:#333333
+  classDef neuron fill:#FFFFFF,stroke:#333333,color:#333333
+"""
+
+
+def test_small_texts():
+    graph = draw.network(jbp.mlp(1, 1), np.float32([0.5, -0.25]))
+    assert graph.dot() == SMALL_DOT
+    assert graph.mermaid() == SMALL_MERMAID
+
+
+def test_names_are_mathematics():
+    graph = draw.computation(jbp.mlp(30, 20, 2), highlight="w^2_{17<-7}")
+    assert graph.node("w^2_{17←7}").label == r"$w^{2}_{17\leftarrow 7}$"
+    assert graph.node("a^2_{17}").label == "$a^{2}_{17}$"
+    assert "<I>w</I><SUP>2</SUP><SUB>17←7</SUB>" in graph.dot()
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_drawn_and_nothing_lies_on_another(graphs):
+    """Warnings are errors here, so a label that a font can't set fails."""
+    from jbp.draw.columns import columns
+    from jbp.draw.rows import rows as by_rows
+
+    for name, graph in graphs.items():
+        placed = columns(graph) if graph.direction == "right" else by_rows(graph)
+        figure = graph.figure()
+        canvas = FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        shown = [text for axes in figure.axes for text in axes.texts] + [
+            t for legend in figure.legends for t in legend.texts
+        ]
+        renderer, (width, height) = canvas.get_renderer(), figure.bbox.size
+        for text in shown:  # inside the page
+            box = text.get_window_extent(renderer)
+            assert -1 <= box.x0 <= box.x1 <= width + 1, (name, text.get_text())
+            assert -1 <= box.y0 <= box.y1 <= height + 1, (name, text.get_text())
+        spots = [(id, *placed.at[id], *placed.size[id]) for id in placed.at]
+        for i, (a, ax, ay, aw, ah) in enumerate(spots):
+            for b, bx, by, bw, bh in spots[i + 1 :]:
+                assert abs(ax - bx) >= (aw + bw) / 2 - 1e-9 or abs(ay - by) >= (ah + bh) / 2 - 1e-9, (name, a, b)
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf", "dot", "gv", "mmd", "md"])
+def test_save(tmp_path, suffix):
+    graph = draw.network(jbp.mlp(2, 3, 2))
+    path = graph.save(tmp_path / f"net.{suffix}")
+    start = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF", "mmd": b"flowchart", "md": b"```mermaid\n"}
+    assert path.read_bytes().startswith(start.get(suffix, b"digraph"))
+
+
+def test_notebooks_show_it(monkeypatch):
+    graph = draw.single(jbp.mlp(2, 3, 2), "b^3_1")
+    svg = graph._repr_svg_()
+    assert svg is not None
+    assert "</svg>" in svg
+    assert repr(graph) == "<Graph: The graph of b^3_1 in the network 2-3-2; 5 nodes, 4 edges>"
+    monkeypatch.delitem(sys.modules, "jbp.draw.figure")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert graph._repr_svg_() is None
+    with pytest.raises(jbp.InputError, match=r"pip install 'jbp\[cli\]'"):
+        graph.figure()
+    assert graph.dot()
+    assert graph.mermaid()
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unchecked_types():
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+COST, NET = sigmoid_half_squared(2, 3, 2), jbp.mlp(2, 3, 2)
+THETA, X, Y = np.zeros(17, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)
+BATCH = np.zeros((5, 2), np.float32)
+ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "symbol": (
+        lambda: draw.single(NET, "w^2_{3←7}"),
+        "layout.index: unknown symbol 'w^2_{3←7}'. The nearest leaf has symbols w^2_{0←0} … w^2_{2←1}.",
+    ),
+    "highlight": (
+        lambda: draw.computation(NET, highlight="b^9_0"),
+        "layout.index: unknown symbol 'b^9_0'. The nearest leaf has symbols b^3_0 … b^3_1.",
+    ),
+    "no x, y": (
+        lambda: draw.computation(COST, THETA),
+        "draw.computation: numbers need theta, x and y, got no x and no y. Give all three, or none.",
+    ),
+    "no theta": (
+        lambda: draw.single(COST, "b^3_0", x=X, y=Y),
+        "draw.single: numbers need theta, x and y, got no theta. Give all three, or none.",
+    ),
+    "no loss": (
+        lambda: draw.computation(NET, THETA, X, Y),
+        "draw.computation: numbers end in C, so they need a Cost, got a Network. Write Cost(net, loss).",
+    ),
+    "batch": (
+        lambda: draw.computation(COST, THETA, BATCH, BATCH),
+        "draw.computation: the numbers are those of one example, got x float32[5, 2] and y float32[5, 2]. "
+        "Draw the first with x[0], y[0].",
+    ),
+    "shape of x": (
+        lambda: draw.computation(COST, THETA, np.zeros((1, 3), np.float32), Y[None]),
+        "x: expected a batch [N, 2], got float32[1, 3]. Build the Network for this input.",
+    ),
+    "NaN": (
+        lambda: draw.computation(COST, THETA, X * np.float32(np.nan), Y),
+        "x: expected finite numbers, got x[0, 0] = nan (2 of 2 not finite). Clean the data first.",
+    ),
+    "theta": (
+        lambda: draw.network(NET, THETA[1:]),
+        "theta: expected [P] = [17] (#W = 12, #b = 5), got [16]. Make one with net.init(key) or layout.flatten(tree).",
+    ),
+    "no network": (
+        lambda: draw.network("net"),  # type: ignore[arg-type]
+        "draw.network: expected a Network or a Cost, got 'net'. Write draw.network(net).",
+    ),
+    "max_neurons": (
+        lambda: draw.network(NET, max_neurons=0),
+        "draw: max_neurons must be a whole number of at least 1, got 0.",
+    ),
+    "format": (
+        lambda: draw.network(NET).save("net.jpg"),
+        "Graph.save: expected a file that ends in .svg, .png, .pdf, .dot, .gv, .mmd, .md, got 'net.jpg'. "
+        "Write for example net.svg.",
+    ),
+    "file": (
+        lambda: draw.network(NET).save("/nowhere/net.dot"),
+        "Graph.save: expected a file that can be written, got '/nowhere/net.dot' (No such file or directory). "
+        "Name one in a folder of yours.",
+    ),
+    "picture": (
+        lambda: draw.network(NET).save("/nowhere/net.png"),
+        "Graph.save: expected a file that can be written, got '/nowhere/net.png' (No such file or directory). "
+        "Name one in a folder of yours.",
+    ),
+    "node": (
+        lambda: draw.network(NET).node("a^7_0"),
+        "Graph.node: 'a^7_0' is not drawn; there are x_0, x_1, a^2_0, a^2_1, a^2_2, a^3_0, a^3_1, …"
+        " Draw with a larger max_neurons.",
+    ),
+    "no numbers": (
+        lambda: draw.computation(NET).derivative("b^3_0"),
+        "Graph: the edge a^3_0 → C has no partial derivative. "
+        "Give theta, x and y when drawing, and begin at a weight or bias drawn by itself.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name, unchecked_types):
+    call, message = ERRORS[name]
+    with pytest.raises(jbp.InputError) as error:
+        call()
+    assert str(error.value) == message

@@ -1,0 +1,138 @@
+"""`flow`: its numbers against plain NumPy, what it says in words, its figure."""
+
+import dataclasses
+import io
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_explain import nested
+
+import jbp
+from jbp.flow import flow
+
+HALF = jbp.losses.HalfSquaredError()
+
+
+def chain(depth, activation, scale, **settings):
+    """The flow of `depth` dense layers of 8 neurons, with normal weights of variance scale²/8."""
+    layers = [layer for _ in range(depth) for layer in (jbp.Dense(8), activation)]
+    cost = jbp.Cost(jbp.Network(layers[:-1], (8,), **settings), HALF)
+    rng = np.random.default_rng(0)
+    theta = scale / math.sqrt(8) * rng.standard_normal(cost.layout.size)
+    x, y = rng.standard_normal((2, 16, 8))
+    return flow(cost, *(jnp.asarray(a, cost.network.dtype) for a in (theta, x, y)))
+
+
+def words(found):
+    return [word for word, _ in found.verdicts]
+
+
+def test_numbers_are_numpys(x64):
+    cost = jbp.Cost(jbp.mlp(3, 4, 2), HALF)
+    rng = np.random.default_rng(0)
+    theta, x, y = rng.standard_normal(26), rng.standard_normal((5, 3)), rng.random((5, 2))
+    W2, b2, W3, b3 = theta[:12].reshape(3, 4), theta[12:16], theta[16:24].reshape(4, 2), theta[24:]
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    z2 = x @ W2 + b2
+    a2 = sigmoid(z2)
+    z3 = a2 @ W3 + b3
+    a3 = sigmoid(z3)
+    d_a3 = a3 - y
+    d_z3 = d_a3 * a3 * (1 - a3)
+    d_a2 = d_z3 @ W3.T
+    d_z2 = d_a2 * a2 * (1 - a2)
+    g = [x.T @ d_z2 / 5, d_z2.mean(0), a2.T @ d_z3 / 5, d_z3.mean(0)]
+    rms = lambda a: np.sqrt(np.mean(a**2))  # noqa: E731
+    norm = lambda *parts: np.sqrt(sum(np.sum(p**2) for p in parts))  # noqa: E731
+    update = rng.standard_normal(26)
+    for given in (None, jnp.asarray(update)):
+        found = flow(cost, jnp.asarray(theta), jnp.asarray(x), jnp.asarray(y), given)
+        moved = (norm(*g[:2]), norm(*g[2:])) if given is None else (norm(update[:16]), norm(update[16:]))
+        expected = [
+            ("0", "Dense", rms(z2), rms(d_z2), 16, norm(*g[:2]), norm(W2, b2), moved[0], None),
+            ("1", "Sigmoid", rms(a2), rms(d_a2), 0, None, None, None, 0.0),
+            ("2", "Dense", rms(z3), rms(d_z3), 10, norm(*g[2:]), norm(W3, b3), moved[1], None),
+            ("3", "Sigmoid", rms(a3), rms(d_a3), 0, None, None, None, 0.0),
+        ]
+        for row, values in zip(found.rows, expected, strict=True):
+            assert dataclasses.astuple(row)[:2] == values[:2]
+            for got, value in zip(dataclasses.astuple(row)[2:], values[2:], strict=True):
+                assert got == (None if value is None else pytest.approx(value, rel=1e-12))
+        assert found.rows[2].ratio == pytest.approx(moved[1] / norm(W3, b3), rel=1e-12)
+        assert found.cost == pytest.approx(0.5 * np.sum(d_a3**2) / 5, rel=1e-12)
+
+
+def test_any_network(x64):
+    cost, theta, x, y = nested()
+    found = flow(cost, theta, x, y)
+    rows = {row.layer: row for row in found.rows}
+    gradient = cost.layout.unflatten(jax.grad(cost)(theta, x, y))
+    second = jax.tree.map(lambda g: g[1], gradient[1].layer.layer[1])  # the block of the loop's second turn
+    assert rows["1.layer.layer.1@1"].gradient == pytest.approx(
+        math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(second))), rel=1e-11
+    )
+    assert sum(row.parameters for row in found.rows) == cost.layout.size
+    total = sum(row.gradient**2 for row in found.rows if row.parameters)
+    assert total == pytest.approx(float((jax.grad(cost)(theta, x, y) ** 2).sum()), rel=1e-11)
+    assert "2.right" in str(found)
+
+
+def test_dead_units():
+    def biases(key, shape, dtype):
+        return jnp.where(jnp.arange(8) < 6, -100, 1).astype(dtype)
+
+    layers = [jbp.Dense(8, biases=biases), jbp.ReLU(), jbp.Dense(2)]
+    cost = jbp.Cost(jbp.Network(layers, (4,)), HALF)
+    theta = cost.init(jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).random((10, 4)), jnp.float32)
+    found = flow(cost, theta, x, jnp.ones((10, 2)))
+    assert found.rows[1].dead == 0.75
+    assert words(found) == ["dead", "even"]
+    assert "in layer 1 (ReLU) 75%" in found.verdict
+    assert "75%" in str(found)
+
+
+def test_what_it_says():
+    vanishing = chain(6, jbp.Sigmoid(), 1.0)
+    exploding, healthy, zero, overflown = (chain(6, jbp.LeakyReLU(), scale) for scale in (6.0, 1.4, 0.0, 1e30))
+    assert [words(f) for f in (vanishing, exploding, healthy, zero, overflown)] == [
+        ["vanishing"], ["exploding"], ["even"], ["zero"], ["not finite"]
+    ]  # fmt: skip
+    ratio = vanishing.rows[0].delta / vanishing.rows[-1].delta
+    assert ratio < 1e-2
+    assert f"{1 / ratio:.1e} times" in vanishing.verdict
+    assert str(vanishing).endswith(vanishing.verdict)
+    told = json.loads(vanishing.to_json())
+    assert told["words"] == ["vanishing"]
+    assert told["update"] == "gradient descent at rate 1"
+    assert [row["delta"] for row in told["rows"]] == [row.delta for row in vanishing.rows]
+    assert "Infinity" not in overflown.to_json()
+    assert "NaN" not in overflown.to_json()
+    for found in (vanishing, overflown):
+        figure = found.figure()
+        output, delta, update, dead = figure.axes
+        assert [label.get_text().split()[0] for label in output.get_yticklabels()] == [r.layer for r in found.rows]
+        drawn = delta.collections[0].get_offsets()
+        np.testing.assert_allclose(drawn[:, 0], [r.delta for r in found.rows if 0 < r.delta < math.inf])
+        assert len(update.collections[0].get_offsets()) == sum(0 < (r.ratio or 0) < math.inf for r in found.rows)
+        assert len(dead.patches) == 2 * sum(r.dead is not None for r in found.rows)
+    figure.savefig(io.BytesIO(), format="png", dpi=20)
+
+
+def test_errors(monkeypatch):
+    cost = jbp.Cost(jbp.mlp(3, 2), HALF)
+    theta, x, y = jnp.zeros(8), jnp.ones((4, 3)), jnp.ones((4, 2))
+    with pytest.raises(jbp.InputError, match=r"update: expected a vector like theta, \[8\], got shape \[7\]"):
+        flow(cost, theta, x, y, jnp.zeros(7))
+    with pytest.raises(jbp.InputError, match="not under jit"):
+        jax.jit(lambda theta: flow(cost, theta, x, y).cost)(theta)
+    found = flow(cost, theta, x, y)
+    assert words(found) == ["even"]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(jbp.InputError, match=r"pip install 'jbp\[cli\]'"):
+        found.figure()
