@@ -196,6 +196,12 @@ def wide(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     return x.astype(wide_dtype(x.dtype))
 
 
-def einsum(legend: str, *operands: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+def einsum(legend: str, *operands: Inexact[Array, "..."], **settings: Any) -> Inexact[Array, "..."]:
     """`jnp.einsum`, accumulating and returning in at least float32."""
-    return jnp.einsum(legend, *operands, preferred_element_type=wide_dtype(operands[0].dtype))
+    return jnp.einsum(legend, *operands, preferred_element_type=wide_dtype(operands[0].dtype), **settings)
+
+
+def sum_over_examples(legend: str, *operands: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+    """`einsum` where the legend contracts the examples: on a mesh with explicit axes the sum is the same everywhere."""
+    explicit = jax.sharding.get_abstract_mesh().explicit_axes
+    return einsum(legend, *operands, **({"out_sharding": jax.sharding.PartitionSpec()} if explicit else {}))

@@ -233,26 +233,27 @@ class SoftmaxCrossEntropy:
         return y, total, counts
 
     def value(self, output: Output, y: Target) -> Float[Array, "N"]:
-        z = wide(output)
         y, _, counts = self._targets(output, y)
-        log_p = z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
-        return _sum(-counts * jnp.where(y == 0, 0, y * log_p))
+        return _sum(-counts * jnp.where(y == 0, 0, y * self._log_p(output)))
+
+    def _log_p(self, output: Output) -> Output:
+        return jax.nn.log_softmax(wide(output), axis=-1)  # (z − max) − log Σ: p and C keep their digits near p = 1
 
     def delta(self, output: Output, y: Target) -> Output:
         y, total, counts = self._targets(output, y)
-        return counts * (jax.nn.softmax(wide(output), axis=-1) * total - y)
+        return counts * (jnp.exp(self._log_p(output)) * total - y)
 
     def hessian_product(self, output: Output, y: Target, v: Output) -> Output:
         """(diag p − p pᵀ) v · Σ_c y_c."""
         _, total, counts = self._targets(output, y)
-        p, v = jax.nn.softmax(wide(output), axis=-1), wide(v)
+        p, v = jnp.exp(self._log_p(output)), wide(v)
         return counts * total * (p * v - p * (p * v).sum(-1, keepdims=True))
 
     def hessian_root(self, output: Output, y: Target) -> Float[Array, "K N ..."]:
         """Columns √p_c (e_c − p) · √Σ_c y_c: one for each position and class (Dangel et al. 2020, arXiv:1912.10985)."""
         n, *shape, k = output.shape
         _, total, counts = self._targets(output, y)
-        p, t = jax.nn.softmax(wide(output), axis=-1).reshape(n, -1, 1, k), math.prod(shape)  # [N, T, column, class]
+        p, t = jnp.exp(self._log_p(output)).reshape(n, -1, 1, k), math.prod(shape)  # [N, T, column, class]
         root = jnp.sqrt(jnp.swapaxes(p, 2, 3)) * (jnp.eye(k, dtype=p.dtype)[None, None] - p)
         root = root * (counts * jnp.sqrt(total)).reshape(n, t, 1, 1)
         spread = jnp.einsum("ntck,ts->tcnsk", root, jnp.eye(t, dtype=p.dtype))  # zero at the other positions

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .layer import einsum, wide
+from .layer import einsum, sum_over_examples, wide
 
 
 class Pair(ABC):
@@ -80,7 +80,7 @@ class Outer(Pair):
     def gradient(self) -> Float[Array, "I O"]:
         """Σ_n g_n as one product of matrices over all N·T rows. N·T·I·O."""
         (n, t, i), o = self.a.shape, self.delta.shape[2]
-        return einsum("mi,mo->io", self.a.reshape(n * t, i), self.delta.reshape(n * t, o))
+        return sum_over_examples("mi,mo->io", self.a.reshape(n * t, i), self.delta.reshape(n * t, o))
 
     def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "I O"]:
         """Σ_n w_n g_n = the gradient with δ scaled. N·T·I·O."""
@@ -101,7 +101,7 @@ class Outer(Pair):
         """Σ_n g_n²: (a²)ᵀ(δ²) for T = 1, else one example after another. N·T·I·O; holds I·O numbers."""
         (_, t, i), o = self.a.shape, self.delta.shape[2]
         if t == 1:
-            return einsum("ni,no->io", jnp.square(wide(self.a[:, 0])), jnp.square(wide(self.delta[:, 0])))
+            return sum_over_examples("ni,no->io", jnp.square(wide(self.a[:, 0])), jnp.square(wide(self.delta[:, 0])))
         zero = jnp.zeros((i, o), wide(self.delta).dtype)
         add = lambda total, pair: (total + jnp.square(einsum("ti,to->io", *pair)), None)  # noqa: E731
         return jax.lax.scan(add, zero, (self.a, self.delta))[0]
@@ -124,8 +124,8 @@ class Outer(Pair):
         setting of Eschenhagen et al. 2023, arXiv:2311.00636). N·T·(I² + O²)."""
         n, t, _ = self.a.shape
         return (
-            einsum("nti,ntj->ij", self.a, self.a) / (n * t),
-            einsum("nto,ntp->op", self.delta, self.delta) / n,
+            sum_over_examples("nti,ntj->ij", self.a, self.a) / (n * t),
+            sum_over_examples("nto,ntp->op", self.delta, self.delta) / n,
         )
 
 

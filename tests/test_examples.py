@@ -1,5 +1,7 @@
-"""The README's code prints what its comment says (the accuracy to two points: rounding differs from machine to machine),
-and every example runs and holds what it asserts."""
+"""The README's code prints what its comment says, and every example runs and holds what it asserts.
+
+The accuracy may differ by two points, since rounding differs from machine to machine.
+"""
 
 import re
 import runpy

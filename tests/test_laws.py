@@ -443,13 +443,23 @@ def test_the_gradient_under_scan(case: CostCase, x64: None):
 
 @over(NETWORKS)
 def test_a_batch_over_eight_devices_gives_the_same_gradient(case: CostCase, x64: None):
+    check_over_devices(case, AxisType.Auto)
+
+
+def test_a_batch_over_eight_explicit_devices_gives_the_same_gradient(x64: None):
+    check_over_devices(NETWORKS[0], AxisType.Explicit)
+
+
+def check_over_devices(case: CostCase, axis_type: AxisType) -> None:
     cost = case.cost()
     theta, x, y = first(case, cost)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
-    spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
-    x, y, weights = spread((x, y, jnp.asarray(WEIGHTS)))
-    assert len(x.sharding.device_set) == 8
-    assert_close(cost.value_and_grad(theta, x, y, weights=weights)[1], exact(case)["by autodiff"][1][0])
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
+        x, y, weights = spread((x, y, jnp.asarray(WEIGHTS)))
+        assert len(x.sharding.device_set) == 8
+        _, gradient = jax.device_get(cost.value_and_grad(theta, x, y, weights=weights))
+    assert_close(gradient, exact(case)["by autodiff"][1][0])
 
 
 @over(COSTS)
