@@ -84,8 +84,6 @@ def fit(
             f"fit: epochs and batch_size must be whole numbers above 0, got {epochs!r} and {batch_size!r}."
         )
     optimizer = ADAM if optimizer is None else optimizer
-    if not hasattr(optimizer, "update"):
-        raise InputError(f"fit: expected an optax transformation, got {optimizer!r}. As in optimizer=optax.adam(1e-3).")
     shuffle_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
     if isinstance(data, tuple) and len(data) == 2:
         cost.check(theta, *data)

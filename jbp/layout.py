@@ -127,9 +127,6 @@ class Layout:
 
     def check(self, theta: Theta) -> None:
         """Raise `InputError` unless θ has this layout's length and dtype, or float64."""
-        if not hasattr(theta, "shape"):
-            got = type(theta).__name__
-            raise InputError(f"theta: expected an array [P] = [{self.size}], got {got}. Use jnp.asarray.")
         shape, dtype = jnp.shape(theta), jnp.result_type(theta)
         if shape != (self.size,):
             raise InputError(

@@ -78,7 +78,6 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: jbp.fit(mlp(), THETA[:-1], (X, Y)), THETA_LENGTH),
     (lambda: jbp.as_function(mlp().network)(THETA[:-1], X), THETA_LENGTH),
     (lambda: mlp()(THETA[None], X, Y), THETA_LENGTH.replace("[25]", "[1, 26]")),
-    (lambda: mlp()(THETA.tolist(), X, Y), "theta: expected an array [P] = [26], got list. Use jnp.asarray."),
     (lambda: mlp()(THETA.astype(jnp.bfloat16), X, Y),
      "theta: expected float32[26], got bfloat16[26]. Cast it with theta.astype(float32), or build the Network with "
      "dtype=bfloat16."),
@@ -223,8 +222,6 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "compare: the float64 shadow of the oracle gives float32 in gradient. The oracle must follow its arguments into "
      "float64; take casts to a fixed dtype out of it."),
     # fit
-    (lambda: jbp.fit(mlp(), THETA, (X, Y), optimizer=0.1),
-     "fit: expected an optax transformation, got 0.1. As in optimizer=optax.adam(1e-3)."),
     (lambda: fit(epochs=0), EPOCHS.format("0 and 64")),
     (lambda: fit(epochs=1.5), EPOCHS.format("1.5 and 64")),
     (lambda: fit(batch_size=-1), EPOCHS.format("1 and -1")),
