@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .layer import Context, InputError, wide
+from .layer import Context, InputError, described, wide
 
 
 class Activation(ABC):
@@ -33,9 +33,9 @@ class Activation(ABC):
         """f′, from a or from z as `keeps` says."""
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
-        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
             raise InputError(
-                f"{type(self).__name__}: expected a float input z, got {jnp.result_type(x)}. Cast it first."
+                f"{type(self).__name__}: expected a float input z, got {described(x)}. Cast it, or join its parts."
             )
         return ()
 
@@ -209,8 +209,11 @@ class Softmax:
     """
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
-        if not jnp.issubdtype(jnp.result_type(x), jnp.floating) or not x.shape:
-            raise InputError(f"Softmax: expected a float input z with a class axis, got {x.dtype}{list(x.shape)}.")
+        if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating) or not x.shape:
+            raise InputError(
+                f"Softmax: expected a float input z with a class axis, got {described(x)}. "
+                "Give the input an axis of classes, or cast it."
+            )
         return ()
 
     def forward(self, params: tuple, x: Float[Array, "N *T K"], context: Context) -> tuple[Any, Any]:

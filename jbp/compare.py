@@ -191,6 +191,11 @@ def compare(rule: Callable[..., Any], oracle: Callable[..., Any], *args: Any, ti
     runs again in float64, and must follow its arguments into it. `timing=False` leaves time and memory out.
     Raises `InputError` where the two differ in structure, shape or dtype.
     """
+    if not callable(rule) or not callable(oracle):
+        raise InputError(
+            f"compare: expected two functions, rule and oracle, got {rule!r} and {oracle!r}. "
+            "As in compare(rule, jax.grad(f), x)."
+        )
     return compare_with(rule, oracle, args, named_parts, timing)
 
 
@@ -224,6 +229,13 @@ def compare_with(
 def _errors(got: list[Part], plain: list[Part], exact: list[Part]) -> list[LeafError]:
     """The errors of all leaves, and last of their total, at one point."""
     _check_same(got, plain)
+    if not got:
+        raise InputError("compare: the functions return nothing to compare. Return arrays.")
+    for part in got:
+        if not jnp.issubdtype(part.array.dtype, jnp.inexact):
+            raise InputError(
+                f"compare: {part.name} is {part.array.dtype}; a gradient has a float dtype. Return floats."
+            )
     for part in exact:
         if part.array.dtype not in (np.float64, np.complex128):
             raise InputError(
@@ -261,7 +273,12 @@ VALUE = "value"  # the name of the cost's value in a result (value, gradients)
 
 def named_parts(result: Any) -> list[Part]:
     """The parts of any pytree, by path and index. A pair whose first member is a scalar is (value, gradients)."""
-    if isinstance(result, tuple) and len(result) == 2 and jnp.ndim(jax.tree.leaves(result[0])[0]) == 0:
+    if (
+        isinstance(result, tuple)
+        and len(result) == 2
+        and isinstance(result[0], (jax.Array, np.ndarray, np.generic))
+        and (result[0].ndim == 0)
+    ):
         value, gradients = result
         return [Part(VALUE, value, lambda at: VALUE), *named_parts([gradients])]
     paths, _ = jax.tree_util.tree_flatten_with_path(

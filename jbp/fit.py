@@ -8,7 +8,7 @@ hold the end of one epoch and the beginning of the next, so that none is short b
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .layer import Context, InputError, Shape, Theta, wide_dtype
+from .layer import Context, InputError, Shape, Theta, described, wide_dtype
 from .reverse import Cost
 
 SECONDS_PER_CALL = 1.0  # after about this long the program comes back to Python: for the bar, Ctrl-C, the cost
@@ -79,11 +79,19 @@ def fit(
     Where the cost is no longer finite, it stops with a warning and returns the last θ that had a finite cost.
     Raises `InputError` for data that don't fit, hold NaN, or have labels out of range.
     """
-    if any(not isinstance(n, int) or n < 1 for n in (epochs, batch_size)):
+    if not isinstance(cost, Cost):
+        raise InputError(f"fit: expected a Cost first, got {type(cost).__name__}. As in fit(cost, theta, (x, y)).")
+    if any(not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1 for n in (epochs, batch_size)):
         raise InputError(
             f"fit: epochs and batch_size must be whole numbers above 0, got {epochs!r} and {batch_size!r}."
         )
-    optimizer = ADAM if optimizer is None else optimizer
+    optimizer, batch_size, epochs = ADAM if optimizer is None else optimizer, int(batch_size), int(epochs)
+    if isinstance(optimizer, type) or not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise InputError(
+            f"fit: expected an optax transformation as optimizer, got {optimizer!r}. As in optax.adam(1e-3)."
+        )
+    if evaluate is not None and not callable(evaluate):
+        raise InputError(f"fit: evaluate must be a function of theta, got {evaluate!r}. As in lambda theta: {{...}}.")
     shuffle_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
     if isinstance(data, tuple) and len(data) == 2:
         cost.check(theta, *data)
@@ -99,14 +107,20 @@ def fit(
         for block, i, stop in _calls(blocks, pause_at_epochs=evaluate is not None):
             first = descent.step - i  # of this block, among all steps
             costs.append(descent.advance(block, i, stop))
+            finished = descent.step - first  # of this block; less than stop if it failed
+            for end in (end for end in block.epoch_ends if i < end <= finished):
+                numbers = evaluate(cost.layout.flatten(descent.params)) if evaluate else {}
+                if not isinstance(numbers, Mapping):
+                    raise InputError(
+                        f"fit: evaluate must return a dict of numbers by name, got {type(numbers).__name__}. "
+                        'As in {"accuracy": 0.9}.'
+                    )
+                seconds = time.perf_counter() - started
+                done.append({"epoch": len(done) + 1, "step": first + end, "seconds": seconds, **numbers})
             if descent.failed:
                 stopped = _failure(np.concatenate(costs))
                 warnings.warn(stopped, stacklevel=2)
                 break
-            for end in (end for end in block.epoch_ends if i < end <= stop):
-                numbers = evaluate(cost.layout.flatten(descent.params)) if evaluate else {}
-                seconds = time.perf_counter() - started
-                done.append({"epoch": len(done) + 1, "step": first + end, "seconds": seconds, **numbers})
             show(descent.step, float(costs[-1][-1]))
     return Run(cost.layout.flatten(descent.params), History(np.concatenate(costs), done), stopped)
 
@@ -138,6 +152,7 @@ class _Descent:
         k = int(bad[0])
         again = partial(run, i + k - 1) if k else self.again
         self.failed, self.params = True, again()[0] if again else self.params
+        self.step += k
         return costs[: k + 1]
 
 
@@ -218,7 +233,16 @@ def _blocks_of_batches(cost: Cost, theta: Any, data: Iterable, epochs: int) -> t
         raise InputError(
             f"fit: data must be arrays (x, y) or an iterable of batches (x, y), got {type(data).__name__}."
         )
-    if epochs > 1 and iter(data) is data:
+    if isinstance(data, (tuple, list)) and data and all(isinstance(part, (jax.Array, np.ndarray)) for part in data):
+        raise InputError(
+            f"fit: data is a {type(data).__name__} of {len(data)} arrays, {described(data)}. "
+            "Pass arrays as the tuple (x, y), or a list of batches [(x, y), ...]."
+        )
+    if isinstance(data, (jax.Array, np.ndarray, Mapping, str)):
+        raise InputError(
+            f"fit: data must be arrays (x, y) or an iterable of batches (x, y), got {type(data).__name__}."
+        )
+    if epochs > 1 and isinstance(data, Iterator):
         raise InputError(
             f"fit: data is an iterator, which ends with the first of {epochs} epochs. "
             "Pass a list or another iterable that starts anew, or epochs=1."

@@ -131,13 +131,43 @@ def batch_of(spec: Any, n: int = 1) -> Any:
 
 def output_spec(layer: Layer, params: Any, x: Any) -> Any:
     """The output spec of a layer on an input spec, without computing anything."""
-    output, _ = jax.eval_shape(layer.forward, params, batch_of(x), Context())
+    output, _ = two(jax.eval_shape(layer.forward, params, batch_of(x, PROBE), Context()), "forward", "(output, saved)")
+    if any(a.shape[:1] != (PROBE,) for a in jax.tree.leaves(output)):
+        raise InputError(
+            f"forward must keep the batch axis: for {PROBE} examples it returned {described(output)}. "
+            "Treat each example by itself, with axis 0 the batch."
+        )
     return spec_of(output)
+
+
+PROBE = 7919  # examples of the abstract batch that shapes are inferred with: a number that is no other axis's
+
+
+def check_gradients(params: Any, gradients: Any) -> None:
+    """Raise `InputError` unless each leaf's gradient has the leaf's shape."""
+    for (path, leaf), g in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(gradients), strict=True):
+        if jnp.shape(g) != jnp.shape(leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise InputError(
+                f"backward reads a gradient {described(g)} at leaf {name}, which is {described(leaf)}. "
+                "Check the pair that it gives to read: Outer(a [N, T, I], delta [N, T, O]), Sum(g [N, T, ...])."
+            )
+
+
+def two(returned: Any, method: str, what: str) -> tuple[Any, Any]:
+    """What a layer's method returned, as the two things it must be."""
+    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+        raise InputError(f"{method} must return {what}, got {described(returned)}. Return both, in this order.")
+    return returned[0], returned[1]
 
 
 def described(x: Any) -> str:
     """Shapes and dtypes for an error message: `float32[32, 10]`, leaf by leaf for a pytree."""
-    leaves = [f"{jnp.result_type(a)}{list(jnp.shape(a))}" for a in jax.tree.leaves(x)]
+    leaves = [
+        f"{jnp.result_type(a)}{list(jnp.shape(a))}" if hasattr(a, "dtype") else repr(a) for a in jax.tree.leaves(x)
+    ]
+    if len(leaves) > 8:
+        leaves = [*leaves[:3], f"… {len(leaves)} leaves"]
     return leaves[0] if len(leaves) == 1 else f"({', '.join(leaves)})" if leaves else "nothing"
 
 

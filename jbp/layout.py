@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .layer import InputError, Theta
+from .layer import InputError, Theta, described
 
 LARGE = 1 << 16  # elements from which on a leaf is copied by itself
 _BIAS_NAMES = ("b", "bias")
@@ -97,7 +97,8 @@ class Layout:
             got = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
             raise InputError(
                 f"Layout.flatten: expected leaves {', '.join(self.names)} in the structure of this layout, "
-                f"got {', '.join(got) or 'none'}. Start from layout.unflatten(theta), or make Layout.of(tree)."
+                f"got {', '.join(filter(None, got)) or described(tree)}. "
+                "Start from layout.unflatten(theta), or make Layout.of(tree)."
             )
         for name, shape, leaf in zip(self.names, self.shapes, leaves, strict=True):
             if jnp.shape(leaf) != shape:
@@ -125,18 +126,24 @@ class Layout:
         ]
         return jax.tree.unflatten(self.treedef, parts)
 
-    def check(self, theta: Theta) -> None:
+    def check(self, theta: Theta, name: str = "theta") -> None:
         """Raise `InputError` unless θ has this layout's length and dtype, or float64."""
+        if not hasattr(theta, "shape") or not hasattr(theta, "dtype"):
+            raise InputError(
+                f"{name}: expected one vector [P] = [{self.size}], got {type(theta).__name__} of {described(theta)}. "
+                "Make one with layout.flatten(tree) or jnp.asarray(list)."
+            )
         shape, dtype = jnp.shape(theta), jnp.result_type(theta)
         if shape != (self.size,):
             raise InputError(
-                f"theta: expected [P] = [{self.size}] (#W = {self.num_weights}, #b = {self.num_biases}), "
+                f"{name}: expected [P] = [{self.size}] (#W = {self.num_weights}, #b = {self.num_biases}), "
                 f"got {list(shape)}. Make one with net.init(key) or layout.flatten(tree)."
             )
         if not self._accepts(dtype):
             raise InputError(
-                f"theta: expected {self.dtype}[{self.size}], got {dtype}[{self.size}]. "
-                f"Cast it with theta.astype({self.dtype}), or build the Network with dtype={dtype}."
+                f"{name}: expected {self.dtype}[{self.size}], got {dtype}[{self.size}]. "
+                f"Cast it with {name}.astype({self.dtype})"
+                + (f", or build the Network with dtype={dtype}." if jnp.issubdtype(dtype, jnp.floating) else ".")
             )
 
     def _accepts(self, dtype: Any) -> bool:
@@ -195,8 +202,9 @@ class Layout:
 
     def symbol(self, i: int) -> str:
         """The name of coordinate i of θ: `w^2_{3←7}`, `b^3_0`, or off a plain chain a path with an index."""
-        if not 0 <= i < self.size:
-            raise InputError(f"layout.symbol: coordinate {i} is not in θ; it has coordinates 0 … {self.size - 1}.")
+        if not isinstance(i, (int, np.integer)) or not 0 <= i < self.size:
+            there = f"it has coordinates 0 … {self.size - 1}" if self.size else "it has no coordinates"
+            raise InputError(f"layout.symbol: coordinate {i!r} is not in θ; {there}.")
         # the last leaf that begins at or before i; empty leaves begin where the next one does
         leaf = max(n for n, offset in enumerate(self.offsets[:-1]) if offset <= i and self.sizes[n])
         where = tuple(int(k) for k in np.unravel_index(i - self.offsets[leaf], self.shapes[leaf]))
@@ -214,6 +222,7 @@ class Layout:
 
     def index(self, symbol: str) -> int:
         """The coordinate of a symbol: inverse of `symbol`. `<-` may stand for `←`. Raises `InputError` if unknown."""
+        symbol = str(symbol)
         leaf, where = self._locate(symbol)
         if leaf is None or len(where) != len(shape := self.shapes[leaf]) or any(np.array(where) >= shape):
             raise InputError(self._unknown(symbol, leaf))

@@ -47,7 +47,15 @@ def _diagonal_root(h: Float[Array, "N ..."]) -> Float[Array, "K N ..."]:
     return jnp.eye(k, dtype=h.dtype).reshape(k, 1, *shape) * jnp.sqrt(h)[None]
 
 
+def _check_array(loss: str, y: Any) -> None:
+    if not hasattr(y, "shape") or not hasattr(y, "dtype"):
+        raise InputError(
+            f"{loss}: expected y as one array, got {type(y).__name__} of {described(y)}. Use jnp.asarray(y)."
+        )
+
+
 def _check_like(loss: str, output: Any, y: Any) -> None:
+    _check_array(loss, y)
     if jnp.shape(y) == jnp.shape(output) and jnp.issubdtype(jnp.result_type(y), jnp.floating):
         return
     remedy = "Cast y to float."
@@ -61,6 +69,13 @@ def _check_like(loss: str, output: Any, y: Any) -> None:
     raise InputError(
         f"{loss}: expected float y of the output's shape {described(output)}, got {described(y)}. {remedy}"
     )
+
+
+def _check_range(expected: str, y: Any, most: float) -> None:
+    bad = jnp.argwhere((y < 0) | (y > most))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise InputError(f"{expected}, got y{list(where)} = {y[where]} ({len(bad)} out of range). Rescale y.")
 
 
 @dataclass(frozen=True)
@@ -153,6 +168,10 @@ class SigmoidCrossEntropy:
     def check(self, output: Any, y: Any) -> None:
         _check_like("SigmoidCrossEntropy", output, y)
 
+    def check_values(self, output: Any, y: Any) -> None:
+        """Raise on y outside [0, 1]. Needs values, so it runs outside jit: `Cost.check` calls it."""
+        _check_range("SigmoidCrossEntropy: expected y in [0, 1]", y, 1.0)
+
     def value(self, output: Output, y: Target) -> Float[Array, "N"]:
         z = wide(output)
         return _sum(jnp.maximum(z, 0) - y.astype(z.dtype) * z + jnp.log1p(jnp.exp(-jnp.abs(z))))
@@ -191,6 +210,7 @@ class SoftmaxCrossEntropy:
             raise InputError(f"SoftmaxCrossEntropy: smoothing must be in [0, 1), got {self.smoothing}.")
 
     def check(self, output: Any, y: Any) -> None:
+        _check_array("SoftmaxCrossEntropy", y)
         shape, dtype = jnp.shape(y), jnp.result_type(y)
         labels = shape == jnp.shape(output)[:-1] and jnp.issubdtype(dtype, jnp.integer)
         if not labels and not (shape == jnp.shape(output) and jnp.issubdtype(dtype, jnp.floating)):
@@ -203,7 +223,9 @@ class SoftmaxCrossEntropy:
     def check_values(self, output: Any, y: Any) -> None:
         """Raise on labels out of range. Needs values, so it runs outside jit: `Cost.check` calls it."""
         if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
+            _check_range("SoftmaxCrossEntropy: expected weights of classes of at least 0", y, jnp.inf)
             return
+        y = jnp.asarray(y, jnp.int32)  # K need not fit into the labels' own dtype
         k = output.shape[-1]
         bad = (
             jnp.argwhere((y < 0) | (y >= k))
@@ -222,6 +244,7 @@ class SoftmaxCrossEntropy:
         z, k = wide(output), output.shape[-1]
         counts = jnp.ones_like(z[..., :1])
         if jnp.issubdtype(y.dtype, jnp.integer):
+            y = y.astype(jnp.int32)  # K need not fit into the labels' own dtype
             counts = jnp.where(((y >= 0) & (y < k))[..., None], counts, jnp.nan)
             if self.ignore is not None:
                 counts = jnp.where((y == self.ignore)[..., None], 0, counts)

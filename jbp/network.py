@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .activations import Sigmoid
-from .layer import Context, InputError, Layer, Shape, Theta, described, output_spec
+from .layer import Context, InputError, Layer, Shape, Theta, check_gradients, described, output_spec
 from .layers.compose import Kept, Sequential, step_back
 from .layers.dense import Dense
 from .layout import Layout
@@ -37,19 +37,32 @@ class Network:
 
     def __post_init__(self):
         layers = (self.layers,) if isinstance(self.layers, Layer) else self.layers
+        if not isinstance(layers, Sequence):
+            raise InputError(f"Network: expected a list of layers, got {layers!r}. As in Network([Dense(10)], (784,)).")
         layers = layers[0].layers if len(layers) == 1 and isinstance(layers[0], Sequential) else layers
         set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  frozen, but not yet finished
         set_("layers", tuple(layers))
         set_("dtype", _float_dtype("dtype", self.dtype or jnp.result_type(float)))
         set_("compute_dtype", self.compute_dtype and _float_dtype("compute_dtype", self.compute_dtype))
-        set_("input", jax.tree.map(self._input_spec, self.input, is_leaf=_is_shape))
+        set_(
+            "input", jax.tree.map(self._input_spec, self.input, is_leaf=lambda given: given is None or _is_shape(given))
+        )
+        try:
+            hash(self)
+        except TypeError as error:
+            raise InputError(
+                f"Network: a layer must be hashable, a frozen dataclass of settings: {error}. Arrays belong into the "
+                "params or the Context."
+            ) from None
         # init and shapes of everything, abstractly; errors surface here
         _ = self.layout, self.output
 
     def _input_spec(self, given: Any) -> jax.ShapeDtypeStruct:
+        if _is_shape(given) and min(given, default=1) < 1:
+            raise InputError(f"Network: every axis of the input needs at least 1 entry, got {tuple(given)}.")
         if _is_shape(given):
             return jax.ShapeDtypeStruct(tuple(given), self.dtype)
-        if not hasattr(given, "shape") or not hasattr(given, "dtype"):
+        if not hasattr(given, "shape") or not hasattr(given, "dtype") or isinstance(given, np.generic):
             raise InputError(f"Network: input must be the shape of one example, as in (784,), got {given!r}.")
         floating = jnp.issubdtype(given.dtype, jnp.floating)
         return jax.ShapeDtypeStruct(given.shape, self.dtype if floating else given.dtype)
@@ -59,7 +72,8 @@ class Network:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.layers, self.input, self.dtype, self.compute_dtype))
+        leaves, treedef = jax.tree.flatten(self.input)
+        return hash((self.layers, tuple(leaves), treedef, self.dtype, self.compute_dtype))
 
     @cached_property
     def layer(self) -> "Border":
@@ -126,7 +140,12 @@ class Border:
         """x as arrays. Raises `InputError` unless it is a batch of at least one example of the network's input."""
         expected: Any = jax.tree.structure(self.input)
         if jax.tree.structure(x) != expected:
-            raise InputError(f"x: expected the structure {expected}, got {jax.tree.structure(x)}.")
+            got = type(x).__name__ if isinstance(x, (list, tuple, dict)) or x is None else jax.tree.structure(x)
+            raise InputError(
+                f"x: expected {'one array' if isinstance(self.input, jax.ShapeDtypeStruct) else expected} "
+                f"with the batch axis first, got {got}{f' of {described(x)}' if jax.tree.leaves(x) else ''}. "
+                "Use jnp.asarray(x), or build the Network for this input."
+            )
         x = jax.tree.map(jnp.asarray, x)
         jax.tree.map(_check_one_input, x, self.input)
         if len({a.shape[0] for a in jax.tree.leaves(x)}) > 1:
@@ -158,7 +177,10 @@ def _is_shape(given: Any) -> bool:
 
 
 def _float_dtype(name: str, given: Any) -> np.dtype:
-    dtype = np.dtype(given)
+    try:
+        dtype = np.dtype(given)
+    except TypeError:
+        raise InputError(f"Network: {name} must be a float dtype, as in jnp.bfloat16, got {given!r}.") from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(f"Network: {name} must be a float dtype, got {dtype}.")
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
@@ -208,6 +230,7 @@ def as_function(layer: Layer | Network) -> Callable[..., Any]:
         params, kept = residuals
         leaves = to_leaves(params)
         delta_x, readings = step_back(step, leaves, kept, delta, Pair.gradient)
+        check_gradients(leaves, readings)
         return from_leaves(jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), leaves, readings)), delta_x, None
 
     apply.defvjp(forward, backward)

@@ -46,6 +46,14 @@ class Gradient:
 
 
 @dataclass(frozen=True)
+class Leaves(Gradient):
+    """The gradient by leaves, in the structure of the params."""
+
+    def collect(self, layout: Layout, readings: list[Any]) -> Any:
+        return layout.treedef.unflatten(readings)
+
+
+@dataclass(frozen=True)
 class PerExampleGradients:
     """g_n = ∇C_n as `[N, P]`, of the unscaled cost of each example. Holds N·P numbers."""
 

@@ -12,16 +12,28 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .compare import VALUE, Part, Report, compare_with
-from .layer import Context, InputError, Layer, Theta, batch_of, check_finite, described, walk, wide_dtype
+from .layer import (
+    Context,
+    InputError,
+    Layer,
+    Theta,
+    batch_of,
+    check_finite,
+    check_gradients,
+    described,
+    walk,
+    wide_dtype,
+)
 from .layers.function import Function
 from .layout import Layout
 from .losses import Loss
 from .network import Network
 from .pair import Pair
-from .readouts import Pairs, Reader, Readout, collect
+from .readouts import Leaves, Pairs, Reader, Readout, collect
 
 
 def reverse(
@@ -101,6 +113,8 @@ class Cost:
             raise InputError(
                 f"Cost.measure: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient())."
             )
+        if not self.layout.size:
+            raise InputError("Cost.measure: this network has no parameters to read anything at. Add a layer that has.")
         value, results = _measure(self, readouts, theta, x, y, weights, context, feedback)
         return value, results[0] if len(readouts) == 1 else results
 
@@ -113,7 +127,7 @@ class Cost:
 
     def value_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C with θ as leaves, going forward only, and no jit of its own."""
-        x, y = self._check(x, y, weights, None)
+        x, y = self._check(x, y, weights, None, context)
         output, _ = self.network.layer.forward(params, x, context)
         return self._seed(y, weights, scaled=False)(output)[0]
 
@@ -122,11 +136,12 @@ class Cost:
 
         Convert once per compiled program and use this inside: a vector in a hot step costs up to twice the time.
         """
-        x, y = self._check(x, y, weights, feedback)
+        x, y = self._check(x, y, weights, feedback, context)
         read = lambda pair: pair.gradient()  # noqa: E731
         C, _, gradient = reverse(
             self.network.layer, params, x, self._seed(y, weights, scaled=True), read, context, feedback
         )
+        check_gradients(params, gradient)
         return C, jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, gradient)
 
     def _seed(self, y: Any, weights: Any, scaled: bool) -> Callable[[Any], tuple[Any, Any]]:
@@ -147,11 +162,16 @@ class Cost:
         w = jnp.ones_like(values) if weights is None else jnp.asarray(weights, values.dtype)
         return w / w.sum() if self.reduction == "mean" else w
 
-    def _check(self, x: Any, y: Any, weights: Any, feedback: Any) -> tuple[Any, Any]:
+    def _check(self, x: Any, y: Any, weights: Any, feedback: Any, context: Context = Context()) -> tuple[Any, Any]:
+        if not isinstance(context, Context):
+            raise InputError(f"context: expected a Context, got {context!r}. Write jbp.Context(key=key).")
         x, y = self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
         n = jax.tree.leaves(x)[0].shape[0]
-        if weights is not None and jnp.shape(weights) != (n,):
-            raise InputError(f"weights: expected one weight for each example, [{n}], got {described(weights)}.")
+        if weights is not None and (not hasattr(weights, "shape") or jnp.shape(weights) != (n,)):
+            raise InputError(
+                f"weights: expected one weight for each example, [{n}], got {described(weights)}. "
+                "Use jnp.asarray(weights), one number for each row of x."
+            )
         for part in jax.tree.leaves(y):
             if jnp.shape(part)[:1] != (n,):
                 raise InputError(f"y: expected {n} examples as in x, got {described(part)}. x and y go row by row.")
@@ -168,7 +188,7 @@ class Cost:
 
     def compare(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), timing=True) -> Report:
         """The hand-written gradient against `jax.grad` of the same cost, both against float64, leaf by leaf."""
-        self.check(theta, x, y)
+        self.check(theta, x, y, weights=weights)
         settings = {"weights": weights, "context": context}
 
         def rule(theta, x, y):
@@ -182,6 +202,7 @@ class Cost:
     def _parts(self, result: tuple[Any, Any]) -> list[Part]:
         """(C, ∇C) as parts: C, and each leaf with its coordinates' symbols."""
         layout, (C, gradient) = self.layout, result
+        gradient = np.asarray(gradient)  # slicing it on the device would compile a program for each leaf
         leaves = [
             Part(name, gradient[i : i + n].reshape(shape), partial(layout.symbol_at, name))
             for name, i, n, shape in zip(layout.names, layout.offsets, layout.sizes, layout.shapes, strict=False)
@@ -190,14 +211,20 @@ class Cost:
 
     # -- what needs values, not shapes ------------------------------------------------------------------------------
 
-    def check(self, theta: Theta, x: Any, y: Any) -> None:
-        """Raise `InputError` where *values* don't fit: NaN or inf in θ, x or y, labels out of range. Not under jit."""
+    def check(self, theta: Theta, x: Any, y: Any, *, weights=None) -> None:
+        """Raise `InputError` where *values* don't fit: NaN or inf in θ, x, y or the weights, labels out of range, no
+        weight at all. Not under jit.
+        """
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
+            raise InputError("Cost.check: it reads values, and under jit there are none. Call it outside jit.")
         self.layout.check(theta)
-        x, y = self._check(x, y, None, None)
+        x, y = self._check(x, y, weights, None)
         output = batch_of(self.network.output, jax.tree.leaves(x)[0].shape[0])
         self.loss.check(output, y)
-        for name, value in (("theta", theta), ("x", x), ("y", y)):
+        for name, value in (("theta", theta), ("x", x), ("y", y), ("weights", weights)):
             check_finite(name, value)
+        if weights is not None and self.reduction == "mean" and np.sum(weights) == 0:
+            raise InputError("weights: a mean needs weights whose sum is not 0, got a sum of 0. Give some weight.")
         if hasattr(self.loss, "check_values"):
             self.loss.check_values(output, y)
 
@@ -210,6 +237,8 @@ def _value(cost, theta, x, y, weights, context):
 @partial(jax.jit, static_argnums=0)
 def _value_and_grad(cost, theta, x, y, weights, context, feedback):
     unflatten = cost.layout.unflatten
+    if feedback is not None:
+        cost.layout.check(feedback, "feedback")
     C, gradient = cost.value_and_grad_leaves(
         unflatten(theta),
         x,
@@ -224,7 +253,9 @@ def _value_and_grad(cost, theta, x, y, weights, context, feedback):
 @partial(jax.jit, static_argnums=(0, 1))
 def _measure(cost, readouts, theta, x, y, weights, context, feedback):
     params = cost.layout.unflatten(theta)
-    x, y = cost._check(x, y, weights, feedback)
+    if feedback is not None:
+        cost.layout.check(feedback, "feedback")
+    x, y = cost._check(x, y, weights, feedback, context)
     n = jax.tree.leaves(x)[0].shape[0]
     factors = cost._factors(weights, jnp.ones(n, wide_dtype(theta.dtype)))
     C, _, readings = reverse(
@@ -232,8 +263,10 @@ def _measure(cost, readouts, theta, x, y, weights, context, feedback):
         params,
         x,
         cost._seed(y, weights, scaled=False),
-        Reader(readouts, factors),
+        Reader((Leaves(), *readouts), factors),  # whose shapes are checked; it is not computed if nobody asks
         context,
         None if feedback is None else cost.layout.unflatten(feedback),
     )
-    return C, collect(readouts, cost.layout, readings)
+    gradient, *results = collect((Leaves(), *readouts), cost.layout, readings)
+    check_gradients(params, gradient)
+    return C, tuple(results)

@@ -7,11 +7,13 @@ are for a user.
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 
 import jbp
@@ -66,8 +68,35 @@ CROSS_ENTROPY = (
     "SoftmaxCrossEntropy: expected y as integer labels [5] or as floats [5, 4] for output float32[5, 4], got {}. "
     "Cast labels to int32, or use jax.nn.one_hot(y, K)."
 )
+WEIGHTS_DUE = (
+    "weights: expected one weight for each example, [5], got {}. "
+    "Use jnp.asarray(weights), one number for each row of x."
+)
+ARRAY_DUE = (
+    "x: expected one array with the batch axis first, got {}. Use jnp.asarray(x), or build the Network for this input."
+)
+OPTIMIZER = "fit: expected an optax transformation as optimizer, got {}. As in optax.adam(1e-3)."
 BATCH = "fit: expected each batch as (x, y), got {}. Give two arrays as the tuple (x, y)."
 SYMBOL = "layout.index: unknown symbol {!r}. The nearest leaf has symbols {}."
+
+
+def _zeros_of_a_row(key, shape, dtype):
+    return jnp.zeros(shape[0], dtype)
+
+
+@dataclass(frozen=True)
+class _HoldsAnArray:
+    array: np.ndarray
+
+    def init(self, key, x):
+        return ()
+
+    def forward(self, params, x, context):
+        return x, ()
+
+    def backward(self, params, saved, delta, read):
+        return delta, ()
+
 
 WRONG_CALLS: list[tuple[Callable, str]] = [
     # θ
@@ -81,6 +110,11 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: mlp()(THETA.astype(jnp.bfloat16), X, Y),
      "theta: expected float32[26], got bfloat16[26]. Cast it with theta.astype(float32), or build the Network with "
      "dtype=bfloat16."),
+    (lambda: mlp()(THETA.astype(jnp.int32), X, Y),
+     "theta: expected float32[26], got int32[26]. Cast it with theta.astype(float32)."),
+    (lambda: mlp()(mlp().layout.unflatten(THETA), X, Y),
+     "theta: expected one vector [P] = [26], got tuple of (float32[3, 4], float32[4], float32[4, 2], float32[2]). "
+     "Make one with layout.flatten(tree) or jnp.asarray(list)."),
     # x
     (lambda: mlp()(THETA, X[0], Y), "x: expected a batch [N, 3], got one example float32[3]. Write x[None]."),
     (lambda: mlp().network(THETA, X[0]), "x: expected a batch [N, 3], got one example float32[3]. Write x[None]."),
@@ -93,7 +127,12 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: mlp()(THETA, X[:0], Y[:0]), "x: expected at least one example, got an empty batch float32[0, 3]."),
     (lambda: network(jbp.from_function(None, lambda _, x: x[0] + x[1]), input=PAIR)(jnp.zeros(0), (X, X[:2])),
      "x: every part needs the same number N of examples, got (float32[5, 3], float32[2, 3])."),
+    (lambda: mlp()(THETA, [[1.0, 2.0, 3.0]], Y),
+     ARRAY_DUE.format("list of (float32[], float32[], float32[])")),
+    (lambda: mlp()(THETA, None, Y), ARRAY_DUE.format("NoneType")),
     # y
+    (lambda: mlp()(THETA, X, (Y, Y)),
+     "HalfSquaredError: expected y as one array, got tuple of (float32[5, 2], float32[5, 2]). Use jnp.asarray(y)."),
     (lambda: mlp()(THETA, X, Y[:3]), "y: expected 5 examples as in x, got float32[3, 2]. x and y go row by row."),
     (lambda: jbp.Cost(jbp.mlp(3, 1), losses.HalfSquaredError())(jnp.zeros(4), X, Y[:, 0]),
      "HalfSquaredError: expected float y of the output's shape float32[5, 1], got float32[5]. Give y the shape of "
@@ -124,11 +163,25 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "y: expected finite numbers, got y[2, 1] = -inf (1 of 10 not finite). Clean the data first."),
     (lambda: fit([(X, Y), (with_nan(X), Y)]),
      "x: expected finite numbers, got x[6, 0] = nan (3 of 30 not finite). Clean the data first."),
+    (lambda: jbp.Cost(network(jbp.Dense(2)), losses.SigmoidCrossEntropy()).check(jnp.zeros(8), X, -Y),
+     "SigmoidCrossEntropy: expected y in [0, 1], got y[0, 0] = -1.0 (10 out of range). Rescale y."),
+    (lambda: jax.jit(mlp().check)(THETA, X, Y),
+     "Cost.check: it reads values, and under jit there are none. Call it outside jit."),
     # weights, feedback, readouts
     (lambda: mlp()(THETA, X, Y, weights=WEIGHTS[:4]),
-     "weights: expected one weight for each example, [5], got float32[4]."),
+     WEIGHTS_DUE.format("float32[4]")),
     (lambda: mlp().grad(THETA, X, Y, weights=WEIGHTS[:, None]),
-     "weights: expected one weight for each example, [5], got float32[5, 1]."),
+     WEIGHTS_DUE.format("float32[5, 1]")),
+    (lambda: mlp()(THETA, X, Y, weights=[1.0, 2.0, 3.0, 4.0, 5.0]),
+     WEIGHTS_DUE.format("(float32[], float32[], float32[], float32[], float32[])")),
+    (lambda: mlp().compare(THETA, X, Y, weights=jnp.zeros(5)),
+     "weights: a mean needs weights whose sum is not 0, got a sum of 0. Give some weight."),
+    (lambda: mlp().grad(THETA, X, Y, feedback=THETA[:-1]), THETA_LENGTH.replace("theta", "feedback", 1)),
+    (lambda: mlp().grad(THETA, X, Y, context=None),
+     "context: expected a Context, got None. Write jbp.Context(key=key)."),
+    (lambda: jbp.Cost(network(jbp.Tanh()), losses.HalfSquaredError()).measure(
+        jnp.zeros(0), X, X, jbp.SquaredNorms()),
+     "Cost.measure: this network has no parameters to read anything at. Add a layer that has."),
     (lambda: _function_cost().grad(jnp.zeros(21), X, Y, feedback=jnp.zeros(21)),
      "feedback: layer 1.layer is a from_function layer, whose jax.vjp carries delta with its own params. Write that "
      "layer by hand, or leave feedback out."),
@@ -152,6 +205,23 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: network(jbp.Dense), "Sequential: layers[0] is no layer: <class 'jbp.layers.dense.Dense'>. Give Dense()."),
     (lambda: network(jbp.Dense(3), 5),
      "Sequential: layers[1] is no layer: 5. Give an instance with init, forward, backward."),
+    (lambda: network(jax.nn.relu),
+     f"Sequential: layers[0] is no layer: {jax.nn.relu!r}. Give jbp.from_function(None, lambda params, x: f(x)), or "
+     "the layer of that name, as in jbp.ReLU()."),
+    (lambda: jbp.Sequential(jbp.Tanh()), "Sequential: expected a list of layers, got Tanh(). Write Sequential([...])."),
+    (lambda: jbp.Residual(jbp.Tanh), "Residual: layer is no layer: <class 'jbp.activations.Tanh'>. Give Tanh()."),
+    (lambda: jbp.Residual([jbp.Tanh()]), "Residual: layer is no layer: [Tanh()]. Give Sequential([...])."),
+    (lambda: jbp.Tap(3), "Tap: expected fn as a function of delta, got 3. As in Tap(lambda delta: delta)."),
+    (lambda: jbp.Network(5, (3,)), "Network: expected a list of layers, got 5. As in Network([Dense(10)], (784,))."),
+    (lambda: network(_HoldsAnArray(np.ones(3))),
+     "Network: a layer must be hashable, a frozen dataclass of settings: unhashable type: 'numpy.ndarray'. Arrays "
+     "belong into the params or the Context."),
+    (lambda: network(jbp.from_function(None, lambda _, x: x.sum(0))),
+     "layer 0: forward must keep the batch axis: for 7919 examples it returned float32[3]. Treat each example by "
+     "itself, with axis 0 the batch."),
+    (lambda: network(input=(0, 3)), "Network: every axis of the input needs at least 1 entry, got (0, 3)."),
+    (lambda: network(compute_dtype="bf16"),
+     "Network: compute_dtype must be a float dtype, as in jnp.bfloat16, got 'bf16'."),
     (lambda: jbp.mlp(3), "mlp: expected at least an input and an output width, got (3,). As in mlp(784, 30, 10)."),
     (lambda: network(input=3), "Network: input must be the shape of one example, as in (784,), got 3."),
     (lambda: network(jbp.Dense(3), dtype=jnp.float64),
@@ -168,12 +238,23 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: jbp.Dense(4).forward(jbp.Dense(4).init(KEY, PAIR[0]), X[:, :2], jbp.Context()),
      "Dense(4): expected x [N, ..., I = 3], got float32[5, 2]. Check the width of the layer before."),
     (lambda: network(jbp.Tanh(), input=jax.ShapeDtypeStruct((3,), jnp.int32)),
-     "layer 0: Tanh: expected a float input z, got int32. Cast it first."),
+     "layer 0: Tanh: expected a float input z, got int32[3]. Cast it, or join its parts."),
+    (lambda: network(jbp.Tanh(), input=PAIR),
+     "layer 0: Tanh: expected a float input z, got (float32[3], float32[3]). Cast it, or join its parts."),
     (lambda: network(jbp.Softmax(), input=()),
-     "layer 0: Softmax: expected a float input z with a class axis, got float32[]."),
+     "layer 0: Softmax: expected a float input z with a class axis, got float32[]. Give the input an axis of "
+     "classes, or cast it."),
     (lambda: network(jbp.Residual(jbp.Sequential([jbp.Tanh(), jbp.Dense(3, weights="xavier")]))),
-     "layer 0.layer.1: unknown initialiser 'xavier'. jax.nn.initializers has "
-     + ", ".join(name for name in dir(jax.nn.initializers) if name[0].islower()) + "."),
+     "layer 0.layer.1: unknown initialiser 'xavier'. Name one of zeros, ones, lecun_normal, lecun_uniform, he_normal, "
+     "he_uniform, glorot_normal, glorot_uniform, kaiming_normal, kaiming_uniform, xavier_normal, xavier_uniform, "
+     "normal, uniform, truncated_normal, orthogonal, or give a function (key, shape, dtype) -> array, as in "
+     "jax.nn.initializers.constant(0.1)."),
+    (lambda: network(jbp.Dense(3, biases="lecun_normal")),
+     "layer 0: biases: the initialiser 'lecun_normal' fails for shape [3]: Can't compute input and output sizes of a "
+     "1-dimensional weights tensor with default in_axis. Must be at least 2D or specify in_axis explicitly."),
+    (lambda: network(jbp.Dense(2, weights=_zeros_of_a_row)),
+     f"layer 0: weights: expected float32[3, 2] from the initialiser {_zeros_of_a_row!r}, got float32[3]. Give a "
+     "function (key, shape, dtype) -> array; jax.nn.initializers' own need a call, as in lecun_normal()."),
     (lambda: network(jbp.Dense(3), jbp.Residual(jbp.Sequential([jbp.Dense(4), jbp.Tanh()]))),
      "layer 1: Residual: x + layer(x) needs the layer to keep the shape of x, (x, layer(x)) is "
      "(float32[3], float32[4]) without the batch axis. Change the layer's width."),
@@ -208,7 +289,18 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: RESIDUAL.layout.num_layers,
      "layout.num_layers: defined for a plain chain of dense layers only; this layout has leaves 0.layer.w, "
      "0.layer.b. Use layout.unflatten(theta) and the leaf's path."),
+    (lambda: mlp().layout.flatten(THETA),
+     "Layout.flatten: expected leaves 0.w, 0.b, 2.w, 2.b in the structure of this layout, got float32[26]. Start from "
+     "layout.unflatten(theta), or make Layout.of(tree)."),
+    (lambda: network(jbp.Tanh()).layout.symbol(0),
+     "layout.symbol: coordinate 0 is not in θ; it has no coordinates."),
     # compare
+    (lambda: compare(3, 4, X),
+     "compare: expected two functions, rule and oracle, got 3 and 4. As in compare(rule, jax.grad(f), x)."),
+    (lambda: compare(lambda x: (), lambda x: (), X),
+     "compare: the functions return nothing to compare. Return arrays."),
+    (lambda: compare(lambda x: x, lambda x: x, LABELS),
+     "compare: gradient is int32; a gradient has a float dtype. Return floats."),
     (lambda: compare(lambda x: x, lambda x: (x, x), X),
      "compare: rule and oracle return different structures: the oracle has leaves 0, 1, the rule gradient. Return "
      "gradients in one structure."),
@@ -234,6 +326,17 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "fit: data gave no batch in epoch 2. Pass an iterable that starts anew each time."),
     (lambda: fit([(X, Y, X)]), BATCH.format("tuple")),
     (lambda: fit([{"x": X, "y": Y}]), BATCH.format("dict")),
+    (lambda: fit([X, Y]),
+     "fit: data is a list of 2 arrays, (float32[5, 3], float32[5, 2]). Pass arrays as the tuple (x, y), or a list of "
+     "batches [(x, y), ...]."),
+    (lambda: fit({"x": X, "y": Y}),
+     "fit: data must be arrays (x, y) or an iterable of batches (x, y), got dict."),
+    (lambda: fit(optimizer="adam"), OPTIMIZER.format("'adam'")),
+    (lambda: fit(optimizer=optax.adam), OPTIMIZER.format(repr(optax.adam))),
+    (lambda: fit(evaluate=lambda theta: 0.5),
+     "fit: evaluate must return a dict of numbers by name, got float. As in {\"accuracy\": 0.9}."),
+    (lambda: jbp.fit(mlp().network, THETA, (X, Y)),
+     "fit: expected a Cost first, got Network. As in fit(cost, theta, (x, y))."),
     (lambda: fit((X, Y[:3])), "y: expected 5 examples as in x, got float32[3, 2]. x and y go row by row."),
     (lambda: fit([(X, Y), (X[:, :2], Y)]),
      "x: expected a batch [N, 3], got float32[5, 2]. Build the Network for this input."),
@@ -325,7 +428,14 @@ READINGS = (
     "backward must return readings in the structure of the params, PyTreeDef({{'b': *, 'w': *}}), got PyTreeDef({}). "
     "Call read(pair) once for each leaf."
 )
+BOTH = "backward must return (delta of x, readings), got {}. Return both, in this order."
+LEAF = (
+    "backward reads a gradient {} at leaf {}, which is {}. Check the pair that it gives to read: "
+    "Outer(a [N, T, I], delta [N, T, O]), Sum(g [N, T, ...])."
+)
 FAULTS = {
+    "no readings at all": (lambda dx, r: dx, BOTH.format("float32[5, 3]")),
+    "nothing": (lambda dx, r: None, BOTH.format("nothing")),
     "a delta of the wrong width": (lambda dx, r: (dx[:, :2], r), DELTA.format("float32[5, 2]")),
     "a delta summed over the batch": (lambda dx, r: (dx.sum(0), r), DELTA.format("float32[3]")),
     "a delta of the wrong dtype": (lambda dx, r: (dx.astype(jnp.bfloat16), r), DELTA.format("bfloat16[5, 3]")),
@@ -384,3 +494,54 @@ def test_readouts_of_a_function_follow_their_definition(x64: None):
     _, (got, norms) = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms())
     np.testing.assert_allclose(got, each, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(norms, (each**2).sum(1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("readout", [jbp.Gradient(), jbp.SquaredNorms(), jbp.PerExampleGradients()], ids=repr)
+def test_a_pair_of_the_wrong_shape_is_named(readout: Any):
+    """Norms would come out of it without complaint, and wrong."""
+    cost = jbp.Cost(network(jbp.Tanh(), Narrow()), losses.HalfSquaredError())
+    for call in (cost.grad, lambda *args: cost.measure(*args, readout)):
+        with pytest.raises(jbp.InputError) as error:
+            call(jnp.zeros(9), X, X)
+        assert str(error.value) == LEAF.format("float32[3, 2]", "1.w", "float32[3, 3]")
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """y = xw, whose pair leaves out an output."""
+
+    def init(self, key, x):
+        return {"w": jnp.ones((3, 3))}
+
+    def forward(self, params, x, context):
+        return x @ params["w"], x
+
+    def backward(self, params, saved, delta, read):
+        return delta @ params["w"].T, {"w": read(jbp.Outer(saved[:, None], delta[:, None, :2]))}
+
+
+def test_a_forward_without_saved_is_named():
+    with pytest.raises(jbp.InputError) as error:
+        network(jbp.Residual(ForwardAlone()))
+    assert str(error.value) == (
+        "layer 0.layer: forward must return (output, saved), got float32[7919, 3]. Return both, in this order."
+    )
+
+
+@dataclass(frozen=True)
+class ForwardAlone:
+    def init(self, key, x):
+        return ()
+
+    def forward(self, params, x, context):
+        return x
+
+    def backward(self, params, saved, delta, read):
+        return delta, ()
+
+
+def test_labels_of_a_byte_may_have_256_classes():
+    cost = jbp.Cost(network(jbp.Identity(), input=(256,)), losses.SoftmaxCrossEntropy())
+    x, y = jnp.zeros((2, 256)), jnp.array([0, 255], jnp.uint8)
+    cost.check(jnp.zeros(0), x, y)
+    np.testing.assert_allclose(cost(jnp.zeros(0), x, y), np.log(256), rtol=1e-6)

@@ -216,6 +216,7 @@ def test_the_last_theta_of_a_finite_cost_is_returned(seconds_per_call: float, mo
         run = diverging()
     np.testing.assert_allclose(run.theta, [9999.0**4], rtol=1e-6)
     np.testing.assert_allclose(run.history.cost, [0.5 * 9999.0 ** (2 * t) for t in range(5)] + [np.inf], rtol=1e-5)
+    assert [record["step"] for record in run.history.epochs] == [1, 2, 3, 4, 5]  # finished before the step that failed
     assert run.stopped == str(warned[0].message) == (
         "fit: the cost became inf at step 5. Stopped; run.theta is θ of step 4, the last with a finite cost, "
         "4.996e+31. Lower the learning rate, clip the gradient, or look at the data."

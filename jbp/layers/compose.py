@@ -7,14 +7,14 @@
 Saved: what the children save, and the static shape of each child's input, against which its delta is checked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import PRNGKeyArray
 
-from ..layer import Context, InputError, Layer, Shape, at, check_readings, described, output_spec
+from ..layer import Context, InputError, Layer, Shape, at, check_readings, described, output_spec, two
 
 
 class Kept(NamedTuple):
@@ -26,10 +26,25 @@ class Kept(NamedTuple):
 
 def step_back(layer: Layer, params: Any, kept: Kept, delta: Any, read: Any) -> tuple[Any, Any]:
     """One inductive step: a child's backward, with its promise about shapes checked (at trace time, at no cost)."""
-    delta, readings = layer.backward(params, kept.saved, delta, read)
+    returned = layer.backward(params, kept.saved, delta, read)
+    delta, readings = two(returned, "backward", "(delta of x, readings)")
     kept.shape.check_delta(delta)
     check_readings(params, readings)
     return delta, readings
+
+
+def check_layer(name: str, given: Any) -> None:
+    """Raise `InputError` unless this is a layer."""
+    if isinstance(given, Layer) and not isinstance(given, type):
+        return
+    remedy = "Give an instance with init, forward, backward."
+    if isinstance(given, type):
+        remedy = f"Give {given.__name__}()."
+    elif isinstance(given, (list, tuple)):
+        remedy = "Give Sequential([...])."
+    elif callable(given):
+        remedy = "Give jbp.from_function(None, lambda params, x: f(x)), or the layer of that name, as in jbp.ReLU()."
+    raise InputError(f"{name} is no layer: {given!r}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -39,11 +54,11 @@ class Sequential:
     layers: Sequence[Layer]
 
     def __post_init__(self):
+        if isinstance(self.layers, Layer) or not isinstance(self.layers, Iterable):
+            raise InputError(f"Sequential: expected a list of layers, got {self.layers!r}. Write Sequential([...]).")
         object.__setattr__(self, "layers", tuple(self.layers))
         for i, layer in enumerate(self.layers):
-            if not isinstance(layer, Layer) or isinstance(layer, type):
-                made = f"{layer.__name__}()" if isinstance(layer, type) else "an instance with init, forward, backward"
-                raise InputError(f"Sequential: layers[{i}] is no layer: {layer!r}. Give {made}.")
+            check_layer(f"Sequential: layers[{i}]", layer)
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
@@ -82,6 +97,9 @@ class Residual:
 
     layer: Layer
 
+    def __post_init__(self):
+        check_layer("Residual: layer", self.layer)
+
     def init(self, key: PRNGKeyArray, x: Any) -> Inner:
         with at("layer"):
             params = self.layer.init(key, x)
@@ -110,6 +128,12 @@ class Tap:
     """The identity forward; `fn(delta)` in reverse. `fn` returns a delta of the same shape."""
 
     fn: Callable[[Any], Any]
+
+    def __post_init__(self):
+        if not callable(self.fn):
+            raise InputError(
+                f"Tap: expected fn as a function of delta, got {self.fn!r}. As in Tap(lambda delta: delta)."
+            )
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         return ()

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from ..layer import Context, InputError, einsum
+from ..layer import Context, InputError, described, einsum
 from ..pair import Outer, Sum
 
 Initializer = Callable[..., Array]
@@ -30,15 +31,41 @@ class Affine(NamedTuple):
     b: Any
 
 
+FAMILIES = ("lecun", "he", "glorot", "kaiming", "xavier")
+NAMED = (
+    *(f"{family}_{kind}" for family in FAMILIES for kind in ("normal", "uniform")),
+    *("normal", "uniform", "truncated_normal", "orthogonal"),
+)
+
+
 def initializer(given: str | Initializer) -> Initializer:
     """An initialiser `(key, shape, dtype) -> array` by function, or by its name in `jax.nn.initializers`."""
     if callable(given):
         return given
-    made = getattr(jax.nn.initializers, given, None)
-    if made is None:
-        names = ", ".join(n for n in dir(jax.nn.initializers) if not n.startswith("_") and n[0].islower())
-        raise InputError(f"unknown initialiser {given!r}. jax.nn.initializers has {names}.")
-    return made if given in ("zeros", "ones") else made()
+    if given in ("zeros", "ones"):
+        return getattr(jax.nn.initializers, given)
+    if given not in NAMED:
+        raise InputError(
+            f"unknown initialiser {given!r}. Name one of zeros, ones, {', '.join(NAMED)}, or give a function "
+            "(key, shape, dtype) -> array, as in jax.nn.initializers.constant(0.1)."
+        )
+    return getattr(jax.nn.initializers, given)()
+
+
+def initialised(name: str, given: str | Initializer, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A leaf from its initialiser. Raises `InputError` where that gives something else."""
+    try:
+        leaf = initializer(given)(key, shape, dtype)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: the initialiser {given!r} fails for shape {list(shape)}: {error}") from error
+    if jnp.shape(leaf) != shape:
+        raise InputError(
+            f"{name}: expected {dtype}{list(shape)} from the initialiser {given!r}, got {described(leaf)}. "
+            "Give a function (key, shape, dtype) -> array; jax.nn.initializers' own need a call, as in lecun_normal()."
+        )
+    return leaf.astype(dtype)
 
 
 def positions(x: Shaped[Array, "N *T C"]) -> Shaped[Array, "N M C"]:
@@ -56,20 +83,25 @@ class Dense:
     biases: str | Initializer = "zeros"
 
     def __post_init__(self):
-        if not isinstance(self.width, int) or self.width < 1:
+        if not isinstance(self.width, (int, np.integer)) or isinstance(self.width, bool) or self.width < 1:
             raise InputError(f"Dense: width must be a whole number of at least 1, got {self.width!r}.")
 
     def init(self, key: PRNGKeyArray, x: Any) -> Affine:
         leaves = jax.tree.leaves(x)
-        if len(leaves) != 1 or not leaves[0].shape or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
-            got = ", ".join(f"{s.dtype}[{', '.join(map(str, ('N', *s.shape)))}]" for s in leaves)
+        if (
+            len(leaves) != 1
+            or leaves[0] is not x
+            or not leaves[0].shape
+            or not jnp.issubdtype(leaves[0].dtype, jnp.floating)
+        ):
+            got = ", ".join(f"{s.dtype}[{', '.join(map(str, ('N', *s.shape)))}]" for s in leaves) or "nothing"
             raise InputError(
                 f"Dense({self.width}): expected one float input x [N, ..., I], got {got}. "
                 "Give the input an axis of features, or cast it to float."
             )
         kw, kb = jax.random.split(key)
-        w = initializer(self.weights)(kw, (x.shape[-1], self.width), x.dtype)
-        return Affine(w, initializer(self.biases)(kb, (self.width,), x.dtype) if self.bias else None)
+        w = initialised("weights", self.weights, kw, (x.shape[-1], self.width), x.dtype)
+        return Affine(w, initialised("biases", self.biases, kb, (self.width,), x.dtype) if self.bias else None)
 
     def forward(self, params: Affine, x: Float[Array, "N *T I"], context: Context) -> tuple[Any, Any]:
         if x.ndim < 2 or x.shape[-1] != params.w.shape[0]:
