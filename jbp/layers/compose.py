@@ -125,7 +125,11 @@ class Residual:
 
 @dataclass(frozen=True)
 class Tap:
-    """The identity forward; `fn(delta)` in reverse. `fn` returns a delta of the same shape."""
+    """The identity forward; `fn(delta)` in reverse. `fn` returns a delta of the same shape.
+
+    δ is of the reduced cost (each example's scaled by its weight, 1/N in a mean) in `cost.grad` and `value_and_grad`,
+    and of each example's own cost C_n in `cost.measure` and `pairs`: an `fn` that is not linear tells them apart.
+    """
 
     fn: Callable[[Any], Any]
 
