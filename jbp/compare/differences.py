@@ -102,10 +102,11 @@ class Slopes:
 
         return self.split([unit(self.arrays[i]) for i in self.moving])
 
-    def along(self, direction: Sequence[np.ndarray]) -> list[Slope]:
-        """Of each output, along a direction given in pieces."""
+    def along(self, direction: Sequence[np.ndarray], arrays: Sequence[Any] | None = None) -> list[Slope]:
+        """Of each output, along a direction given in pieces, at the arguments or others of their shapes."""
+        arrays = self.arrays if arrays is None else list(arrays)
         with jax.enable_x64(True):
-            values = jax.device_get(self._values(self.program.jaxpr.consts, self.arrays, self.join(list(direction))))
+            values = jax.device_get(self._values(self.program.jaxpr.consts, arrays, self.join(list(direction))))
         n = len(STEPS)
         slopes = []
         for v in values:
@@ -118,6 +119,44 @@ class Slopes:
         return slopes
 
 
+class Numerical:
+    """Central differences in the place of autodiff, where JAX has no derivative: used as a `Program` is.
+
+    `differentiate(slopes, arrays)` gives the result. As for an error of its own: that of a result that is right but for
+    the last bits of the arguments.
+    """
+
+    def __init__(self, slopes: Slopes, like: Program, differentiate: Callable[[Slopes, Sequence[Any]], list[np.ndarray]]):
+        self.slopes, self.differentiate = slopes, differentiate
+        self.out, self.arguments, self.jaxpr = like.out, like.arguments, slopes.program.jaxpr
+        self.notes = [*slopes.program.notes, "JAX can't differentiate the primal: the oracle is central differences."]
+
+    def exact(self, *arrays: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(self.out), self.differentiate(self.slopes, arrays))
+
+    def __call__(self, *arrays: Any) -> Any:
+        random = np.random.default_rng(1)
+        moved = list(arrays)
+        for i in self.slopes.moving:
+            epsilon = float(jnp.finfo(arrays[i].dtype).eps)
+            moved[i] = wide(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
+        return jax.tree.map(lambda g, like: g.astype(like.dtype), self.exact(*moved), self.out)
+
+
+def gradient_by_differences(slopes: Slopes, arrays: Sequence[Any]) -> list[np.ndarray]:
+    """The gradient of a scalar, element by element."""
+    units = slopes.units()
+    gradient = [np.zeros_like(u) for u in units]
+    for i, unit in enumerate(units):
+        for at in np.ndindex(unit.shape):
+            for turn in (1, 1j) if np.iscomplexobj(unit) else (1,):  # ∂/∂x − i ∂/∂y, as JAX has it
+                step = np.abs(unit[at])
+                direction = [np.zeros_like(u) for u in units]
+                direction[i][at] = step * turn
+                gradient[i][at] += slopes.along(direction, arrays)[0].value / step * np.conj(turn)
+    return gradient
+
+
 @dataclass(frozen=True)
 class Probe:
     """One question to all three oracles: `where` it is asked, what a result says (`ask`), and the slope."""
@@ -125,6 +164,10 @@ class Probe:
     where: str
     ask: Callable[[Sequence[Any]], tuple[float, float]]  # (the number, the sum of the sizes of what it is made of)
     slope: Slope
+
+
+# The third oracle: probes of one leaf at one of its elements, or (None) of all leaves; the name is the element's.
+Third = Callable[[int | None, tuple[int, ...], str], Iterator[Probe]]
 
 
 def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
@@ -162,10 +205,11 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: s
         def total(part: Any) -> Any:
             return np.real(part * weights).sum()
 
-        spread = np.abs(slope.high - slope.low) * np.abs(weights)
-        middle = total(np.where(slope.kink, (slope.low + slope.high) / 2, slope.value))
-        reach = np.where(slope.kink, spread / 2, 0).sum()
-        error = (np.abs(np.where(slope.kink, 0, slope.error)) * np.abs(weights)).sum()
+        with np.errstate(all="ignore"):  # a slope that is not finite vouches for nothing
+            spread = np.abs(slope.high - slope.low) * np.abs(weights)
+            middle = total(np.where(slope.kink, (slope.low + slope.high) / 2, slope.value))
+            reach = np.where(slope.kink, spread / 2, 0).sum()
+            error = (np.abs(np.where(slope.kink, 0, slope.error)) * np.abs(weights)).sum()
         return Probe(where, ask, Slope(middle, error, middle - reach, middle + reach, slope.kink.any()))
 
     shape = np.shape(slope.value)

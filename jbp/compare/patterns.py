@@ -36,7 +36,8 @@ def pattern_of(leaf: LeafError, got: Any, exact: Any, others: dict[str, Any] = {
     def close(a: Any, b: Any) -> bool:
         return np.shape(a) == np.shape(b) and _rms(np.subtract(a, b)) <= tolerance
 
-    return next(_patterns(got, exact, scale, close, others), "")
+    with np.errstate(all="ignore"):
+        return next(_patterns(got, exact, scale, close, others), "")
 
 
 def _rms(a: Any) -> float:

@@ -13,9 +13,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError
-from .replay import wide, widened
+from .replay import equations, wide, widened
 
 SECONDS = 0.5  # spent on timing
+OPAQUE = ("pure_callback", "ffi_call", "pallas_call", "call_exported")
 
 
 class Measured(NamedTuple):
@@ -75,6 +76,8 @@ class Program:
         self._tracing = time.perf_counter() - started
         self.out: Any = self._traced.out_info
         self.jaxpr: ClosedJaxpr = self._traced.jaxpr
+        if kept := sorted({e.primitive.name for e in equations(self.jaxpr)} & set(OPAQUE)):
+            self.notes.append(f"{who} holds {', '.join(kept)}, which keeps its own precision in the float64 shadow.")
         if effects := [str(e) for e in self.jaxpr.effects if "debug" not in str(e).lower()]:
             raise InputError(
                 f"{who} has side effects ({', '.join(effects)}), and it is run many times. Take them out to compare."

@@ -107,7 +107,7 @@ def _holds_jaxpr(value: Any) -> bool:
 # -- in float64 -------------------------------------------------------------------------------------------------------
 
 ROUNDS = ("reduce_precision", "optimization_barrier")  # what rounds, and what only stands in the way
-BITS = ("bitcast_convert_type", "nextafter", "pure_callback", "rng_uniform", "ffi_call")  # only in the original dtype
+BITS = ("bitcast_convert_type", "nextafter", "pure_callback", "rng_uniform", "ffi_call", "pallas_call", "call_exported")  # only in the original dtype
 CALLS = ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 
 
@@ -152,8 +152,6 @@ def _float64(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]
         narrow = [jax.lax.convert_element_type(a, v.aval.dtype) if wide_dtype(v.aval.dtype) != v.aval.dtype else a
                   for a, v in zip(values, eqn.invars, strict=True)]  # fmt: skip
         return [wide(out) for out in bind(eqn, narrow)]
-    if name == "pallas_call":
-        raise InputError("a pallas_call can't be run in float64. Compare with a rule or primal in plain JAX.")
     if inner_jaxprs(eqn):
         return _with_inner(eqn, values, again, wide_dtype)
     params = dict(eqn.params)

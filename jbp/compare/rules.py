@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
 from .checks import of_vjp
-from .differences import Slopes, jvp_probes, vjp_probes
+from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
 from .error import Part, place
 from .judge import Comparison
 from .program import Program
@@ -21,6 +21,7 @@ from .report import Report
 from .replay import without_rules
 from .sites import RULES, Site, Tapped, hidden, sites_of
 
+DIFFERENCES = 512  # elements, up to which the oracle may be central differences
 FORWARD = 4096  # elements of the arguments, up to which a gradient is taken in forward mode where reverse mode can't be
 
 Flat = Callable[..., Sequence[Any]]
@@ -34,7 +35,7 @@ def compare_vjp(
     `f` may be such a function or one that calls some, however deep (in jitted functions, loops, branches; a Flax or
     Equinox model): every call is compared on the values and cotangents that really reach it, and `f` as a whole. `args`
     are any pytrees; gradients are taken for all floats in them. `cotangent`, like f's output, enters at the output;
-    unless given it is 1 for a scalar and random numbers else. `timing=False` leaves time and memory out, `checks=False`
+    unless given it is random, and 1 where f returns a scalar cost. `timing=False` leaves time and memory out, `checks=False`
     what is looked at besides values.
 
     Raises `InputError` where there is no such call, nothing to differentiate, or f can't be run.
@@ -70,8 +71,8 @@ def _compare(f: Callable, args: tuple, seed: Any, kind: str, timing: bool, check
         return jax.tree.leaves(f(*program.arguments.filled(arrays)))
 
     bare = without_rules(program.jaxpr, RULES[kind])
-    seeds = _seeds(who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind)
     alone = len(sites) == 1 and _is_all(program.jaxpr)
+    seeds = _seeds(who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone)
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
     task = _Task(who, kind, timing, checks)
     names = _argument_names(f, args, program) if kind == "vjp" else _output_names(program.out)
@@ -110,11 +111,14 @@ class _Task:
 
     def comparison(
         self, name: str, where: str, ruled: Flat, bare: Flat, arrays: Sequence[Any], seeds: Sequence[Any],
-        names: Sequence[str], stacked: bool,
+        names: Sequence[str], stacked: bool, consts: int = 0,
     ) -> Comparison:  # fmt: skip
-        """Of a flat function with its rule and without; `stacked`: all arrays have a first axis of turns."""
+        """Of a flat function with its rule and without; `stacked`: all arrays have a first axis of turns.
+
+        No derivative is taken for the first `consts` arrays.
+        """
         one = [a[0] for a in arrays] if stacked else arrays
-        floats = _floats(one)
+        floats = [i for i in _floats(one) if i >= consts]
         derivative = _pulled if self.kind == "vjp" else _pushed
         notes: list[str] = []
 
@@ -125,37 +129,56 @@ class _Task:
             return self.program(who, single, (arrays, seeds))
 
         rule = program(f"the rule of {name}", ruled, derivative)
-        try:
-            oracle = program(f"autodiff of {name}", bare, derivative)
-        except InputError as error:
-            size = sum(int(np.size(one[i])) for i in floats)
-            if self.kind != "vjp" or size > FORWARD:
-                raise InputError(
-                    f"{error} Its primal has no derivative to compare with; use compare(rule, oracle)."
-                ) from error
-            oracle = program(f"autodiff of {name}", bare, _pulled_forward)
+        slopes = self._slopes(name, bare, floats, arrays, seeds, stacked)
+        oracle = self._oracle(name, program, bare, derivative, rule, slopes, sum(int(np.size(arrays[i])) for i in floats))
+        if isinstance(oracle, Program) and oracle.who.endswith("forward mode"):
             notes.append("Reverse mode can't differentiate the primal; the oracle is forward mode, element by element.")
 
         parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]  # noqa: E731
-        third = self._third(name, bare, floats, arrays, seeds, stacked)
+        third = self._third(slopes, seeds) if isinstance(oracle, Program) else None
         comparison = Comparison(self.who, name, rule, oracle, parts, third, where, notes)
         comparison.arrays = [*arrays, *seeds]  # a program that is shared has another call's
         return comparison
 
-    def _third(self, name: str, bare: Flat, floats: list[int], arrays: Any, seeds: Any, stacked: bool) -> Any:
-        if stacked:
-            run = lambda arrays: jax.lax.map(lambda a: list(bare(*a)), arrays)  # noqa: E731
-        else:
-            run = lambda arrays: list(bare(*arrays))  # noqa: E731
+    def _oracle(
+        self, name: str, program: Callable, bare: Flat, derivative: Callable, rule: Program, slopes: Slopes, size: int
+    ) -> Program | Numerical:  # fmt: skip
+        """Autodiff of the primal; if reverse mode can't do it, forward mode; if neither can, central differences."""
+        try:
+            return program(f"autodiff of {name}", bare, derivative)
+        except InputError as error:
+            reason = error
+        if self.kind == "vjp" and size <= FORWARD:
+            try:
+                return program(f"autodiff of {name}, forward mode", bare, _pulled_forward)
+            except InputError as error:
+                reason = error
+        if self.kind == "jvp":
+            return Numerical(slopes, rule, lambda slopes, arrays: [s.value for s in slopes.along(_wide(arrays[-len(slopes.moving) :]), arrays)])
+        if size <= DIFFERENCES:
+            return Numerical(slopes, rule, gradient_by_differences)
+        raise InputError(
+            f"{reason} Its primal has no derivative to compare with, and {size:,} elements are too many for central "
+            "differences. Use fewer, or compare(rule, oracle)."
+        ) from reason
+
+    def _slopes(self, name: str, bare: Flat, floats: list[int], arrays: Any, seeds: Any, stacked: bool) -> Slopes:
+        """Of ⟨cotangents, f⟩ for a vjp, of f's outputs for a jvp."""
+
+        def run(arrays: Any) -> list[Any]:
+            return jax.lax.map(lambda a: list(bare(*a)), arrays) if stacked else list(bare(*arrays))
+
+        def function(arrays: Any, seeds: Any) -> Any:
+            return _paired(run(arrays), seeds) if self.kind == "vjp" else [out for out in run(arrays) if _is_float(out)]
+
+        return Slopes(self.program(name, function, (arrays, seeds)), [*arrays, *seeds], floats)
+
+    def _third(self, slopes: Slopes, seeds: Any) -> Any:
         if self.kind == "vjp":
-            function = lambda arrays, seeds: _paired(run(arrays), seeds)  # noqa: E731
-            slopes = Slopes(self.program(f"{name}", function, (arrays, seeds)), [*arrays, *seeds], floats)
             return partial(vjp_probes, slopes)
-        function = lambda arrays, seeds: [out for out in run(arrays) if _is_float(out)]  # noqa: E731
-        slopes = Slopes(self.program(f"{name}", function, (arrays, seeds)), [*arrays, *seeds], floats)
 
         def third(leaf: int | None, at: tuple[int, ...], where: str) -> Any:
-            along = slopes.along([np.asarray(s, np.complex128 if jnp.iscomplexobj(s) else np.float64) for s in seeds])
+            along = slopes.along(_wide(seeds))
             for i in range(len(along)) if leaf is None else [leaf]:
                 yield from jvp_probes(along, i, at if leaf is not None else (0,) * np.ndim(along[i].value), where)
 
@@ -166,12 +189,12 @@ class _Task:
         if not turns:
             return None
         stacked = bool(site.loops) or turns > 1
-        ruled, bare = site.call, without_rules(site.primal, RULES[self.kind])
+        ruled, bare, consts = site.call, without_rules(site.primal, RULES[self.kind]), site.eqn.params["num_consts"]
         if self.kind == "vjp":
-            names = [site.arguments[i] for i in _floats([v.aval for v in site.eqn.invars])]
+            names = [site.arguments[i] for i in _floats([v.aval for v in site.eqn.invars]) if i >= consts]
         else:
             names = _output_names([v.aval for v in site.eqn.outvars])
-        comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked)
+        comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked, consts)
         if turns > 1:
             comparison.notes.append(f"{turns} turns, along the first axis.")
         if stacked:
@@ -241,12 +264,16 @@ def _pulled_forward(function: Flat, floats: list[int], arrays: Sequence[Any], co
     return [gradient(k) for k in range(len(moving))]
 
 
+def _wide(arrays: Sequence[Any]) -> list[np.ndarray]:
+    return [np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) for a in arrays]
+
+
 def _paired(outs: Sequence[Any], cotangents: Sequence[Any]) -> Any:
     """Re Σ cotangent · output: the scalar whose gradient a vjp is."""
     floats = [out for out in outs if _is_float(out)]
-    terms = [jnp.real(c * out).sum() for c, out in zip(cotangents, floats, strict=True)]
-    wide = jnp.result_type(*terms)
-    return sum((t.astype(wide) for t in terms[1:]), terms[0].astype(wide))
+    terms = [jnp.real(c * out) for c, out in zip(cotangents, floats, strict=True)]
+    wide = jnp.float64 if any(t.dtype == np.float64 for t in terms) else jnp.float32  # float8 promotes to nothing
+    return sum((t.astype(wide).sum() for t in terms), jnp.zeros((), wide))
 
 
 def _reached(kind: str, tapped: Tapped, arrays: Sequence[Any], floats: list[int], seeds: Sequence[Any]) -> list[Any]:
@@ -292,8 +319,8 @@ def _turns(site: Site, inputs: Sequence[Any], seeds: Sequence[Any], hit: Any) ->
 # -- seeds and names --------------------------------------------------------------------------------------------------
 
 
-def _seeds(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str) -> list[Any]:
-    """The cotangents of the float outputs (tangents of the float arguments): as given, 1 for a scalar, or random."""
+def _seeds(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str, one: bool) -> list[Any]:
+    """The cotangents of the float outputs (tangents of the float arguments): as given, or random; `one`: 1 for a scalar."""
     floats = [a for a in like if jnp.issubdtype(a.dtype, jnp.inexact)]
     what = "cotangent" if kind == "vjp" else "tangent"
     if given is not None:
@@ -303,7 +330,7 @@ def _seeds(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str) -> l
                 f"{who}: the {what} must be like {described(tree)}, got {described(given)}. Leave it out for random numbers."
             )
         return [jnp.asarray(leaf, a.dtype) for leaf, a in zip(leaves, floats, strict=True)]
-    if kind == "vjp" and len(floats) == 1 and not floats[0].shape:
+    if one and kind == "vjp" and len(floats) == 1 and not floats[0].shape:
         return [jnp.ones((), floats[0].dtype)]
     random = np.random.default_rng(0)
 

@@ -1,0 +1,195 @@
+"""Why a rule and autodiff differ: the rule in float64 and central differences are asked, leaf by leaf.
+
+So a wrong formula is told from a right one in poor arithmetic, and a wrong autodiff (a kink, a `stop_gradient`, a wrong
+custom rule further in) from a wrong rule. Also here: elements that are wrong, and small beside the rest of their leaf.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .differences import Probe, Third
+from .error import FLOOR, VALUE, LeafError
+from .patterns import pattern_of
+from .replay import first_nonfinite
+
+if TYPE_CHECKING:
+    from .judge import Comparison
+
+ASKED = 4  # failing leaves that are put to the third oracle, the worst first
+LOOKED_AT = 1 << 16  # elements of a leaf, up to which each is looked at by itself
+FAR = 64.0  # times its own rounding error: from here on an element is wrong by itself
+
+TOLD = {
+    "autodiff": "autodiff is wrong here: the rule agrees with central differences",
+    "kink": "a kink: the rule's value lies between the slopes from both sides",
+    "formula": "in float64 the rule agrees with the oracle: the formula is right, its arithmetic loses digits",
+    "rule": "autodiff and central differences agree with each other, and the rule with neither",
+    "none": "the rule, autodiff and central differences: no two of them agree",
+    "differences": "rule and autodiff differ by less than central differences can tell",
+}
+
+
+def explained(
+    comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafError], total: LeafError
+) -> tuple[list[LeafError], LeafError, list[str]]:
+    """The leaves with patterns and what the third oracle says of them; the total; remarks."""
+    notes: list[str] = []
+    got, exact = comparison.parts(comparison.rule(*arrays)), comparison.exact
+    right = {part.name: part.array for part in exact}
+    failing = [i for i, leaf in enumerate(leaves) if not leaf.ok]
+    for i in failing:
+        others = {name: a for name, a in right.items() if name != leaves[i].name}
+        pattern = pattern_of(leaves[i], got[i].array, exact[i].array, others)
+        leaves[i] = dataclasses.replace(leaves[i], pattern=leaves[i].pattern or pattern)
+    if any(not np.isfinite(np.asarray(got[i].array)).all() for i in failing):
+        for who, program in (("rule", comparison.rule), ("oracle", comparison.oracle)):
+            if (origin := first_nonfinite(program.jaxpr, arrays)) is not None:
+                notes.append(f"In the {who}, {origin}.")
+    try:
+        mathematics = comparison.parts(comparison.rule.exact(*arrays))
+    except ValueError as error:
+        return leaves, total, [*notes, f"The rule was not run in float64: {error}"]
+    skip = _values(leaves)
+    rule, oracle = ([np.asarray(part.array) for part in parts[skip:]] for parts in (mathematics, exact))
+    for i in sorted(failing, key=lambda i: -leaves[i].excess)[:ASKED]:
+        if comparison.third is None or i < skip:
+            verdict = "formula" if _same(np.asarray(mathematics[i].array), np.asarray(exact[i].array), leaves[i]) else ""
+        else:
+            verdict = _asked(comparison.third, i - skip, leaves[i], rule, oracle)
+        told = TOLD.get(verdict, "")
+        if verdict in ("autodiff", "kink"):
+            if _poor(comparison, arrays, i, leaves[i]):
+                told += "; but it loses digits"
+            else:
+                leaves[i] = dataclasses.replace(leaves[i], excused=told)
+        notes += [f"{leaves[i].name}: {told}."] if told else []
+    if failing and all(leaf.ok for leaf in leaves):
+        total = dataclasses.replace(total, excused="its leaves are excused")
+    return leaves, total, notes
+
+
+def suspected(comparison: "Comparison", leaves: list[LeafError]) -> list[str]:
+    """A remark where rule and autodiff agree, but not with central differences."""
+    assert comparison.third is not None
+    oracle = [np.asarray(part.array) for part in comparison.exact[_values(leaves) :]]
+    epsilon = max(leaf.epsilon for leaf in leaves)
+    if all(_agrees(probe, oracle, epsilon) is not False for probe in comparison.third(None, (), "")):
+        return []
+    return [
+        "Rule and autodiff agree, but central differences with neither: look for a stop_gradient, a custom rule "
+        "further in, or a step function."
+    ]
+
+
+def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafError]) -> list[LeafError]:
+    """The leaves, with those failed in which single elements are wrong that are small beside the rest.
+
+    An element is suspected if it is far off for its own size; it is wrong if rule and oracle differ there in float64 by
+    more than what a last bit of the arguments makes of it.
+    """
+    got, plain = comparison.parts(comparison.rule(*arrays)), comparison.parts(comparison.oracle(*arrays))
+    suspects: dict[int, np.ndarray] = {}
+    for i, leaf in enumerate(leaves):
+        if not leaf.ok or not 1 < leaf.size <= LOOKED_AT or leaf.name == VALUE:
+            continue
+        exact = np.asarray(comparison.exact[i].array)
+        a, b = (np.abs(np.asarray(p.array).astype(exact.dtype) - exact) for p in (got[i], plain[i]))
+        suspect = (a > FAR * (leaf.epsilon * np.abs(exact) + b)) & (a > 2 * leaf.oracle_error)
+        suspects |= {i: suspect} if suspect.any() else {}
+    if not suspects:
+        return leaves
+    try:
+        rule = comparison.parts(comparison.rule.exact(*arrays))
+    except ValueError:
+        return leaves
+    moved = [comparison.parts(comparison.oracle.exact(*_last_bits(arrays, leaves, seed))) for seed in (1, 2)]
+    for i, suspect in suspects.items():
+        mathematics, exact, *near = (np.asarray(parts[i].array) for parts in (rule, comparison.exact, *moved))
+        rounding = leaves[i].epsilon * np.abs(exact) + np.max([np.abs(n - exact) for n in near], axis=0)
+        off = np.where(suspect, np.abs(mathematics - exact), 0)
+        wrong = off > FAR * rounding
+        if not wrong.any():
+            continue
+        at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(wrong, off, -1))), off.shape)))
+        values = np.asarray(got[i].array)[at], exact[at]
+        leaves[i] = dataclasses.replace(
+            leaves[i], at=at, where=comparison.exact[i].symbol(at), got=values[0].item(), expected=values[1].item(),
+            hidden=int(wrong.sum()), pattern=f"{int(wrong.sum()):,} of {wrong.size:,} elements wrong, small beside the rest",
+        )  # fmt: skip
+    return leaves
+
+
+def _values(leaves: Sequence[LeafError]) -> int:
+    """How many of the leaves, the first, are no gradients."""
+    return int(leaves[0].name == VALUE and len(leaves) > 1)
+
+
+def _last_bits(arrays: Sequence[Any], leaves: Sequence[LeafError], seed: int) -> list[Any]:
+    """The arguments in float64, moved by up to a unit in the last place."""
+    random, epsilon = np.random.default_rng(seed), max(leaf.epsilon for leaf in leaves)
+    return [scaled(a, 1 + epsilon * random.uniform(-1, 1, np.shape(a)), np.float64) for a in arrays]
+
+
+def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafError) -> bool:
+    """Whether the rule's own arithmetic is poor, where autodiff can't be the measure of it.
+
+    Then the measure is what a last bit of the arguments makes of the result.
+    """
+    rule = comparison.rule
+    near = _last_bits(arrays, [leaf], 1)
+    exact, moved, got = (
+        np.asarray(comparison.parts(r)[i].array) for r in (rule.exact(*arrays), rule.exact(*near), rule(*arrays))
+    )
+    with np.errstate(all="ignore"):
+        rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2)))  # noqa: E731
+        allowed = max(4 * rms(moved - exact), 4 * FLOOR * leaf.epsilon * rms(exact))
+        return not rms(got.astype(exact.dtype) - exact) <= allowed
+
+
+def _asked(third: Third, leaf: int, error: LeafError, rule: Sequence[Any], oracle: Sequence[Any]) -> str:
+    """Who is right about a leaf: what the probes say of the rule and of the oracle, both in float64."""
+    answers = [
+        (_agrees(probe, rule, error.epsilon), _agrees(probe, oracle, error.epsilon), bool(np.any(probe.slope.kink)))
+        for probe in third(leaf, error.at, error.where)
+    ]
+    answers = [answer for answer in answers if answer[0] is not None]
+    if not answers:
+        return ""
+    rules, oracles, kinks = zip(*answers, strict=True)
+    if all(rules) and all(oracles):
+        if any(kinks):
+            return "kink"
+        return "formula" if _same(rule[leaf], oracle[leaf], error) else "differences"
+    if all(rules):
+        return "autodiff"
+    return "rule" if all(oracles) else "none"
+
+
+def _agrees(probe: Probe, result: Sequence[Any], epsilon: float) -> bool | None:
+    """Whether a result in float64 has the slope that a probe found; None if the probe found none.
+
+    Constants in a program are rounded to its dtype, so the mathematics of two programs may differ by as much.
+    """
+    if not np.isfinite(probe.slope.value):
+        return None
+    value, mass = probe.ask(result)
+    return bool(probe.slope.agrees(value, (8 * epsilon + 1e-7) * mass)) if math.isfinite(value) else False
+
+
+def _same(a: Any, b: Any, leaf: LeafError) -> bool:
+    """Whether two leaves in float64 are the same mathematics."""
+    with np.errstate(all="ignore"):
+        return bool(np.max(np.abs(a - b), initial=0) <= (8 * leaf.epsilon + 1e-9) * leaf.peak)
+
+
+def scaled(a: Any, factor: Any, dtype: Any = None) -> Any:
+    """An array times a factor, where it is one of floats."""
+    if not jnp.issubdtype(jnp.result_type(a), jnp.inexact):
+        return a
+    wide = np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) * factor
+    return wide if dtype is not None else wide.astype(a.dtype)
