@@ -15,10 +15,13 @@ from .activations import SiLU as SiLU
 from .activations import Softmax as Softmax
 from .activations import Softplus as Softplus
 from .activations import Tanh as Tanh
+from .compare import GradientsDisagree as GradientsDisagree
 from .compare import Report as Report
+from .compare import arrays as arrays
 from .compare import compare as compare
 from .compare import compare_jvp as compare_jvp
 from .compare import compare_vjp as compare_vjp
+from .compare import search as search
 from .explain import Explanation as Explanation
 from .explain import explain as explain
 from .fit import History as History

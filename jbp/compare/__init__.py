@@ -3,6 +3,7 @@
     compare(rule, oracle, *args)     two functions that return gradients
     compare_vjp(f, *args)            every jax.custom_vjp in f against autodiff of its own primal
     compare_jvp(f, *args)            every jax.custom_jvp, in forward mode
+    search(f, "N I, I O")            the smallest generated input on which a rule in f is wrong
 
 Read `error` for the verdict, `replay` for the float64 shadow, `judge` for how the three oracles are asked.
 """
@@ -13,6 +14,8 @@ from .error import Part as Part
 from .error import named_parts as named_parts
 from .gradients import compare as compare
 from .gradients import compare_with as compare_with
+from .inputs import arrays as arrays
+from .inputs import search as search
 from .layers import in_blocks as in_blocks
 from .layers import step_reports as step_reports
 from .replay import in_float64 as in_float64

@@ -40,7 +40,7 @@ def compare_vjp(
 
     Raises `InputError` where there is no such call, nothing to differentiate, or f can't be run.
     """
-    return _compare(f, args, cotangent, "vjp", timing, checks)
+    return compare_rules(f, args, cotangent, "vjp", timing, checks)
 
 
 def compare_jvp(f: Callable[..., Any], *args: Any, tangent: Any = None, timing: bool = True) -> Report:
@@ -48,10 +48,13 @@ def compare_jvp(f: Callable[..., Any], *args: Any, tangent: Any = None, timing: 
 
     As `compare_vjp`; `tangent`, a tuple like `args`, enters at the arguments, random numbers unless given.
     """
-    return _compare(f, args, tangent, "jvp", timing, False)
+    return compare_rules(f, args, tangent, "jvp", timing, False)
 
 
-def _compare(f: Callable, args: tuple, seed: Any, kind: str, timing: bool, checks: bool) -> Report:
+def compare_rules(
+    f: Callable, args: tuple, seed: Any, kind: str, timing: bool, checks: bool, programs: dict[str, Program] | None = None
+) -> Report:
+    """`compare_vjp` or `compare_jvp`, by `kind`. `programs` keeps what was compiled, for another call."""
     who = f"compare_{kind}"
     if not callable(f):
         raise InputError(f"{who}: expected a function, got {f!r}. As in {who}(f, x).")
@@ -74,7 +77,7 @@ def _compare(f: Callable, args: tuple, seed: Any, kind: str, timing: bool, check
     alone = len(sites) == 1 and _is_all(program.jaxpr)
     seeds = _seeds(who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone)
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
-    task = _Task(who, kind, timing, checks)
+    task = _Task(who, kind, timing, checks, {} if programs is None else programs)
     names = _argument_names(f, args, program) if kind == "vjp" else _output_names(program.out)
     whole = task.comparison(
         name, sites[0].where if alone else "", with_rules, bare, arrays, seeds, names, stacked=False

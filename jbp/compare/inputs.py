@@ -1,0 +1,215 @@
+"""Generated inputs: shapes in words, values at the edges, and the smallest case that fails as code that shows it again.
+
+    "N I, I O"              two arrays; a letter is one size, drawn anew for each example; a number is itself
+    "V D, N T: int32 < V"   after a colon the dtype; whole numbers from 0 to below the size V
+    ""                      a scalar
+
+Hypothesis draws the sizes (1 first, and with `empty` also 0) and how values are made, from simple to nasty, and shrinks
+what fails. An example whose right answer is not finite proves nothing and is passed over.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..layer import InputError
+from .report import Report
+from .rules import compare_rules
+
+LARGEST = 4  # size of an axis that a letter stands for
+SHOWN = 256  # elements of an array, up to which it is printed number by number
+
+# How values are made: (name, function of a random generator, shape and dtype); simple ones first, as things shrink.
+Style = Callable[[np.random.Generator, tuple[int, ...], Any], np.ndarray]
+STYLES: dict[str, Style] = {
+    "ones": lambda r, shape, dtype: np.ones(shape),
+    "small whole numbers (ties)": lambda r, shape, dtype: r.integers(-2, 3, shape).astype(float),
+    "normal": lambda r, shape, dtype: r.standard_normal(shape),
+    "zeros": lambda r, shape, dtype: np.zeros(shape),
+    "all equal": lambda r, shape, dtype: np.full(shape, r.standard_normal()),
+    "large": lambda r, shape, dtype: 30 * r.standard_normal(shape),
+    "a large mean": lambda r, shape, dtype: 100 + r.standard_normal(shape),
+    "of all sizes": lambda r, shape, dtype: r.standard_normal(shape) * 10.0 ** r.integers(-4, 4, shape),
+    "one huge": lambda r, shape, dtype: _one(r, shape, float(jnp.finfo(dtype).max) ** 0.25),
+    "some zeros": lambda r, shape, dtype: r.standard_normal(shape) * r.integers(0, 2, shape),
+    "tiny": lambda r, shape, dtype: r.standard_normal(shape) * float(jnp.finfo(dtype).tiny) ** 0.5,
+}
+
+
+def _one(r: np.random.Generator, shape: tuple[int, ...], value: float) -> np.ndarray:
+    a = r.standard_normal(shape)
+    if a.size:
+        a.reshape(-1)[int(r.integers(a.size))] = value
+    return a
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One argument: axes by letter or number, dtype, and for whole numbers the axis whose size they stay below."""
+
+    axes: tuple[str, ...]
+    dtype: str
+    below: str | None = None
+
+    def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
+        return tuple(int(a) if a.isdigit() else sizes[a] for a in self.axes)
+
+
+def parse(shapes: str, dtype: str = "float32") -> list[Spec]:
+    """The arguments that a text like `"N I, I O: bfloat16"` describes. Raises `InputError` where it does not."""
+    specs = []
+    for text in shapes.split(","):
+        match = re.fullmatch(r"\s*([A-Za-z_0-9 ]*?)\s*(?::\s*(\w+)\s*(?:<\s*(\w+))?)?\s*", text)
+        kind = (match and match[2]) or dtype
+        try:
+            jnp.dtype(kind)
+        except TypeError:
+            match = None
+        if match is None:
+            raise InputError(
+                f"shapes: expected arguments with commas between, each its axes and perhaps a dtype, got {text.strip()!r}. "
+                'Write for example "N I, I O" or "V D, N T: int32 < V".'
+            )
+        specs.append(Spec(tuple(match[1].split()), kind, match[3]))
+    letters = {axis for spec in specs for axis in spec.axes}
+    for spec in specs:
+        if spec.below and not spec.below.isdigit() and spec.below not in letters:
+            raise InputError(f"shapes: no axis is called {spec.below!r}, which whole numbers should stay below. Name one of {', '.join(sorted(letters))}.")
+    return specs
+
+
+def arrays(shapes: str, dtype: str = "float32", empty: bool = False) -> Any:
+    """A Hypothesis strategy of tuples of NumPy arrays, by a text like `"N I, I O"`; see the head of this file.
+
+    Raises `InputError` where Hypothesis is not installed or the text does not fit.
+    """
+    st = _hypothesis().strategies
+    specs = parse(shapes, dtype)
+    letters = sorted({a for spec in specs for a in (*spec.axes, spec.below or "1") if not a.isdigit()})
+
+    @st.composite
+    def draw(draw: Any) -> tuple[np.ndarray, ...]:
+        sizes = {a: draw(st.integers(0 if empty else 1, LARGEST)) for a in letters}
+        return tuple(_values(spec, sizes, draw(st.sampled_from(list(STYLES))), draw(st.integers(0, 999))) for spec in specs)
+
+    return draw()
+
+
+def _values(spec: Spec, sizes: dict[str, int], style: str, seed: int) -> np.ndarray:
+    shape, random, dtype = spec.shape(sizes), np.random.default_rng(seed), jnp.dtype(spec.dtype)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        made = STYLES[style](random, shape, dtype)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            made = made + 1j * STYLES[style](random, shape, dtype)
+        return np.asarray(made).astype(dtype)
+    if dtype == bool:
+        return random.integers(0, 2, shape).astype(bool)
+    below = int(spec.below) if spec.below and spec.below.isdigit() else sizes[spec.below] if spec.below else 4
+    return random.integers(0, max(below, 1), shape).astype(dtype) if below else np.zeros(shape, dtype)
+
+
+def search(
+    f: Callable[..., Any],
+    shapes: str,
+    *,
+    kind: str = "vjp",
+    dtype: str = "float32",
+    examples: int = 50,
+    seed: int = 0,
+    empty: bool = False,
+) -> Report:
+    """Compare the custom rules in `f` (`kind`: "vjp" or "jvp") on generated inputs, and report the smallest that fails.
+
+    The report's `reproduce` is code that makes the comparison again. If none of `examples` fails, the report is that of
+    a usual one, and says how many there were. Raises `InputError` if a rule itself raises (with the same code), or if
+    every example is refused by `f`.
+    """
+    hypothesis = _hypothesis()
+    strategy = arrays(shapes, dtype, empty)
+    programs: dict[str, Any] = {}
+    tried, refused = 0, ""
+
+    def fails(args: tuple[np.ndarray, ...]) -> bool:
+        nonlocal tried, refused
+        try:
+            report = compare_rules(f, args, None, kind, timing=False, checks=False, programs=programs)
+        except InputError as error:
+            if ": f raises" in str(error) or "nothing to differentiate" in str(error):
+                refused = str(error)
+                return False
+            if "no custom_" in str(error):
+                raise
+            return True
+        tried += 1
+        return not report.ok and all(np.isfinite(leaf.scale) for part in _all(report) for leaf in part.leaves if not leaf.ok)
+
+    settings = hypothesis.settings(
+        max_examples=examples, deadline=None, database=None, derandomize=not seed, print_blob=False,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )  # fmt: skip
+    random = __import__("random").Random(seed)
+    try:
+        args = hypothesis.find(strategy, fails, settings=settings, random=random)
+    except hypothesis.errors.NoSuchExample:
+        return _usual(f, shapes, dtype, kind, tried, refused)
+    code = reproduction(f, args, kind)
+    try:
+        report = compare_rules(f, args, None, kind, timing=False, checks=kind == "vjp", programs=programs)
+    except InputError as error:
+        raise InputError(f"{error} To see it again:\n\n{code}") from error
+    return replace(report, reproduce=code, notes=(*report.notes, f"The smallest case found in {tried} examples."))
+
+
+def _all(report: Report) -> Iterator[Report]:
+    yield report
+    for call in report.calls:
+        yield from _all(call)
+
+
+def _usual(f: Callable, shapes: str, dtype: str, kind: str, tried: int, refused: str) -> Report:
+    """The report of an example of usual sizes and values."""
+    if not tried:
+        raise InputError(f"search: f refuses every example: {refused} Give shapes that it takes.")
+    specs = parse(shapes, dtype)
+    letters = sorted({a for spec in specs for a in (*spec.axes, spec.below or "1") if not a.isdigit()})
+    sizes = {a: 3 + i for i, a in enumerate(letters)}
+    args = tuple(_values(spec, sizes, "normal", i) for i, spec in enumerate(specs))
+    report = compare_rules(f, args, None, kind, timing=True, checks=kind == "vjp")
+    return replace(report, notes=(*report.notes, f"{tried} generated examples passed; this is one more."))
+
+
+def reproduction(f: Callable[..., Any], args: Sequence[Any], kind: str = "vjp") -> str:
+    """Code that makes a comparison again."""
+    module, name = getattr(f, "__module__", "__main__"), getattr(f, "__qualname__", "f")
+    known = module not in (None, "__main__") and name.isidentifier()
+    lines = ["import ml_dtypes  # its dtypes are NumPy's too"] if any("ml_dtypes" in _dtype(a) for a in args) else []
+    lines += ["import numpy as np", "", "import jbp", f"from {module} import {name}" if known else "# f: your function", ""]
+    lines += [f"x{i} = {_literal(a)}" for i, a in enumerate(args)]
+    call = ", ".join([name if known else "f", *(f"x{i}" for i in range(len(args)))])
+    return "\n".join([*lines, f"print(jbp.compare_{kind}({call}))", ""])
+
+
+def _dtype(a: np.ndarray) -> str:
+    return f"np.{a.dtype.name}" if hasattr(np, a.dtype.name) else f"ml_dtypes.{a.dtype.name}"
+
+
+def _literal(a: Any) -> str:
+    a = np.asarray(a)
+    if a.size > SHOWN:
+        return f"np.zeros({a.shape}, {_dtype(a)})  # {a.size:,} elements: put yours here"
+    wide = a.astype(np.complex128 if np.iscomplexobj(a) else float) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+    text = repr(wide.tolist()).replace("nan", "np.nan").replace("inf", "np.inf")
+    return f"np.array({text}, {_dtype(a)})" + (f".reshape{a.shape}" if not a.size else "")
+
+
+def _hypothesis() -> Any:
+    try:
+        import hypothesis
+        import hypothesis.strategies
+    except ModuleNotFoundError:
+        raise InputError("hypothesis is not installed, and generated inputs need it. Write: pip install 'jbp[check]'") from None
+    return hypothesis
