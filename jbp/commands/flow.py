@@ -1,7 +1,8 @@
 """Where the gradient lives in a network on the shipped digits, layer by layer.
 
 `jbp flow` prints a table of outputs, deltas, gradients and updates, and what stands out in it: vanishing and exploding
-deltas, dead units. The update is the first of --optimizer on the gradient of all digits. Try `jbp flow --widths 30,30,30,30,30,30`.
+deltas, dead units. The update is the first of --optimizer on the gradient of all digits.
+Try `jbp flow --widths 30,30,30,30,30,30`.
 """
 
 from dataclasses import dataclass
