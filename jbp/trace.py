@@ -216,7 +216,8 @@ def run(cost: Cost, theta: Theta, x: Any, y: Any, *, weights: Any = None, contex
     record.factors = w / w.sum() if cost.reduction == "mean" else w
 
     def seed(output: Any) -> tuple[None, Any]:
-        delta = jax.tree.map(lambda d, a: d.astype(a.dtype), cost.loss.delta(output, y), output)
+        with jax.disable_jit(False):  # one program: there is nothing to see inside
+            delta = jax.tree.map(lambda d, a: d.astype(a.dtype), jax.jit(cost.loss.delta)(output, y), output)
         record.output, record.delta = output, delta
         return None, delta
 

@@ -27,9 +27,11 @@ SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, "#DDDDDD", ORANGE]) 
 STYLE: Any = {
     "font.size": 8,
     "text.color": INK,
-    "mathtext.fontset": "cm",
+    "mathtext.fontset": "stix",
     "svg.hashsalt": "jbp",
-    "font.family": "DejaVu Sans",
+    "svg.fonttype": "none",  # text stays text: small files, and words can be found in them
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
 }
 
 
@@ -68,6 +70,13 @@ def figure(graph: Graph) -> Figure:
     return drawn
 
 
+def save(drawn: Figure, file: Any, suffix: str) -> None:
+    """Write a figure to a path or a file, as svg, png or pdf; the same graph gives the same svg."""
+    metadata = {"Date": None} if suffix == "svg" else None
+    with matplotlib.rc_context(STYLE):
+        drawn.savefig(file, format=suffix, dpi=150, metadata=metadata)
+
+
 def _scale(graph: Graph) -> Any:
     """The colour scale of the usual graph with weights; symmetric around 0."""
     if not is_usual(graph):
@@ -100,6 +109,11 @@ def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Pl
     if not usual:
         _head(axes, path, colour if edge.highlighted else GREY, graph.direction == "down")
     if spot is None:
+        return
+    if graph.direction == "down":
+        turned: dict[str, Any] = {"ha": "center", "rotation": 90} if len(path) == 4 else {"ha": "left"}
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
+        axes.text(*spot, number(edge.delta), va="center", fontsize=7, zorder=3, color=ORANGE, bbox=white, **turned)
         return
     text = number(edge.partial) if isinstance(edge.partial, float) else ""
     if usual:
@@ -173,6 +187,10 @@ def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> No
     if node.kind == "split":
         axes.add_patch(Circle((x, y), w / 2, color=edgecolor, zorder=4))
         return
+    if node.kind == "join" and node.derivative is not None:
+        beside: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7, "zorder": 5}
+        axes.text(x - w / 2 - 0.05, y - 0.07, number(node.value), **beside)
+        axes.text(x - w / 2 - 0.05, y + 0.07, number(node.derivative), color=ORANGE, **beside)
     if node.kind in ("neuron", "sum", "cost", "join") or (node.kind == "input" and graph.direction == "right"):
         axes.add_patch(Circle((x, y), h / 2, **outline) if w == h else _rectangle(x, y, w, h, outline))
     else:
@@ -217,7 +235,7 @@ def _legend(graph: Graph) -> list[Line2D]:
         (neurons and numbered(graph), "value; on an edge ∂target/∂source", {"color": INK, **figures}),
         (
             any(n.derivative is not None and n.kind != "cost" for n in graph.nodes),
-            "∂C/∂ of it",
+            "∂C/∂ of it" + "; on an edge δ coming back" * any(edge.delta is not None for edge in graph.edges),
             {"color": ORANGE} | figures,
         ),
         (any(e.highlighted for e in graph.edges), "paths to C", {"color": ORANGE, "lw": 1.8}),

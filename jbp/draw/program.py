@@ -6,7 +6,7 @@ forward each layer is one call, a container's call holds its children's, and wha
 a skip connection is an addition of two flows. What a container does to a single flow (reshape, scale) is not drawn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -161,6 +161,8 @@ class _Reader:
         self.boxes: dict[str, Box] = {}
         self.made: dict[int, Flow] = {}  # where the flow left a layer that may be repeated
         self.of_note: dict[str, int] = {}  # node or box id -> note
+        self.starts: dict[str, str] = {}  # a split -> the path of the container whose x it is
+        self.ends: dict[str, str] = {}  # a join -> the path of the container whose output it is
 
     def add(self, id: str, label: str, kind: Any, box: str | None, inputs: Flow, **settings: Any) -> str:
         while id in self.nodes or id in self.boxes:  # a layer that is called again
@@ -220,9 +222,12 @@ class _Reader:
         self.of_note[id] = number
         if len(sources) == 1:  # one flow comes in: if it splits inside, the box shows where
             split = self.add(f"{id}.x", "", "split", id, sources)
+            self.starts[split] = note.path
             inputs = [(split,) if flow else () for flow in inputs]
         found = self.read(eqn.params["jaxpr"], inputs, id)
-        self.made[number] = _union(found[: note.outputs])
+        self.made[number] = output = _union(found[: note.outputs])
+        if len(output) == 1 and self.nodes[output[0]].kind == "join":
+            self.ends.setdefault(output[0], note.path)
         return found
 
 
@@ -245,8 +250,44 @@ def _marks(jaxpr: Any) -> bool:
     return False
 
 
-def of_layers(net: Network, title: str, depth: int, fold: bool = True) -> tuple[Graph, Callable[[str], str], Flow]:
-    """(the graph, the id of the node that holds a leaf by its name, the ids of the output)."""
+@dataclass(frozen=True)
+class Program:
+    """A network's forward as a graph, and what stands for which layer in it. `output`: ids of the nodes it ends in.
+
+    `layers`, `starts`, `ends`: the path of a layer by the id of its node or box; of the container whose x a split is,
+    whose output a join is. `folded`: paths of layers that are not drawn, and of the equal ones that stand for them.
+    """
+
+    graph: Graph
+    output: Flow
+    layers: dict[str, str]
+    starts: dict[str, str]
+    ends: dict[str, str]
+    folded: dict[str, str]
+
+    def drawn(self, path: str) -> str:
+        """The path of what is drawn for the layer (or leaf) at `path`: its own, unless an equal one stands for it."""
+        for place, first in self.folded.items():
+            if path == place or path.startswith(f"{place}."):
+                return first + path.removeprefix(place)
+        return path
+
+    def holder(self, leaf: str) -> str:
+        """The id of the node that holds a leaf of this name; empty if none does."""
+        leaf = self.drawn(leaf)
+        fitting = [id for id, path in self.layers.items() if leaf.startswith(f"{path}.")]
+        found = max(fitting, key=lambda id: len(self.layers[id]), default="")
+        boxes = {box.id: box for box in self.graph.boxes}
+        if found in boxes:  # not inside one child by name: into what the container does itself, or its first layer
+            nodes = self.graph.nodes
+            joins = [node.id for node in nodes if node.kind == "join" and node.box == found]
+            inside = [node.id for node in nodes if node.kind == "layer" and found in around(node.box, boxes)]
+            found = next(iter(joins + inside), "")
+        return found
+
+
+def of_layers(net: Network, title: str, depth: int, fold: bool = True) -> Program:
+    """The program that a network's forward is."""
     notes: dict[int, _Note] = {}
     marked = _mark(net.layer.layers, (), notes, depth + 1, fold)
     theta = jax.ShapeDtypeStruct((net.layout.size,), net.dtype)
@@ -257,24 +298,10 @@ def of_layers(net: Network, title: str, depth: int, fold: bool = True) -> tuple[
     flows = [()] * len(jax.tree.leaves(params)) + [("x",)] * len(jax.tree.leaves(x))
     output = _union(reader.read(closed, flows, None))
     graph = _tidied(reader, output, title)
-
-    drawn = {node.id: node for node in graph.nodes}
-    frames = {box.id for box in graph.boxes}
-    owners = {id: notes[n].path for id, n in reader.of_note.items() if id in drawn or id in frames}
-    folded = {n.path: notes[n.repeats].path for n in notes.values() if n.repeats is not None}
-
-    def holder(leaf: str) -> str:
-        place = next((p for p in folded if leaf.startswith(f"{p}.") and p not in drawn), None)
-        leaf = leaf if place is None else folded[place] + leaf.removeprefix(place)
-        fitting = [id for id, path in owners.items() if leaf.startswith(f"{path}.")]
-        found = max(fitting, key=lambda id: len(owners[id]), default="")
-        if found in frames:  # not inside one child by name: into what the container does itself, or its first layer
-            joins = [n.id for n in graph.nodes if n.kind == "join" and n.box == found]
-            inside = [n.id for n in graph.nodes if n.kind == "layer" and found in around(n.box, reader.boxes)]
-            found = next(iter(joins + inside), "")
-        return found
-
-    return graph, holder, output
+    there = {node.id for node in graph.nodes} | {box.id for box in graph.boxes}
+    layers = {id: notes[n].path for id, n in reader.of_note.items() if id in there}
+    folded = {n.path: notes[n.repeats].path for n in notes.values() if n.repeats is not None and n.path not in there}
+    return Program(graph, output, layers, reader.starts, reader.ends, folded)
 
 
 def around(box: str | None, boxes: dict[str, Box]) -> list[str]:

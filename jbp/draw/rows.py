@@ -14,10 +14,12 @@ BESIDE = ("parameters", "target", "weight")  # at the level of layers: stand at 
 
 
 def layer_text(node: Node) -> tuple[str, str]:
-    """What stands in a node at the level of layers, and ∂C/∂ of it."""
-    shown = ("weights " if node.kind == "layer" else "") + number(node.value)
+    """What stands in a node at the level of layers, and ∂C/∂ of it. That of a split or a join stands beside it."""
+    if node.kind in ("split", "join"):
+        return node.label, ""
+    what = "" if node.kind != "layer" else "weights " if node.derivative is None else "output "
     slope = number(node.derivative) if node.kind != "cost" else ""
-    return f"{node.label}\n{shown}" if node.value is not None else node.label, slope
+    return f"{node.label}\n{what}{number(node.value)}" if node.value is not None else node.label, slope
 
 
 def _layer_size(node: Node) -> Point:
@@ -110,8 +112,18 @@ def rows(graph: Graph) -> Placed:
         if lane and shift(edge.source)[2] == shift(edge.target)[2]:
             lane = [(x + dx, y + dy) for x, y in lane]
         done.paths.append(_route(graph, edge, done, lane, shift, top))
-        done.labels.append(None)
+        done.labels.append(_spot(graph, edge, done.paths[-1]))
     return done
+
+
+def _spot(graph: Graph, edge: Edge, path: list[Point]) -> Point | None:
+    """Where δ along an edge is written: only where a value goes to several places, else its node says the same."""
+    if edge.delta is None or len(graph.out[edge.source]) < 2:
+        return None
+    if len(path) == 4:  # along its lane
+        return path[1][0], (path[1][1] + path[2][1]) / 2
+    (x, y), straight = path[0], abs(path[0][0] - path[-1][0]) < 0.01
+    return (x + 0.06, y + 0.13) if straight else (path[-1][0] + 0.06, path[-1][1] - 0.13)
 
 
 def _side_by_side(part: _Part, id: str, size: Point) -> _Part:
