@@ -17,7 +17,7 @@ import numpy as np
 from ..layer import InputError, described
 from ..network import Network
 from ..reverse import Cost
-from . import layers, neurons
+from . import layers, neurons, surgery
 from .chain import chain_of, numbers_of
 from .graph import Box as Box
 from .graph import Edge as Edge
@@ -101,8 +101,8 @@ def _computation(who, cost, theta, x, y, symbol, max_neurons, depth, alone) -> G
     if chain is not None:
         numbers = numbers_of(cost, chain, theta, x, y) if all(given) else None
         if alone:
-            return neurons.single(net, chain, numbers, max_neurons, symbol)
-        return neurons.surgery(net, chain, numbers, max_neurons, symbol)
+            return surgery.single(net, chain, numbers, max_neurons, symbol)
+        return surgery.whole(net, chain, numbers, max_neurons, symbol)
     known = layers.known(cost, theta, x, y) if all(given) else None
     return layers.single(net, known, depth, symbol) if alone else layers.surgery(net, known, depth, symbol)
 
