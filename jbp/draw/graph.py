@@ -275,4 +275,12 @@ def number(value: Any) -> str:
     return text.replace("-", "−")
 
 
+def value_text(node: Node) -> str:
+    """The value of a node; of a layer, its output's (where ∂C/∂ of it is known too) or that of its weights."""
+    if node.value is None:
+        return ""
+    what = "" if node.kind != "layer" else "weights " if node.derivative is None else "output "
+    return what + number(node.value)
+
+
 _UPPER = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .graph import Edge, Graph, Node, number
+from .graph import Edge, Graph, Node, number, value_text
 from .layout import Placed, Point, extent_of
 
 BESIDE = ("parameters", "target", "weight")  # at the level of layers: stand at the left of what they go into
@@ -17,9 +17,8 @@ def layer_text(node: Node) -> tuple[str, str]:
     """What stands in a node at the level of layers, and ∂C/∂ of it. That of a split or a join stands beside it."""
     if node.kind in ("split", "join"):
         return node.label, ""
-    what = "" if node.kind != "layer" else "weights " if node.derivative is None else "output "
     slope = number(node.derivative) if node.kind != "cost" else ""
-    return f"{node.label}\n{what}{number(node.value)}" if node.value is not None else node.label, slope
+    return "\n".join(filter(None, (node.label, value_text(node)))), slope
 
 
 def _layer_size(node: Node) -> Point:

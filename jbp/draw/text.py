@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from html import escape
 
-from .graph import Box, Edge, Graph, Node, number, split_symbol
+from .graph import Box, Edge, Graph, Node, number, split_symbol, value_text
 
 _SHAPES = {"neuron": "circle", "sum": "circle", "cost": "doublecircle", "join": "circle", "split": "point"}
 _FILLS = {"weight": "#CFE6F5", "bias": "#CFE6F5", "parameters": "#CFE6F5", "rest": "#E7F2FA", "input": "#EFEFEF",
@@ -20,7 +20,7 @@ def _lines(node: Node) -> list[str]:
         name = [node.id, *name[1:]]
     return (
         name
-        + [number(node.value)] * (node.value is not None)
+        + [value_text(node)] * (node.value is not None)
         + ([f"∂C/∂ = {number(node.derivative)}"] * (node.derivative is not None and node.kind != "cost"))
     )
 
