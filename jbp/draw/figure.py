@@ -62,6 +62,8 @@ def figure(graph: Graph) -> Figure:
             _edge(axes, graph, edge, path, spot, placed, scale)
         for node in graph.nodes:
             _node(axes, graph, node, placed, scale)
+        for artist in (*axes.patches, *axes.texts):
+            artist.set_clip_on(False)  # nothing reaches over the page, and a file without clips is smaller
         if handles:
             drawn.legend(handles=handles, loc="lower center", ncols=ncols, frameon=False, fontsize=7.5,
                          columnspacing=1.4, handletextpad=0.5)  # fmt: skip

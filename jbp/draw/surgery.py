@@ -112,8 +112,9 @@ class _Surgery:
         for at, (row, node) in enumerate(outputs):
             self.edges.append(Edge(node.id, "C", partial=None if n is None else _wide(n.cost_of_a, row)))
             if each:
+                outside = 1 if 2 * at >= len(outputs) else -1  # of the edge from a, so that the two do not cross
                 y = neuron("y", None, row, None if n is None else n.y, kind="target", fixed=True, box=box,
-                            place=(self.column, at, -1))  # fmt: skip
+                            place=(self.column, at, outside))  # fmt: skip
                 of_y = None if n is None or n.cost_of_y is None else _wide(n.cost_of_y, row)
                 self.edges.append(Edge(self.add(y).id, "C", partial=of_y))
         if n is not None and not each:
