@@ -382,6 +382,14 @@ def test_equal_blocks_and_loops_have_the_numbers_of_all(x64):
         value, slope = ([np.ravel(getattr(steps[n], what)[0]) for n in names] for what in ("output", "delta"))
         np.testing.assert_array_equal(graph.node(id).value, np.concatenate(value))
         np.testing.assert_array_equal(graph.node(id).derivative, np.concatenate(slope))
+    for ends, delta in {
+        ("0.+", "3.layer.x"): None,  # from the last of three to the first of two
+        ("3.layer.+", "4"): steps["4"].delta_x[0],
+        ("4", "C"): record.delta[0],
+        ("0.layer.1", "0.+"): graph.node("0.+").derivative,
+    }.items():
+        found = graph.edge(*ends).delta
+        assert found is None if delta is None else np.array_equal(found, delta)
     expected = np.asarray(jax.grad(cost)(jnp.asarray(theta), x[None], y[None]))
     found = [node.derivative for node in graph.nodes if node.kind == "parameters"]
     assert np.sort(np.concatenate(found)) == pytest.approx(np.sort(expected), rel=1e-9, abs=1e-13)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import draw
 from ..draw.graph import PICTURES, TEXTS
+from ..layer import InputError
 from . import options
 
 
@@ -23,7 +24,7 @@ class Settings(options.DigitsNetwork):
     symbol: str | None = options.option(
         None, str, "a weight or bias", "'w^2_{3<-7}'", "the one to follow; single takes that of the largest |∂C/∂|"
     )
-    digit: int = options.which_digit(0, "whose numbers are drawn")
+    digit: int = options.which_digit(0, "whose numbers are drawn in computation and single")
     max_neurons: int | None = options.number(
         None, int, 1, 2**31 - 1, "a whole number above 0", "of a column, drawn one by one; 10 in network, else 3", "10"
     )
@@ -34,6 +35,11 @@ class Settings(options.DigitsNetwork):
 
 def run(settings: Settings) -> int:
     """Draw and say where; the exit code."""
+    if settings.graph == "network" and settings.symbol is not None:
+        raise InputError(
+            "--symbol: in the usual graph weights are edges, so there is none to follow. "
+            f"Write jbp draw single --symbol '{settings.symbol}', or jbp draw computation."
+        )
     path = Path(settings.out or f"{settings.graph}.svg")
     if path.suffix.lower() in PICTURES:
         with options.extra():

@@ -8,6 +8,7 @@
 A node that stands for several steps (equal layers drawn once, turns of a loop) has the numbers of all, flat.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..trace import Record, Step
 from .graph import Edge, Graph, Node
-from .program import Program
+from .program import Program, around
 
 
 def recorded(program: Program, record: Record) -> Graph:
@@ -50,21 +51,25 @@ def recorded(program: Program, record: Record) -> Graph:
 
     graph = program.graph
     graph = replace(graph, nodes=tuple(map(numbered, graph.nodes)))
-    into = {node.id: [edge for edge in graph.edges if edge.target == node.id] for node in graph.nodes}
+    into = Counter(edge.target for edge in graph.edges)
 
-    def from_source(edge: Edge) -> Any:
-        return graph.node(edge.source).derivative if len(graph.out[edge.source]) == 1 else None
+    boxes = {box.id: box for box in graph.boxes}
+
+    def repeated(node: Node) -> list[str]:
+        return [id for id in around(node.box, boxes) if boxes[id].times > 1]
 
     def along(edge: Edge) -> Any:
-        target = graph.node(edge.target)
-        if (known := from_source(edge)) is not None:
-            return known
+        """As the source has it, if it goes nowhere else; or as the target hands it on; to be checked below."""
+        source, target = graph.node(edge.source), graph.node(edge.target)
+        leaves = [id for id in repeated(source) if id not in repeated(target)]  # of several, only the last goes on
+        enters = [id for id in repeated(target) if id not in repeated(source)]  # to several, it goes to the first
+        if len(graph.out[edge.source]) == 1 and source.derivative is not None and not leaves:
+            return source.derivative
+        if enters or (into[target.id] > 1 and target.kind == "layer"):
+            return None
         if target.kind == "layer":
-            return flat([s.delta_x for s in layers[target.id]]) if len(into[target.id]) == 1 else None
-        if target.kind == "join":  # the same for all, if it is what those have that are known
-            others = [d for d in map(from_source, into[target.id]) if d is not None]
-            return target.derivative if others and all(np.array_equal(d, target.derivative) for d in others) else None
-        return target.derivative
+            return flat([s.delta_x for s in layers[target.id]])
+        return target.derivative if target.kind == "split" or (source.derivative is not None and not leaves) else None
 
     found = {(edge.source, edge.target): along(edge) for edge in graph.edges}
     for id, edges in graph.out.items():  # what a container does between, such as to scale, would show here
