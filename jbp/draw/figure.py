@@ -92,7 +92,7 @@ def _frame(axes: Any, rectangle: tuple[float, float, float, float], label: str, 
     x0, y0, x1, y1 = rectangle
     style = "round,pad=0,rounding_size=0.08"
     outline: dict[str, Any] = {"facecolor": "#F4F8FB" if odd else "white", "edgecolor": FAINT, "lw": 0.8, "zorder": 0}
-    axes.add_patch(FancyBboxPatch((x0, y0), x1 - x0, y1 - y0, style, **outline))
+    axes.add_artist(FancyBboxPatch((x0, y0), x1 - x0, y1 - y0, style, **outline))
     axes.text(x0 + 0.07, y0 + 0.06, label, va="top", color=GREY)
 
 
@@ -105,7 +105,7 @@ def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Pl
         colour, width = to_hex(SIGNED(scale(edge.weight))), 0.4 + 2.6 * strength
     dashes: Any = (0, (2, 1.5)) if source.fixed and not edge.highlighted else "-"
     curve = Path([path[0], path[-1]]) if usual else _smooth(path) if placed.smooth else _rounded(path)
-    axes.add_patch(
+    axes.add_artist(
         PathPatch(curve, facecolor="none", edgecolor=colour, lw=width, ls=dashes, zorder=2 if edge.highlighted else 1)
     )
     if not usual:
@@ -171,7 +171,7 @@ def _head(axes: Any, path: list, colour: Any, down: bool) -> None:
     else:
         back = x - 0.08 if x > x0 else x + 0.08
         tip = [(x, y), (back, y - 0.035), (back, y + 0.035)]
-    axes.add_patch(PathPatch(Path([*tip, tip[0]]), facecolor=colour, edgecolor="none", zorder=3))
+    axes.add_artist(PathPatch(Path([*tip, tip[0]]), facecolor=colour, edgecolor="none", zorder=3))
 
 
 def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> None:
@@ -187,16 +187,16 @@ def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> No
         axes.text(x, y, node.label, ha="center", va="center", zorder=5, linespacing=1.2, color=INK)
         return
     if node.kind == "split":
-        axes.add_patch(Circle((x, y), w / 2, color=edgecolor, zorder=4))
+        axes.add_artist(Circle((x, y), w / 2, color=edgecolor, zorder=4))
         return
     if node.kind == "join" and node.derivative is not None:
         beside: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7, "zorder": 5}
         axes.text(x - w / 2 - 0.05, y - 0.07, number(node.value), **beside)
         axes.text(x - w / 2 - 0.05, y + 0.07, number(node.derivative), color=ORANGE, **beside)
     if node.kind in ("neuron", "sum", "cost", "join") or (node.kind == "input" and graph.direction == "right"):
-        axes.add_patch(Circle((x, y), h / 2, **outline) if w == h else _rectangle(x, y, w, h, outline))
+        axes.add_artist(Circle((x, y), h / 2, **outline) if w == h else _rectangle(x, y, w, h, outline))
     else:
-        axes.add_patch(_rectangle(x, y, w, h, outline))
+        axes.add_artist(_rectangle(x, y, w, h, outline))
     text: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 5}
     if graph.direction == "down":
         lines, slope = layer_text(node)
