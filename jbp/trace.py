@@ -1,4 +1,4 @@
-"""What happens at each layer in one run: the record that `explain` and `flow` read.
+"""What happens at each layer in one run: the record that `explain`, `flow` and `draw` read.
 
 The network is rebuilt with a `Recorder` around every layer in it, found in the fields of its containers as `walk` finds
 it: so no container's type is known, and a layer that nobody has written yet is recorded too. Params pass through, so
