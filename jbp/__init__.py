@@ -17,6 +17,8 @@ from .activations import Softplus as Softplus
 from .activations import Tanh as Tanh
 from .compare import Report as Report
 from .compare import compare as compare
+from .compare import compare_jvp as compare_jvp
+from .compare import compare_vjp as compare_vjp
 from .explain import Explanation as Explanation
 from .explain import explain as explain
 from .fit import History as History

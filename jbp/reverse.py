@@ -6,7 +6,7 @@ layers: at each layer, everything follows from the later derivative δ and from 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .compare import VALUE, Part, Report, compare_with
+from .compare import VALUE, Part, Report, compare_with, in_blocks, step_reports
 from .layer import (
     Context,
     InputError,
@@ -34,6 +34,7 @@ from .losses import Loss
 from .network import Network
 from .pair import Pair
 from .readouts import Leaves, Pairs, Reader, Readout, collect
+from .trace import run
 
 
 def reverse(
@@ -186,8 +187,14 @@ class Cost:
 
     # -- against the oracle -----------------------------------------------------------------------------------------
 
-    def compare(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), timing=True) -> Report:
-        """The hand-written gradient against `jax.grad` of the same cost, both against float64, leaf by leaf."""
+    def compare(
+        self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), timing=True, checks=False
+    ) -> Report:
+        """The hand-written gradient against `jax.grad` of the same cost, both against float64, leaf by leaf.
+
+        Where they disagree, each layer is compared by itself on what really reached it: `report.enters` names the
+        first, in the order of the reverse pass, that is wrong.
+        """
         self.check(theta, x, y, weights=weights)
         settings = {"weights": weights, "context": context}
 
@@ -197,17 +204,41 @@ class Cost:
         def oracle(theta, x, y):
             return jax.value_and_grad(self)(theta, x, y, **settings)
 
-        return compare_with(rule, oracle, (theta, x, y), self._parts, timing)
+        def summed(theta, x, y, weights):
+            return jax.value_and_grad(replace(self, reduction="sum"))(theta, x, y, weights=weights)
+
+        w = np.ones(jax.tree.leaves(x)[0].shape[0], np.float32) if weights is None else np.asarray(weights)
+        total = float(w.astype(np.float64).sum()) if self.reduction == "mean" else 1.0
+        # a key draws other noise for fewer examples, and a mask is not cut: then there are no blocks
+        alone = all(part is None for part in (context.key, context.mask, context.side))
+        shadow = partial(in_blocks, summed, theta, (x, y, w), total) if alone else None
+
+        def calls():
+            gradients = lambda path: lambda pair: pair.gradient()  # noqa: E731
+            return step_reports(run(self, theta, x, y, **settings, mark=gradients), self.loss, y)
+
+        return compare_with(
+            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, shadow=shadow, calls=calls, name=self.name,
+            pieces=(lambda arrays: [part for _, part in self._leaves(*arrays)],
+                    lambda leaves: [np.concatenate([leaf.ravel() for leaf in leaves])]),
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The loss and the network, for a report."""
+        return f"{type(self.loss).__name__} of {self.layout.size:,} parameters"
 
     def _parts(self, result: tuple[Any, Any]) -> list[Part]:
         """(C, ∇C) as parts: C, and each leaf with its coordinates' symbols."""
-        layout, (C, gradient) = self.layout, result
-        gradient = np.asarray(gradient)  # slicing it on the device would compile a program for each leaf
-        leaves = [
-            Part(name, gradient[i : i + n].reshape(shape), partial(layout.symbol_at, name))
-            for name, i, n, shape in zip(layout.names, layout.offsets, layout.sizes, layout.shapes, strict=False)
-        ]
-        return [Part(VALUE, C, lambda at: "C"), *leaves]
+        C, gradient = result
+        leaves = self._leaves(np.asarray(gradient))  # slicing it on the device would compile a program for each leaf
+        return [Part(VALUE, C, lambda at: "C"), *(Part(n, a, partial(self.layout.symbol_at, n)) for n, a in leaves)]
+
+    def _leaves(self, vector: Float[np.ndarray, "P"]) -> list[tuple[str, np.ndarray]]:
+        """The named leaves of a vector like θ."""
+        layout = self.layout
+        places = zip(layout.names, layout.offsets, layout.sizes, layout.shapes, strict=False)
+        return [(name, vector[i : i + n].reshape(shape)) for name, i, n, shape in places]
 
     # -- what needs values, not shapes ------------------------------------------------------------------------------
 

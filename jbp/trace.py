@@ -13,7 +13,7 @@ The record holds every output and every δ of the batch. All δ are of the unsca
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -25,7 +25,6 @@ import numpy as np
 
 from .layer import Context, InputError, Layer, Theta
 from .pair import Pair, Stack
-from .reverse import Cost, reverse
 
 
 @dataclass(eq=False)
@@ -44,6 +43,7 @@ class Step:
     output: Any
     saved: Any
     delta: Any
+    context: Context = Context()
     delta_x: Any = None
     ended: int = 0
     turn: int | None = None
@@ -106,17 +106,17 @@ class Recorder:
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
         output, saved = self.layer.forward(params, x, context)
-        return output, (x, output, saved)
+        return output, (x, output, saved, context)
 
     def backward(self, params: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
-        x, output, saved = saved
+        x, output, saved, context = saved
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, output, delta))):
             raise InputError(
                 f"layer {self.path}: its numbers can't be recorded, because a container runs it inside a transformation"
                 " such as jax.vmap. Record the network with that layer by itself."
             )
-        with self.record.step(self.path, self.layer, params, x, output, saved, delta) as step:
-            step.delta_x, readings = self.layer.backward(params, saved, delta, Mark(self.path))
+        with self.record.step(self.path, self.layer, params, x, output, saved, delta, context) as step:
+            step.delta_x, readings = self.layer.backward(params, saved, delta, self.record.mark(self.path))
         return step.delta_x, readings
 
     def __getattr__(self, name: str) -> Any:  # what else a container knows of its child
@@ -130,8 +130,9 @@ class Record:
     `delta`: of C_n at the output, the base case. `factors: [N]`: of each C_n in C, as the reduction has it.
     """
 
+    mark: Callable[[str], Any] = Mark  # of a layer's path: the `read` that the layer gets
     steps: list[Step] = field(default_factory=list)
-    leaves: dict[str, Leaf] = field(default_factory=dict)
+    leaves: dict[str, Any] = field(default_factory=dict)
     output: Any = None
     delta: Any = None
     factors: Any = None
@@ -203,29 +204,39 @@ def recorded(layer: Layer, record: Record, path: tuple[str, ...] = ()) -> Record
     return Recorder(layer, ".".join(path), record)
 
 
-def run(cost: Cost, theta: Theta, x: Any, y: Any, *, weights: Any = None, context: Context = Context()) -> Record:
-    """The record of one forward and reverse run of a cost. Raises `InputError` as `cost.check`, and under jit."""
+def run(
+    cost: Any,
+    theta: Theta,
+    x: Any,
+    y: Any,
+    *,
+    weights: Any = None,
+    context: Context = Context(),
+    mark: Callable[[str], Any] = Mark,
+) -> Record:
+    """The record of one forward and reverse run of a `Cost`. Raises `InputError` as `cost.check`, and under jit.
+
+    With another `mark(path)`, which gives the `read` of a layer, the record's leaves are what that reads.
+    """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
         raise InputError("a run is recorded with its numbers, so not under jit, grad or vmap. Call it outside.")
     cost.check(theta, x, y)
-    network, y, record = cost.network, jax.tree.map(jnp.asarray, y), Record()
+    network, y, record = cost.network, jax.tree.map(jnp.asarray, y), Record(mark)
     n = jax.tree.leaves(x)[0].shape[0]
     if weights is not None and np.shape(weights) != (n,):
         raise InputError(f"weights: expected one weight for each example, [{n}], got shape {list(np.shape(weights))}.")
     w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
     record.factors = w / w.sum() if cost.reduction == "mean" else w
 
-    def seed(output: Any) -> tuple[None, Any]:
-        with jax.disable_jit(False):  # one program: there is nothing to see inside
-            delta = jax.tree.map(lambda d, a: d.astype(a.dtype), jax.jit(cost.loss.delta)(output, y), output)
-        record.output, record.delta = output, delta
-        return None, delta
-
     layers: Any = recorded(network.layer.layers, record).layer
     params = cost.layout.unflatten(jnp.asarray(theta))
     with jax.disable_jit():
         whole = dataclasses.replace(network.layer, layers=layers)
-        _, _, readings = reverse(whole, params, x, seed, Mark(""), context)
+        record.output, saved = whole.forward(params, x, context)
+        with jax.disable_jit(False):  # one program: there is nothing to see inside
+            delta = jax.jit(cost.loss.delta)(record.output, y)
+        record.delta = jax.tree.map(lambda d, a: d.astype(a.dtype), delta, record.output)
+        _, readings = whole.backward(params, saved, record.delta, mark(""))
     leaves = cost.layout.treedef.flatten_up_to(readings)
     record.leaves = dict(zip(cost.layout.names, leaves, strict=True))
     for path in {step.path for step in record.steps}:

@@ -219,7 +219,7 @@ WRONG_FUNCTIONS: dict[str, tuple[Callable, str]] = {
 @pytest.mark.parametrize("fault", WRONG_FUNCTIONS)
 def test_a_wrong_plain_function_is_caught(fault: str):
     rule, name = WRONG_FUNCTIONS[fault]
-    report = jbp.compare(rule, GRADIENT, PARAMS, POINTS, timing=False)
+    report = jbp.compare(rule, GRADIENT, PARAMS, POINTS, timing=False, checks=False)
     assert [leaf.name for leaf in report.leaves if not leaf.ok] == [name]
     assert report.worst.name == name
     assert not report.ok
@@ -227,8 +227,8 @@ def test_a_wrong_plain_function_is_caught(fault: str):
 
 def test_the_right_plain_function_passes():
     by_hand = jax.value_and_grad(f)
-    assert jbp.compare(GRADIENT, GRADIENT, PARAMS, POINTS, timing=False).ok
-    report = jbp.compare(by_hand, by_hand, PARAMS, POINTS, timing=False)
+    assert jbp.compare(GRADIENT, GRADIENT, PARAMS, POINTS, timing=False, checks=False).ok
+    report = jbp.compare(by_hand, by_hand, PARAMS, POINTS, timing=False, checks=False)
     assert [leaf.name for leaf in report.leaves] == ["value", "b", "w"]
     assert report.ok
     assert report.total.size == 16  # the value stands by itself
@@ -236,7 +236,7 @@ def test_the_right_plain_function_passes():
 
 def test_a_wrong_value_is_caught_beside_right_gradients():
     rule = lambda *args: (f(*args) + 0.01, GRADIENT(*args))  # noqa: E731
-    report = jbp.compare(rule, jax.value_and_grad(f), PARAMS, POINTS, timing=False)
+    report = jbp.compare(rule, jax.value_and_grad(f), PARAMS, POINTS, timing=False, checks=False)
     assert [leaf.name for leaf in report.leaves if not leaf.ok] == ["value"]
     assert report.total.ok
     assert not report.ok
@@ -246,7 +246,7 @@ def test_a_wrong_value_is_caught_beside_right_gradients():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_reference_that_is_not_finite_never_passes(bad: float):
     same = lambda x: bad * x  # noqa: E731
-    report = jbp.compare(same, same, POINTS, timing=False)
+    report = jbp.compare(same, same, POINTS, timing=False, checks=False)
     assert not report.ok
     assert not report.total.ok
     assert "DISAGREE" in report.verdict
@@ -254,8 +254,8 @@ def test_a_reference_that_is_not_finite_never_passes(bad: float):
 
 def test_a_leaf_that_is_zero_must_be_zero():
     zero, almost = jnp.zeros_like, lambda x: jnp.zeros_like(x).at[1, 2].set(1e-30)
-    assert jbp.compare(zero, zero, POINTS, timing=False).ok
-    report = jbp.compare(almost, zero, POINTS, timing=False)
+    assert jbp.compare(zero, zero, POINTS, timing=False, checks=False).ok
+    report = jbp.compare(almost, zero, POINTS, timing=False, checks=False)
     assert not report.ok
     assert report.worst.where == "gradient[1,2]"
     assert report.worst.excess == math.inf
@@ -263,7 +263,7 @@ def test_a_leaf_that_is_zero_must_be_zero():
 
 def test_an_empty_leaf_passes():
     function = lambda x: {"empty": x[:0], "full": 2 * x}  # noqa: E731
-    report = jbp.compare(function, function, POINTS, timing=False)
+    report = jbp.compare(function, function, POINTS, timing=False, checks=False)
     assert [leaf.size for leaf in report.leaves] == [0, 15]
     assert report.ok
 
@@ -271,8 +271,8 @@ def test_an_empty_leaf_passes():
 def test_huge_and_tiny_gradients_are_measured():
     for size in (1e-37, 1e37):
         grow = lambda x, size=size: x * jnp.asarray(size, x.dtype)  # noqa: E731
-        assert jbp.compare(grow, grow, POINTS, timing=False).ok
-        assert not jbp.compare(lambda x: 1.001 * grow(x), grow, POINTS, timing=False).ok  # noqa: B023
+        assert jbp.compare(grow, grow, POINTS, timing=False, checks=False).ok
+        assert not jbp.compare(lambda x: 1.001 * grow(x), grow, POINTS, timing=False, checks=False).ok  # noqa: B023
 
 
 # -- what is right passes ---------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_a_report_as_json():
         raise AssertionError(f"{constant} is no JSON")
 
     rule = edited("b", lambda g: g.at[0].set(jnp.nan).at[1].set(jnp.inf))
-    report = jbp.compare(rule, GRADIENT, PARAMS, POINTS, timing=False)
+    report = jbp.compare(rule, GRADIENT, PARAMS, POINTS, timing=False, checks=False)
     told = json.loads(report.to_json(), parse_constant=refuse)
     assert told["ok"] is False
     assert [leaf["name"] for leaf in told["leaves"]] == ["b", "w"]
@@ -364,28 +364,41 @@ def test_a_report_as_json():
 
 
 def test_a_report_with_timing_has_time_and_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys.modules["jbp.compare"], "SECONDS", 0.0)
-    report = jbp.compare(GRADIENT, GRADIENT, PARAMS, POINTS)
+    monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
+    report = jbp.compare(GRADIENT, GRADIENT, PARAMS, POINTS, checks=False)
     told = json.loads(report.to_json())
     for side in ("rule", "oracle"):
         assert told[side]["seconds"] > 0
         assert told[side]["compile_seconds"] > 0
         assert told[side]["temp_bytes"] >= 0
-    lines = str(report).splitlines()[-6:]
-    assert [line.split()[:1] for line in lines] == [[], ["hand-written"], ["autodiff"], [], ["errors:"], ["The"]]
+        assert told[side]["flops"] > 0
+    assert told["race"]["low"] <= told["race"]["high"]
+    assert told["race"]["pairs"] >= 2
+    lines = str(report).splitlines()[-7:]
+    assert [line.split()[:1] for line in lines] == [
+        [],
+        ["hand-written"],
+        ["autodiff"],
+        ["time:"],
+        [],
+        ["errors:"],
+        ["The"],
+    ]
     units = [[word for word in line.split() if word[0].isalpha()][1:] for line in lines[1:3]]
-    assert units == [["ms", "MB", "temporary", "s", "to", "compile"]] * 2
+    assert units == [["ms", "MB", "temporary", "MFLOP", "s", "to", "compile"]] * 2
 
 
 def test_a_report_as_text():
     """Powers of two are exact, so the numbers of this report are the same everywhere."""
     oracle = lambda x: {"a": 2 * x, "b": x[:1]}  # noqa: E731
-    *table, verdict = str(jbp.compare(oracle, oracle, np.ones((2, 8), np.float32), timing=False)).splitlines()
+    *table, verdict = str(
+        jbp.compare(oracle, oracle, np.ones((2, 8), np.float32), timing=False, checks=False)
+    ).splitlines()
     assert table == [
-        "leaf   size    error  autodiff's  ratio  largest  at",
-        "a        16  0.0e+00     0.0e+00   1.00  0.0e+00  a[0,0]",
-        "b         8  0.0e+00     0.0e+00   1.00  0.0e+00  b[0,0]",
-        "total    24  0.0e+00     0.0e+00   1.00  0.0e+00  a[0,0]",
+        "leaf   size    error  autodiff's  ratio  ulps 50/99/100 %  1−cos  largest  at",
+        "a        16  0.0e+00     0.0e+00   1.00    0.00/0.00/0.00  0e+00  0.0e+00  a[0,0]",
+        "b         8  0.0e+00     0.0e+00   1.00    0.00/0.00/0.00  0e+00  0.0e+00  b[0,0]",
+        "total    24  0.0e+00     0.0e+00   1.00    0.00/0.00/0.00  0e+00  0.0e+00  a[0,0]",
         "",
         "errors: rms difference from float64, relative to the leaf's rms",
     ]
@@ -395,11 +408,14 @@ def test_a_report_as_text():
 def test_a_report_of_a_fault_as_text():
     oracle = lambda x: {"a": 2 * x, "b": x[:1]}  # noqa: E731
     rule = lambda x: {"a": 2 * x.at[1, 2].multiply(2), "b": x[:1]}  # noqa: E731
-    lines = str(jbp.compare(rule, oracle, np.ones((2, 8), np.float32), timing=False)).splitlines()
+    lines = str(jbp.compare(rule, oracle, np.ones((2, 8), np.float32), timing=False, checks=False)).splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["leaf", "a", "b", "total"]
     assert [line.endswith("  a[1,2]  WRONG") for line in lines[1:4]] == [True, False, True]
     assert lines[1].split()[1:5] == ["16", "2.5e-01", "0.0e+00", "inf"]
-    assert lines[-1].startswith("The gradients DISAGREE, most in a: rms error 5.0e-01, allowed 9.5e-07; a[1,2] is 4 ")
+    assert "a: 1 of 16 elements wrong" in lines
+    assert lines[-1].startswith(
+        "The gradients DISAGREE, most in a: 1 of 16 elements wrong; rms error 5.0e-01, allowed 9.5e-07; a[1,2] is 4 "
+    )
     assert lines[-1].endswith(" by the rule and 2 in float64.")
 
 
@@ -407,6 +423,6 @@ def test_worst_is_judged_by_what_is_allowed():
     """A large error in a large leaf may be right, and a small one in a small leaf wrong."""
     oracle = lambda x: {"large": 1e6 * x, "small": 1e-6 * x}  # noqa: E731
     rule = lambda x: {"large": 1e6 * x * (1 + 1e-3), "small": 1e-6 * x * 2}  # noqa: E731
-    report = jbp.compare(rule, oracle, POINTS, timing=False)
+    report = jbp.compare(rule, oracle, POINTS, timing=False, checks=False)
     assert report.worst.name == "small"
     assert report.leaves[0].error > report.leaves[1].error

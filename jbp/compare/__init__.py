@@ -1,0 +1,23 @@
+"""Any hand-written gradient against autodiff: error, where it is, what it looks like, and what it costs.
+
+    compare(rule, oracle, *args)     two functions that return gradients
+    compare_vjp(f, *args)            every jax.custom_vjp in f against autodiff of its own primal
+    compare_jvp(f, *args)            every jax.custom_jvp, in forward mode
+
+Read `error` for the verdict, `replay` for the float64 shadow, `judge` for how the three oracles are asked.
+"""
+
+from .error import VALUE as VALUE
+from .error import LeafError as LeafError
+from .error import Part as Part
+from .error import named_parts as named_parts
+from .gradients import compare as compare
+from .gradients import compare_with as compare_with
+from .layers import in_blocks as in_blocks
+from .layers import step_reports as step_reports
+from .replay import in_float64 as in_float64
+from .report import Check as Check
+from .report import GradientsDisagree as GradientsDisagree
+from .report import Report as Report
+from .rules import compare_jvp as compare_jvp
+from .rules import compare_vjp as compare_vjp

@@ -1,0 +1,307 @@
+"""What is looked at besides values: how a rule behaves under JAX's transformations, and what it keeps.
+
+Most of these are mathematics, so both sides are run in float64 (`replay`): they agree to the last digits or not at all.
+A check that can't be tried (a rule that is not differentiable twice, say) tells why and fails nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal
+
+from ..layer import InputError, described
+from .error import check_same, errors
+from .program import Program
+from .replay import equations
+from .report import Check
+
+if TYPE_CHECKING:
+    from .judge import Comparison
+
+EXACT = 1e-9  # relative to the largest element: how far two ways of one computation may be in float64
+Pair = tuple[Any, Any]  # two results that must be equal
+
+
+def of_gradients(comparison: "Comparison", rule: Callable[..., Any]) -> tuple[Check, ...]:
+    """Of any function that returns gradients."""
+    arguments = comparison.rule.arguments
+    arrays = arguments.arrays
+
+    def plain(arrays: Sequence[Any]) -> Any:
+        return jax.tree.leaves(rule(*arguments.filled(arrays)))
+
+    return (
+        *_types(comparison),
+        _determinism(comparison, lambda: Program("rule", rule, arguments.filled(arrays))),
+        _without_jit(comparison, lambda: rule(*arguments.filled(arrays))),
+        *_equal(
+            comparison,
+            {"vmap": lambda a: _mapped(jax.vmap, plain, a), "scan": lambda a: _mapped(_scan, plain, a)},
+            arrays,
+        ),
+    )
+
+
+def of_vjp(
+    ruled: Callable, bare: Callable, arrays: Sequence[Any], cotangents: Sequence[Any], comparison: "Comparison"
+) -> tuple[Check, ...]:
+    """Of a flat function with a custom_vjp, `ruled`, and without it, `bare`, at one set of arguments."""
+    floats = [i for i, a in enumerate(arrays) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    n = len(arrays)
+
+    def of_floats(function: Callable, arrays: Sequence[Any], only: Sequence[int] = floats) -> Callable:
+        def run(*moving: Any) -> list[Any]:
+            filled = list(arrays)
+            for i, a in zip(only, moving, strict=True):
+                filled[i] = a
+            return [out for out in function(*filled) if jnp.issubdtype(jnp.result_type(out), jnp.inexact)]
+
+        return run
+
+    def gradient(
+        function: Callable, arrays: Sequence[Any], cotangents: Sequence[Any], only: Sequence[int] = floats
+    ) -> list:
+        return list(jax.vjp(of_floats(function, arrays, only), *(arrays[i] for i in only))[1](list(cotangents)))
+
+    def forward(args: Sequence[Any]) -> Pair:
+        outs = jax.vjp(of_floats(ruled, args[:n]), *(args[i] for i in floats))[0]
+        return outs, of_floats(bare, args[:n])(*(args[i] for i in floats))
+
+    def linearity(args: Sequence[Any]) -> Pair:
+        arrays, u = args[:n], args[n:]
+        v = [jnp.flip(c) for c in u]
+        scaled = lambda factor, tree: [(factor * t).astype(t.dtype) for t in tree]  # noqa: E731
+        add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]  # noqa: E731
+        mixed = gradient(ruled, arrays, add(scaled(3, u), scaled(-2, v)))
+        apart = add(scaled(3, gradient(ruled, arrays, u)), scaled(-2, gradient(ruled, arrays, v)))
+        large = scaled(2.0**-10, gradient(ruled, arrays, scaled(2.0**10, u)))
+        return [*mixed, *large], [*apart, *gradient(ruled, arrays, u)]
+
+    def partial(args: Sequence[Any]) -> Pair:
+        """Of one argument, and from one output, at a time: the others' perturbations are symbolic zeros."""
+        arrays, u = args[:n], args[n:]
+        alone = [gradient(ruled, arrays, u, [i])[0] for i in floats]
+        total = gradient(ruled, arrays, u)
+        if len(u) > 1:
+            first = [u[0], *(jnp.zeros_like(c) for c in u[1:])]
+            single = jax.vjp(lambda *m: of_floats(ruled, arrays)(*m)[0], *(arrays[i] for i in floats))[1](u[0])
+            return [*alone, *single], [*total, *gradient(ruled, arrays, first)]
+        return alone, total
+
+    def second(args: Sequence[Any], reverse: bool) -> Pair:
+        arrays, u = args[:n], args[n:]
+        moving = [arrays[i] for i in floats]
+
+        def once(function: Callable) -> Callable:
+            def run(*moving: Any) -> list[Any]:
+                filled = list(arrays)
+                for i, a in zip(floats, moving, strict=True):
+                    filled[i] = a
+                return gradient(function, filled, u)
+
+            return run
+
+        if reverse:
+            return tuple(list(jax.vjp(once(g), *moving)[1](moving)) for g in (ruled, bare))  # type: ignore[return-value]
+        return tuple(list(jax.jvp(once(g), moving, moving)[1]) for g in (ruled, bare))  # type: ignore[return-value]
+
+    plain = lambda args: gradient(ruled, args[:n], args[n:])  # noqa: E731
+    tried: dict[str, Callable[[Sequence[Any]], Pair]] = {
+        "forward value": forward,
+        "linear in the cotangent": linearity,
+        "symbolic zeros": partial,
+        "vmap": lambda a: _mapped(jax.vmap, plain, a),
+        "scan": lambda a: _mapped(_scan, plain, a),
+        "second order, forward": lambda a: second(a, False),
+        "second order, reverse": lambda a: second(a, True),
+    }
+    args = [*arrays, *cotangents]
+    with_turns = len(comparison.arrays) and np.shape(comparison.arrays[0]) != np.shape(args[0])
+    told = [] if with_turns else [
+        _determinism(comparison, lambda: Program("rule", lambda *a: plain(a), tuple(args))),
+        _without_jit(comparison, lambda: plain(args)),
+    ]  # fmt: skip
+    return (*_types(comparison), *_float0(ruled, arrays), *told, *_equal(comparison, tried, args),
+            *_saved(of_floats(ruled, arrays), of_floats(bare, arrays), [arrays[i] for i in floats]))  # fmt: skip
+
+
+# -- equal in float64 -------------------------------------------------------------------------------------------------
+
+
+def _scan(function: Callable) -> Callable:
+    return lambda args: jax.lax.map(function, args)
+
+
+def _mapped(transform: Callable, function: Callable, args: Sequence[Any]) -> Pair:
+    """A function mapped over two points, and on each by itself."""
+    stacked = [jnp.stack([a, (a * 0.75).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a]) for a in args]
+    each = [function([a[i] for a in stacked]) for i in range(2)]
+    return transform(function)(stacked), [jnp.stack(pair) for pair in zip(*each, strict=True)]
+
+
+def _equal(comparison: "Comparison", tried: dict[str, Callable], arrays: Sequence[Any]) -> Iterator[Check]:
+    """Each pair of computations in float64, all in one program."""
+    able: dict[str, Callable] = {}
+    reasons: dict[str, str] = {}
+    for name, pair in tried.items():
+        try:
+            jaxpr = jax.make_jaxpr(pair)(list(arrays))
+            if any(eqn.primitive.name == "custom_lin" for eqn in equations(jaxpr)):
+                reasons[name] = "can't be tried: forward mode meets a custom_vjp, inside the rule itself"
+                continue
+            able[name] = pair
+        except Exception as error:  # whatever a stranger's rule raises is the answer
+            reasons[name] = f"can't be tried: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    try:
+        program = Program("checks", lambda *a: {name: pair(list(a)) for name, pair in able.items()}, tuple(arrays))
+        results = program.exact(*arrays)
+    except InputError as error:
+        results, reasons = {}, {name: f"can't be tried: {error}" for name in tried}
+    epsilon = max((float(jnp.finfo(a.dtype).eps) for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)), default=0.0)
+    for name in tried:
+        if name in reasons:
+            yield Check(name, None, reasons[name])
+            continue
+        # a rule and its primal may hold different constants, rounded to their dtype; a rule and itself may not
+        tolerance = 64 * epsilon if name.startswith(("second", "forward")) else 0.0
+        got, expected = results[name]
+        far = max((_distance(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+        yield Check(name, far <= max(EXACT, tolerance), f"relative difference {far:.1e} in float64")
+
+
+def _distance(a: Any, b: Any) -> float:
+    """The largest difference relative to the largest element; NaN only equals NaN in the same place."""
+    a, b = np.asarray(a), np.asarray(b)
+    if not a.size:
+        return 0.0
+    odd = ~np.isfinite(a) | ~np.isfinite(b)
+    if (odd & (np.nan_to_num(a, nan=0.5) != np.nan_to_num(b, nan=0.5))).any():
+        return float("inf")
+    off, peak = np.abs(np.where(odd, 0, a) - np.where(odd, 0, b)).max(), np.abs(np.where(odd, 0, b)).max()
+    return float(off / peak) if peak else float(off)
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def _types(comparison: "Comparison") -> Iterator[Check]:
+    rule, oracle = (jax.tree.leaves(program.out) for program in (comparison.rule, comparison.oracle))
+    different = [
+        f"{described(a)} {'weakly' if a.weak_type else 'strongly'} typed, {'weakly' if b.weak_type else 'strongly'} by the oracle"
+        for a, b in zip(rule, oracle, strict=True)
+        if a.weak_type != b.weak_type
+    ]
+    yield Check("weak types", None if different else True, "; ".join(different[:3]) or "as the oracle's")
+
+
+def _float0(ruled: Callable, arrays: Sequence[Any]) -> Iterator[Check]:
+    """Integer arguments have gradients of dtype float0."""
+    if all(jnp.issubdtype(a.dtype, jnp.inexact) for a in arrays):
+        return
+    try:
+        outs, pull = jax.vjp(
+            lambda *a: [o for o in ruled(*a) if jnp.issubdtype(jnp.result_type(o), jnp.inexact)], *arrays
+        )
+        wrong = [described(g) for a, g in zip(arrays, pull(outs), strict=True)
+                 if not jnp.issubdtype(a.dtype, jnp.inexact) and g.dtype != jax.dtypes.float0]  # fmt: skip
+        yield Check("integer arguments", not wrong, "; ".join(wrong) or "gradients of dtype float0")
+    except Exception as error:  # whatever a stranger's rule raises is the answer
+        yield Check("integer arguments", False, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+
+
+def _determinism(comparison: "Comparison", again: Callable[[], Program]) -> Check:
+    arrays = comparison.arrays
+    first, second = (jax.tree.leaves(comparison.rule(*arrays)) for _ in range(2))
+    same = all(np.array_equal(*(np.asarray(x).view(np.uint8) if np.ndim(x) else np.asarray(x) for x in pair), equal_nan=False)
+               or np.asarray(pair[0]).tobytes() == np.asarray(pair[1]).tobytes() for pair in zip(first, second, strict=True))  # fmt: skip
+    if not same:
+        return Check("determinism", False, "two runs of one compiled program differ")
+    retraced = jax.tree.leaves(again().exact(*arrays)) if _small(arrays) else []
+    before = jax.tree.leaves(comparison.rule.exact(*arrays)) if _small(arrays) else []
+    far = max((_distance(a, b) for a, b in zip(retraced, before, strict=True)), default=0.0)
+    text = (
+        "two runs are equal bit by bit"
+        if far <= EXACT
+        else "it is another function when it is traced again: it depends on more than its arguments"
+    )
+    return Check("determinism", far <= EXACT, text)
+
+
+def _small(arrays: Sequence[Any]) -> bool:
+    return sum(np.size(a) for a in arrays) <= 1 << 16
+
+
+def _without_jit(comparison: "Comparison", run: Callable[[], Any]) -> Check:
+    """Run op by op, the rule must be as near to the shadow as it must be when it is compiled."""
+    arrays = comparison.arrays
+    try:
+        got = comparison.parts(run())
+        plain = comparison.parts(comparison.oracle(*arrays))
+        check_same(comparison.who, got, plain)
+        compiled = errors(comparison.parts(comparison.rule(*arrays)), plain, comparison.exact)
+        eager = errors(got, plain, comparison.exact)
+    except Exception as error:  # whatever a stranger's rule raises is the answer
+        return Check(
+            "without jit", None, f"can't be tried: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        )
+    worse = [e.name for e, c in zip(eager, compiled, strict=True) if c.ok and not e.ok and e.error > 8 * c.allowed]
+    return Check("without jit", not worse, f"wrong in {worse[0]}" if worse else "as with it")
+
+
+def _saved(ruled: Callable, bare: Callable, moving: Sequence[Any]) -> Iterator[Check]:
+    """What forward keeps for backward besides its arguments, and what of it backward does not use."""
+    try:
+        rule, oracle = _residuals(ruled, moving), _residuals(bare, moving)
+    except Exception as error:  # whatever a stranger's rule raises is the answer
+        yield Check("saved", None, f"can't be tried: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return
+    text = f"{rule[0]:,} bytes besides the arguments, autodiff {oracle[0]:,}"
+    if rule[1]:
+        text += f"; not used by backward: {', '.join(rule[1][:4])}"
+    if rule[2]:
+        text += f"; kept twice: {', '.join(rule[2][:4])}"
+    yield Check("saved", None if rule[1] or rule[2] else True, text)
+
+
+def _residuals(function: Callable, moving: Sequence[Any]) -> tuple[int, list[str], list[str]]:
+    """(bytes kept besides the arguments, what backward does not use of it, what is kept twice)."""
+    shapes: list[Any] = []
+
+    def forward(*moving: Any) -> list[Any]:
+        outs, pull = jax.vjp(function, *moving)
+        leaves, treedef = jax.tree.flatten(pull)
+        shapes.append((outs, treedef))
+        return leaves
+
+    jaxpr = jax.make_jaxpr(forward)(*moving)
+    outs, treedef = shapes[0]
+    specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.jaxpr.outvars]
+    cotangents = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in outs]
+    backward = jax.make_jaxpr(lambda leaves, c: treedef.unflatten(leaves)(c))(specs, cotangents)
+    used = _used(backward)
+    given = set(jaxpr.jaxpr.invars)
+    seen: set[Any] = set()
+    size, idle, twice = 0, [], []
+    for i, v in enumerate(jaxpr.jaxpr.outvars):
+        if isinstance(v, Literal) or v in given or jnp.issubdtype(v.aval.dtype, jax.dtypes.float0):
+            continue
+        if v in seen:
+            twice.append(v.aval.str_short())
+            continue
+        seen.add(v)
+        size += v.aval.size * v.aval.dtype.itemsize
+        if i not in used:
+            idle.append(v.aval.str_short())
+    return size, idle, twice
+
+
+def _used(jaxpr: ClosedJaxpr) -> set[int]:
+    """Which arguments the outputs depend on."""
+    needed = {v for v in jaxpr.jaxpr.outvars if not isinstance(v, Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        if needed & set(eqn.outvars) or eqn.effects:
+            needed |= {v for v in eqn.invars if not isinstance(v, Literal)}
+    return {i for i, v in enumerate(jaxpr.jaxpr.invars) if v in needed}

@@ -1,0 +1,182 @@
+"""The third oracle: central differences in float64, for where autodiff itself may be wrong.
+
+    ψ(t) = f(x + t·v),    ψ'(0) ≈ (ψ(h) − ψ(−h)) / 2h
+
+with Richardson's extrapolation over steps h = 2^-4, 2^-6, …: T_{i,0} is the difference at the i-th step, and
+T_{i,j} = (16^j T_{i,j−1} − T_{i−1,j−1}) / (16^j − 1) cancels the error of order h^{2j}. The entry that changes least
+from its neighbours is taken, and that change is its error (Ridders 1982, doi:10.1016/S0141-1195(82)80057-0). An
+element moves in proportion to its own size. Where the slopes from both sides differ however small the step, there is a
+kink, and every value between them is a derivative.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .program import Program
+from .replay import wide
+
+STEPS = 2.0 ** -np.arange(4, 21, 2)
+TINY = STEPS[-2:]  # the two smallest, by which kinks are told
+
+
+class Slope(NamedTuple):
+    """ψ'(0) with its error, and at a kink the slopes from both sides; arrays of the shape of ψ."""
+
+    value: Any
+    error: Any
+    low: Any
+    high: Any
+    kink: Any
+
+    def agrees(self, value: Any, tolerance: Any) -> Any:
+        """Where `value` is the derivative: near it, or at a kink between both slopes."""
+        far = tolerance + 8 * self.error
+        return np.where(
+            self.kink, (self.low - far <= value) & (value <= self.high + far), np.abs(value - self.value) <= far
+        )
+
+
+@np.errstate(all="ignore")
+def slope(middle: Any, up: np.ndarray, down: np.ndarray) -> Slope:
+    """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps that leave the domain (NaN) don't count."""
+    h = STEPS.reshape(-1, *(1,) * np.ndim(middle))
+    table = [(up - down) / (2 * h)]
+    value, error = table[0][0], np.full(np.shape(middle), np.inf)
+    for j in range(1, len(STEPS)):
+        before = table[-1]
+        now = before[1:] + (before[1:] - before[:-1]) / (16.0**j - 1)
+        change = np.maximum(np.abs(now - before[1:]), np.abs(now - before[:-1]))
+        change = np.where(np.isnan(change), np.inf, change)
+        best = np.argmin(change, axis=0)[None]
+        least = np.take_along_axis(change, best, 0)[0]
+        value = np.where(least < error, np.take_along_axis(now, best, 0)[0], value)
+        error = np.minimum(error, least)
+        table.append(now)
+    right, left = (up - middle) / h, (middle - down) / h
+    gap = np.abs(right - left)
+    level = np.abs(right[-2:]) + np.abs(left[-2:])
+    kink = (gap[-1] > 0.5 * gap[-2]) & (gap[-1] > 1e-5 * level.max(0)) & np.isfinite(gap[-1])
+    both = np.stack([right[-1], left[-1]])
+    return Slope(value, error, both.min(0), both.max(0), kink)
+
+
+class Slopes:
+    """Slopes of a program's outputs at its arguments, along any direction of those that move (floats, by place).
+
+    A direction has a piece for each of them; or other pieces, if `split` cuts arrays like theirs into pieces and `join`
+    undoes it.
+    """
+
+    def __init__(
+        self, program: Program, arrays: Sequence[Any], moving: Sequence[int],
+        split: Callable[[list[np.ndarray]], list[np.ndarray]] = list, join: Callable[[list[np.ndarray]], list[np.ndarray]] = list,
+    ):  # fmt: skip
+        self.program, self.arrays, self.moving, self.split, self.join = program, list(arrays), list(moving), split, join
+
+        def values(consts: Any, arrays: Sequence[Any], direction: Sequence[Any]) -> Any:
+            def at(t: Any) -> list[Any]:
+                moved = [wide(jnp.asarray(a)) for a in arrays]
+                for i, v in zip(self.moving, direction, strict=True):
+                    moved[i] = moved[i] + t * v
+                return program.in_float64(consts, moved)
+
+            return jax.lax.map(at, jnp.asarray([0.0, *STEPS, *-STEPS], np.float64))
+
+        self._values = jax.jit(values)
+
+    def units(self) -> list[np.ndarray]:
+        """By how much each element moves for a step of 1: its own size, or a tenth of its array's if it is smaller.
+
+        A complex one moves along both axes.
+        """
+
+        def unit(a: Any) -> np.ndarray:
+            size = np.abs(np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64))
+            units = np.maximum(size, 0.1 * (np.sqrt(np.mean(size**2)) if size.any() else 10.0))
+            return units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units
+
+        return self.split([unit(self.arrays[i]) for i in self.moving])
+
+    def along(self, direction: Sequence[np.ndarray]) -> list[Slope]:
+        """Of each output, along a direction given in pieces."""
+        with jax.enable_x64(True):
+            values = jax.device_get(self._values(self.program.jaxpr.consts, self.arrays, self.join(list(direction))))
+        n = len(STEPS)
+        slopes = []
+        for v in values:
+            if np.iscomplexobj(v):
+                real, imaginary = (slope(p[0], p[1 : n + 1], p[n + 1 :]) for p in (v.real, v.imag))
+                parts = (a + 1j * b for a, b in zip(real[:4], imaginary[:4], strict=True))
+                slopes.append(Slope(*parts, real.kink | imaginary.kink))
+            else:
+                slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :]))
+        return slopes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question to all three oracles: `where` it is asked, what a result says (`ask`), and the slope."""
+
+    where: str
+    ask: Callable[[Sequence[Any]], tuple[float, float]]  # (the number, the sum of the sizes of what it is made of)
+    slope: Slope
+
+
+def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
+    """Of a gradient's leaf (None: of all): at its element `at`, and along random directions. `slopes` are of ⟨ct, f⟩."""
+    random, units = np.random.default_rng(0), slopes.units()
+    leaves = range(len(units)) if leaf is None else [leaf]
+
+    def pointing(fill: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        return [fill(u) if i in leaves else np.zeros_like(u) for i, u in enumerate(units)]
+
+    def probe(where: str, direction: list[np.ndarray]) -> Probe:
+        def ask(result: Sequence[Any]) -> tuple[float, float]:
+            with np.errstate(invalid="ignore"):  # a result may be infinite
+                terms = [np.real(np.asarray(result[i]) * direction[i]) for i in leaves]
+            return float(sum(t.sum() for t in terms)), float(sum(np.abs(t).sum() for t in terms))
+
+        return Probe(where, ask, slopes.along(direction)[0])
+
+    if leaf is not None and units[leaf].size:
+        yield probe(f"at {name}", pointing(lambda u: _one_hot(u, at)))
+    for _ in range(count):
+        yield probe("along a random direction", pointing(lambda u: u * random.standard_normal(u.shape)))
+
+
+def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
+    """Of a tangent's leaf: at its element `at`, and of random sums of its elements."""
+    slope, random = outputs[leaf], np.random.default_rng(0)
+
+    def pick(weights: np.ndarray, where: str) -> Probe:
+        def ask(result: Sequence[Any]) -> tuple[float, float]:
+            with np.errstate(invalid="ignore"):
+                terms = np.real(np.asarray(result[leaf]) * weights)
+            return float(terms.sum()), float(np.abs(terms).sum())
+
+        def total(part: Any) -> Any:
+            return np.real(part * weights).sum()
+
+        spread = np.abs(slope.high - slope.low) * np.abs(weights)
+        middle = total(np.where(slope.kink, (slope.low + slope.high) / 2, slope.value))
+        reach = np.where(slope.kink, spread / 2, 0).sum()
+        error = (np.abs(np.where(slope.kink, 0, slope.error)) * np.abs(weights)).sum()
+        return Probe(where, ask, Slope(middle, error, middle - reach, middle + reach, slope.kink.any()))
+
+    shape = np.shape(slope.value)
+    if np.size(slope.value):
+        turn = 0.8 - 0.6j if np.iscomplexobj(slope.value) else 1.0
+        yield pick(_one_hot(np.ones(shape), at) * turn, f"at {name}")
+        for _ in range(count):
+            yield pick(random.standard_normal(shape) * turn, "of a random sum")
+
+
+def _one_hot(like: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
+    hot = np.zeros_like(like)
+    hot[at] = like[at]
+    return hot

@@ -1,0 +1,312 @@
+"""How far one leaf of a result is from the float64 shadow, and whether that is too far.
+
+The shadow is the oracle run in float64 (see `replay`). Autodiff in float32 has an error too; a hand-written rule is
+right if its own is no worse than `K` times that. So no tolerance is picked by hand:
+
+    rms(rule − shadow) ≤ max(K · rms(oracle − shadow), FLOOR · ε · rms(shadow)),    ε of the leaf's dtype,
+    max|rule − shadow| ≤ max(K_LARGEST · max|oracle − shadow|, FLOOR · ε · max|shadow|).
+
+The first is the test; the second is for a single wrong element in a leaf of a million, which a root mean square hides.
+For float64 there is nothing wider to measure by: there a rule must equal the oracle to `EXACT` of the leaf's scale.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..layer import InputError
+
+K = 2.0  # as in FlashAttention's own tests
+K_LARGEST = 8.0  # a maximum is more a matter of luck than a mean
+FLOOR = 4.0  # units in the last place, for a leaf where autodiff happens to err by next to nothing
+EXACT = 1e-12
+CHUNK = 1 << 16  # elements that are looked at together: they stay in cache, and no copy of a leaf is made
+SAMPLE = 1 << 16  # elements, evenly spread over a leaf, of which the quantiles are taken
+VALUE = "value"  # the name of the cost's value in a result (value, gradients)
+
+
+class Part(NamedTuple):
+    """One leaf of a result: its name, its array, and the symbol of an element's index."""
+
+    name: str
+    array: Any
+    symbol: Callable[[tuple[int, ...]], str]
+
+
+@dataclass(frozen=True)
+class LeafError:
+    """How far a leaf is from the float64 shadow: root mean squares over it, and the one element that is furthest."""
+
+    name: str
+    size: int
+    scale: float  # rms of the shadow
+    error: float  # rms of rule − shadow
+    oracle_error: float  # rms of oracle − shadow
+    epsilon: float  # of the leaf's dtype
+    largest: float  # |rule − shadow| of the element that is furthest off
+    where: str  # its symbol
+    got: float | complex
+    expected: float | complex
+    oracle_largest: float = 0.0  # max |oracle − shadow|
+    peak: float = 0.0  # max |shadow|
+    ulps: tuple[float, float, float] = (0.0, 0.0, 0.0)  # |rule − shadow| in units in the last place: median, 99 %, max
+    cosine: float = 1.0  # of the angle between rule and shadow
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    at: tuple[int, ...] = ()  # the index of the element that is furthest off
+    pattern: str = ""  # what the error looks like, where that has a name
+    excused: str = ""  # why the error counts for nothing, where another oracle says so
+
+    @property
+    def allowed(self) -> float:
+        """What `error` may be at most. NaN if the shadow is not finite: that vouches for nothing."""
+        return self._allowed(K, self.oracle_error, self.scale)
+
+    @property
+    def allowed_largest(self) -> float:
+        """What `largest` may be at most."""
+        return self._allowed(K_LARGEST, self.oracle_largest, self.peak)
+
+    def _allowed(self, factor: float, oracle_error: float, scale: float) -> float:
+        if not math.isfinite(scale):
+            return math.nan
+        if self.epsilon < EXACT:
+            return EXACT * scale * factor / K
+        return max(factor * oracle_error, FLOOR * self.epsilon * scale)
+
+    @property
+    def ratio(self) -> float:
+        """The rule's error in units of the oracle's own."""
+        if self.error == self.oracle_error:
+            return 1.0
+        return self.error / self.oracle_error if self.oracle_error else math.inf
+
+    @property
+    def excess(self) -> float:
+        """The error in units of what is allowed; infinite where it is NaN."""
+        return max(_excess(self.error, self.allowed), _excess(self.largest, self.allowed_largest))
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is allowed. NaN and infinity never are, unless another oracle excuses them."""
+        return self.excess <= 1 or bool(self.excused)
+
+
+def _excess(error: float, allowed: float) -> float:
+    if error == 0 and allowed >= 0:
+        return 0.0
+    excess = error / allowed if allowed else math.inf
+    return math.inf if math.isnan(excess) else excess
+
+
+# -- parts of a result ------------------------------------------------------------------------------------------------
+
+
+def named_parts(result: Any) -> list[Part]:
+    """The parts of any pytree, by path and index. A pair whose first member is a scalar is (value, gradients)."""
+    if has_value(result):
+        value, gradients = result
+        return [Part(VALUE, value, lambda at: VALUE), *named_parts([gradients])]
+    paths, _ = jax.tree_util.tree_flatten_with_path(
+        result[0] if isinstance(result, list) and len(result) == 1 else result
+    )
+    names = [(jax.tree_util.keystr(path, simple=True, separator=".") or "gradient", leaf) for path, leaf in paths]
+    return [Part(name, leaf, partial(place, name)) for name, leaf in names]
+
+
+def has_value(result: Any) -> bool:
+    """Whether a result is (value, gradients)."""
+    return isinstance(result, tuple) and len(result) == 2 and hasattr(result[0], "dtype") and jnp.ndim(result[0]) == 0
+
+
+def place(name: str, at: Sequence[int]) -> str:
+    """An element's name where nothing better is known: `w[3,7]`."""
+    return f"{name}[{','.join(map(str, at))}]" if len(at) else name
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+class _Sum:
+    """A root mean square, gathered chunk by chunk, with neither overflow nor underflow."""
+
+    def __init__(self) -> None:
+        self.peak, self.sum, self.count = 0.0, 0.0, 0
+
+    def add(self, magnitudes: np.ndarray) -> None:
+        peak = float(magnitudes.max(initial=0))  # NaN goes through a maximum
+        scaled = magnitudes / peak if peak and math.isfinite(peak) else np.zeros(1)
+        self.merge(peak, float(np.dot(scaled, scaled)), magnitudes.size)
+
+    def merge(self, peak: float, sum: float, count: int) -> None:
+        """Take in other numbers: the largest, the sum of their squares in units of its square, how many."""
+        self.count += count
+        if not math.isfinite(peak + self.peak):
+            self.peak = math.nan if math.isnan(peak + self.peak) else math.inf
+        elif top := max(peak, self.peak):
+            self.sum = self.sum * (self.peak / top) ** 2 + sum * (peak / top) ** 2
+            self.peak = top
+
+    @property
+    def rms(self) -> float:
+        if not math.isfinite(self.peak) or not self.count:
+            return self.peak
+        return self.peak * math.sqrt(self.sum / self.count)
+
+
+@dataclass
+class Tally:
+    """What is gathered over the elements of one leaf, or of several as one."""
+
+    exact: _Sum
+    got: _Sum
+    error: _Sum
+    oracle_error: _Sum
+    dot: float = 0.0
+    largest_ulps: float = 0.0
+    sample: tuple[np.ndarray, ...] = ()
+    furthest: tuple[Part, tuple[int, ...], float, Any, Any] | None = None  # part, index, distance, got, expected
+
+    @classmethod
+    def new(cls) -> "Tally":
+        return cls(_Sum(), _Sum(), _Sum(), _Sum())
+
+    def add(self, part: Part, oracle: Any, exact: Any) -> None:
+        """All elements of a leaf."""
+        epsilon, tiny = _precision(part.array.dtype)
+        arrays = [np.asarray(a).reshape(-1) for a in (part.array, oracle, exact)]
+        size, wide = arrays[2].size, arrays[2].dtype
+        stride = max(1, size // SAMPLE)
+        for start in range(0, size, CHUNK):
+            got, plain, true = (a[start : start + CHUNK].astype(wide, copy=False) for a in arrays)
+            with np.errstate(all="ignore"):  # ∞ − ∞ is NaN, and NaN never passes
+                size_of, off = np.abs(true), np.abs(got - true)
+                ulps = off / np.maximum(_ulp(size_of, epsilon), tiny)
+                self.exact.add(size_of)
+                self.got.add(np.abs(got))
+                self.error.add(off)
+                self.oracle_error.add(np.abs(plain - true))
+                self.dot += float(np.real(np.vdot(true, got)))
+            off[np.isnan(off)] = np.inf
+            at = int(np.argmax(off))
+            self.largest_ulps = max(self.largest_ulps, float(np.where(np.isnan(ulps), np.inf, ulps).max()))
+            self.sample += (ulps[(-start) % stride :: stride],)
+            if self.furthest is None or off[at] > self.furthest[2]:
+                index = tuple(map(int, np.unravel_index(start + at, np.shape(exact))))
+                self.furthest = part, index, float(off[at]), got[at], true[at]
+
+    def merge(self, leaf: "Tally") -> None:
+        """All elements that another tally has seen."""
+        for mine, other in zip(self._sums, leaf._sums, strict=True):
+            mine.merge(other.peak, other.sum, other.count)
+        self.dot += leaf.dot
+        self.largest_ulps = max(self.largest_ulps, leaf.largest_ulps)
+        self.sample += leaf.sample
+        if leaf.furthest and (self.furthest is None or leaf.furthest[2] > self.furthest[2]):
+            self.furthest = leaf.furthest
+
+    @property
+    def _sums(self) -> tuple[_Sum, ...]:
+        return self.exact, self.got, self.error, self.oracle_error
+
+    def leaf(self, name: str, epsilon: float, shape: tuple[int, ...] = (), dtype: str = "") -> LeafError:
+        errors = self.exact.rms, self.error.rms, self.oracle_error.rms, epsilon
+        if self.furthest is None:
+            return LeafError(name, 0, *errors, 0.0, "", 0.0, 0.0, shape=shape, dtype=dtype)
+        part, at, _, got, true = self.furthest
+        ulps = np.concatenate(self.sample)
+        median, most = (
+            float(q) for q in np.quantile(np.where(np.isnan(ulps), np.inf, ulps), (0.5, 0.99), method="higher")
+        )
+        norms = self.exact.rms * self.got.rms * self.exact.count
+        return LeafError(
+            name, self.exact.count, *errors, self.error.peak, part.symbol(at), got.item(), true.item(),
+            self.oracle_error.peak, self.exact.peak, (median, most, self.largest_ulps),
+            self.dot / norms if norms else (1.0 if self.exact.rms == self.got.rms else 0.0), shape, dtype, at,
+        )  # fmt: skip
+
+
+def _precision(dtype: Any) -> tuple[float, float]:
+    """(ε, the smallest step) of a dtype."""
+    info = jnp.finfo(dtype)
+    return float(info.eps), float(info.smallest_normal) * float(info.eps)
+
+
+def _ulp(size: np.ndarray, epsilon: float) -> np.ndarray:
+    """A unit in the last place of float64 numbers of these sizes: ε times the power of two below, their exponent's bits."""
+    return (size.view(np.int64) & 0x7FF0_0000_0000_0000).view(np.float64) * epsilon
+
+
+def errors(got: list[Part], plain: list[Part], exact: list[Part]) -> list[LeafError]:
+    """The errors of all leaves at one point, and last of their total: all gradients as one vector."""
+    leaves, total, widest = [], Tally.new(), 0.0
+    gradients = [part.name for part in got if part.name != VALUE] or [VALUE]
+    for part, b, c in zip(got, plain, exact, strict=True):
+        epsilon, _ = _precision(part.array.dtype)
+        tally = Tally.new()
+        tally.add(part, b.array, c.array)
+        leaves.append(tally.leaf(part.name, epsilon, tuple(np.shape(part.array)), str(part.array.dtype)))
+        if part.name in gradients:
+            widest = max(widest, epsilon)
+            total.merge(tally)
+    return [*leaves, total.leaf("total", widest)]
+
+
+def pooled(points: Iterator[LeafError] | Sequence[LeafError]) -> LeafError:
+    """One leaf's errors at several points as one; what is said of single elements is of the first point."""
+    first, *_ = points = tuple(points)
+
+    def rms(name: str) -> float:
+        total = _Sum()
+        total.add(np.array([getattr(e, name) for e in points]))
+        return total.rms
+
+    oracle_largest = max(e.oracle_largest for e in points)
+    peak = max(e.peak for e in points)
+    return replace(first, scale=rms("scale"), error=rms("error"), oracle_error=rms("oracle_error"),
+                   oracle_largest=oracle_largest, peak=peak)  # fmt: skip
+
+
+def check_same(who: str, got: list[Part], plain: list[Part]) -> None:
+    """Raise `InputError` unless rule and oracle return the same leaves, all of them floats."""
+    names, expected = [p.name for p in got], [p.name for p in plain]
+    if names != expected:
+        missing, extra = [n for n in expected if n not in names], [n for n in names if n not in expected]
+        where = f"missing from the rule: {', '.join(missing) or 'none'}; only in the rule: {', '.join(extra) or 'none'}"
+        if not missing and not extra:
+            where = f"the rule has them as {', '.join(names)}"
+        raise InputError(
+            f"{who}: rule and oracle return different structures: the oracle has leaves {', '.join(expected) or 'none'}; "
+            f"{where}. Return gradients in one structure."
+        )
+    if not got:
+        raise InputError(f"{who}: the functions return nothing to compare. Return arrays.")
+    for a, b in zip(got, plain, strict=True):
+        if not jnp.issubdtype(a.array.dtype, jnp.inexact):
+            raise InputError(f"{who}: {a.name} is {a.array.dtype}; a gradient has a float dtype. Return floats.")
+        if jnp.shape(a.array) != jnp.shape(b.array) or a.array.dtype != b.array.dtype:
+            raise InputError(
+                f"{who}: leaf {a.name} is {b.array.dtype}{list(b.array.shape)} by the oracle, "
+                f"{a.array.dtype}{list(a.array.shape)} by the rule. A gradient has its argument's shape and dtype."
+                f"{_unsummed(a.array, b.array)}"
+            )
+
+
+def _unsummed(got: Any, expected: Any) -> str:
+    """What is known of a shape that does not fit."""
+    extra = got.ndim - expected.ndim
+    if extra > 0 and got.shape[extra:] == expected.shape:
+        total = np.asarray(got, np.float64).sum(tuple(range(extra)))
+        summed = np.allclose(
+            total, np.asarray(expected, np.float64), rtol=1e-2, atol=1e-2 * float(np.abs(total).max(initial=0))
+        )
+        return f" It is not summed over the batch: {'its' if summed else 'it has a'} first axis{' sums to the oracle’s' if summed else ' too many'}."
+    if got.shape == expected.shape[::-1]:
+        return " It is transposed."
+    return ""

@@ -1,0 +1,103 @@
+"""`compare`: any two functions that return gradients."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..layer import InputError
+from .checks import of_gradients
+from .differences import Slopes, vjp_probes
+from .error import VALUE, Part, has_value, named_parts
+from .judge import Comparison
+from .program import Program
+from .report import Report
+
+
+def compare(
+    rule: Callable[..., Any],
+    oracle: Callable[..., Any],
+    *args: Any,
+    function: Callable[..., Any] | None = None,
+    timing: bool = True,
+    checks: bool = True,
+) -> Report:
+    """Compare two functions of `args` that return gradients, or (value, gradients): any pytrees of one structure.
+
+    `rule` is the hand-written one, `oracle` the reference, such as `jax.grad(f)`. Both are jitted here, and both are
+    run in float64 by their own traces, whatever their dtypes and with x64 on or off. `function` is what they are the
+    gradients of, a scalar function of `args`: where they differ, its central differences say which is wrong. It is
+    found by itself if they return values, or the oracle is `jax.grad(f)`. `timing=False` leaves time and memory out,
+    `checks=False` what is looked at besides values.
+
+    Raises `InputError` where the two differ in structure, shape or dtype, or one of them can't be run.
+    """
+    if not callable(rule) or not callable(oracle):
+        raise InputError(
+            f"compare: expected two functions, rule and oracle, got {rule!r} and {oracle!r}. "
+            "As in compare(rule, jax.grad(f), x)."
+        )
+    return compare_with(rule, oracle, args, named_parts, timing, checks=checks, function=function)
+
+
+def compare_with(
+    rule: Callable[..., Any],
+    oracle: Callable[..., Any],
+    args: tuple,
+    parts: Callable[[Any], list[Part]],
+    timing: bool = True,
+    *,
+    checks: bool = True,
+    function: Callable[..., Any] | None = None,
+    shadow: Callable[..., Any] | None = None,
+    calls: Callable[[], tuple[Report, ...]] | None = None,
+    name: str = "",
+    pieces: tuple[Callable, Callable] | None = None,
+) -> Report:
+    """`compare`, with how a result falls into parts. `pieces`: how arrays like the first argument are cut and joined.
+
+    `shadow(error)` gives the oracle in float64 by other means where it runs out of memory; `calls()` the reports of
+    what is inside, asked for where rule and oracle disagree.
+    """
+    name = name or str(getattr(rule, "__name__", "")).removeprefix("<lambda>")
+    programs = Program("compare: the rule", rule, args), Program("compare: the oracle", oracle, args)
+    comparison = Comparison("compare", name, *programs, parts)
+    comparison.third = _third(comparison, oracle, args, function, pieces)
+    if shadow is not None:
+        programs[1].instead = shadow
+    return comparison.report(timing, partial(of_gradients, comparison, rule) if checks else None, calls)
+
+
+def _third(comparison: Comparison, oracle: Callable, args: tuple, function: Callable | None, pieces: Any) -> Any:
+    """Central differences of the function behind two gradients, if it is known and their leaves are its arguments'."""
+    f = function or _function_behind(oracle, args, has_value(comparison.oracle.out))
+    if f is None:
+        return None
+    arrays = comparison.arrays
+    if pieces is not None:
+        return partial(vjp_probes, Slopes(Program("compare: the function", f, args), arrays, [0], *pieces))
+    gradients = [part.array for part in comparison.parts(comparison.oracle.out) if part.name != VALUE]
+    first = len(jax.tree.leaves(args[0])) if args else 0
+    floats = [i for i, a in enumerate(arrays) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+    for moving in ([i for i in floats if i < first], floats):
+        if [jnp.shape(arrays[i]) for i in moving] == [jnp.shape(g) for g in gradients]:
+            slopes = Slopes(Program("compare: the function", f, args), arrays, moving)
+            return partial(vjp_probes, slopes)
+    return None
+
+
+def _function_behind(oracle: Callable, args: tuple, value: bool) -> Callable | None:
+    """The scalar function that an oracle is the gradient of."""
+    if value:
+        return lambda *args: oracle(*args)[0]
+    f: Any = oracle
+    while (f := getattr(f, "__wrapped__", None)) is not None:
+        try:
+            leaves = jax.tree.leaves(jax.eval_shape(f, *args))
+        except Exception:  # it takes other arguments, or none of it is JAX's: then nothing is known
+            return None
+        if len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.inexact):
+            return f
+    return None

@@ -1,0 +1,111 @@
+"""Where in a network of layers an error enters: each layer by itself, on the values and the δ that really reached it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..layer import InputError, described
+from .error import Part, named_parts
+from .judge import Comparison
+from .program import Arguments, Program
+from .report import Report
+
+
+def step_reports(record: Any, loss: Any, y: Any) -> tuple[Report, ...]:
+    """Reports of the base case and of each layer, in the order of the reverse pass, up to the first that is wrong.
+
+    `record`: a `trace.Record` of one run.
+    """
+    found: list[Report] = []
+    programs: dict[str, Program] = {}
+    for name, rule, oracle, args in _steps(record, loss, y):
+        pair = []
+        for who, function in (("rule", rule), ("autodiff", oracle)):
+            program = Program(f"compare: the {who} of {name}", function, args)
+            pair.append(programs.setdefault(f"{who}{program.jaxpr}", program))
+        comparison = Comparison("compare", name, *pair, _parts)
+        comparison.arrays = Arguments.of(args).arrays
+        found.append(comparison.report(timing=False))
+        if not found[-1].ok:
+            break
+    return tuple(found)
+
+
+def _parts(result: Any) -> list[Part]:
+    return [part for part in named_parts(result) if jnp.issubdtype(part.array.dtype, jnp.inexact)]
+
+
+def _steps(record: Any, loss: Any, y: Any) -> Iterator[tuple[str, Callable, Callable, tuple]]:
+    """(name, rule, oracle, arguments) of each step of the induction."""
+    y = jax.tree.map(jnp.asarray, y)
+
+    def base(output: Any) -> dict[str, Any]:
+        return {"delta of the output": jax.tree.map(lambda d, a: d.astype(a.dtype), loss.delta(output, y), output)}
+
+    def base_oracle(output: Any) -> dict[str, Any]:
+        return {"delta of the output": jax.grad(lambda output: loss.value(output, y).sum())(output)}
+
+    yield f"the base case, {type(loss).__name__}", base, base_oracle, (record.output,)
+    for step in record.steps:  # a container ends after the layers in it: one that is wrong by itself is found too
+        layer, context = step.layer, step.context
+
+        def rule(params: Any, x: Any, delta: Any, layer: Any = layer, context: Any = context) -> dict[str, Any]:
+            _, saved = layer.forward(params, x, context)
+            delta_x, readings = layer.backward(params, saved, delta, lambda pair: pair.gradient())
+            return {
+                "delta of x": delta_x,
+                "params": jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, readings),
+            }
+
+        def oracle(params: Any, x: Any, delta: Any, layer: Any = layer, context: Any = context) -> dict[str, Any]:
+            def of_floats(params: Any, floats: list[Any]) -> Any:
+                leaves, rest = list(jax.tree.leaves(x)), iter(floats)
+                filled = [next(rest) if jnp.issubdtype(a.dtype, jnp.inexact) else a for a in leaves]
+                return layer.forward(params, jax.tree.unflatten(jax.tree.structure(x), filled), context)[0]
+
+            floats = [a for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.inexact)]
+            _, pull = jax.vjp(of_floats, params, floats)
+            gradients, delta_floats = pull(delta)
+            rest = iter(delta_floats)
+            delta_x = jax.tree.map(lambda a: next(rest) if jnp.issubdtype(a.dtype, jnp.inexact) else None, x)
+            return {"delta of x": delta_x, "params": gradients}
+
+        yield f"layer {step.name} ({step.kind})", rule, oracle, (step.params, step.x, step.delta)
+
+
+def in_blocks(
+    summed: Callable[..., Any], theta: Any, examples: tuple[Any, Any, Any], total: float, program: Program
+) -> Any:
+    """(C, ∇C) in float64 as a sum over blocks of examples, as large as memory allows; a remark is left on `program`.
+
+    `summed(theta, x, y, weights)` gives the sum over examples of weight · (C_n, ∇C_n); `total` divides it.
+    """
+    n = len(examples[2])
+    for blocks in (2**i for i in range(1, 64)):
+        if blocks > 2 * n:
+            break
+        value, gradient = 0.0, np.zeros(np.shape(theta))
+        try:
+            for rows in np.array_split(np.arange(n), min(blocks, n)):
+                part = tuple(jax.tree.map(lambda a, rows=rows: np.asarray(a)[rows], e) for e in examples)
+                block = Program("compare: the oracle on a block", summed, (theta, *part))
+                block.instead = _no_memory
+                C, dC = block.exact(*block.arguments.arrays)
+                value, gradient = value + C / total, gradient + dC / total
+        except MemoryError:
+            continue
+        program.notes.append(
+            f"The oracle ran out of memory in float64; it was run on {min(blocks, n)} blocks of examples, and summed."
+        )
+        return np.asarray(value), gradient
+    raise InputError(
+        f"compare: the oracle runs out of memory in float64, also on one example of {described(examples[0])}. "
+        "Compare a smaller network."
+    )
+
+
+def _no_memory(program: Program) -> Any:
+    raise MemoryError

@@ -1,0 +1,176 @@
+"""A function traced once at given arguments: compiled as it is, and run in float64 by the same trace."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+from ..layer import InputError
+from .replay import wide, widened
+
+SECONDS = 0.5  # spent on timing
+
+
+class Measured(NamedTuple):
+    """Median time of a call, temporary memory of the compiled program, time to trace and compile it, its FLOPs."""
+
+    seconds: float
+    temp_bytes: int
+    compile_seconds: float
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments as their arrays, and how to put others in their place. What is neither array nor float stays put."""
+
+    leaves: tuple[Any, ...]
+    treedef: Any
+    places: tuple[int, ...]  # of the arrays among the leaves
+
+    @classmethod
+    def of(cls, args: Any) -> "Arguments":
+        leaves, treedef = jax.tree.flatten(args)
+        places = tuple(i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype") or type(leaf) in (float, complex))
+        return cls(tuple(leaves), treedef, places)
+
+    @property
+    def arrays(self) -> list[Any]:
+        return [
+            self.leaves[i] if hasattr(self.leaves[i], "dtype") else jnp.asarray(self.leaves[i]) for i in self.places
+        ]
+
+    def filled(self, arrays: Sequence[Any]) -> Any:
+        """The arguments with other arrays."""
+        leaves = list(self.leaves)
+        for i, array in zip(self.places, arrays, strict=True):
+            leaves[i] = array
+        return self.treedef.unflatten(leaves)
+
+
+class Program:
+    """`function(*args)` as a program of the arrays in `args`.
+
+    Raises `InputError` where it can't be traced, or does something besides returning arrays. `who` is for messages.
+    """
+
+    def __init__(self, who: str, function: Callable[..., Any], args: Any):
+        self.who, self.notes = who, list[str]()
+        self.instead: Callable[..., Any] | None = None  # the result in float64 by other means, if memory runs out
+        self.arguments = arguments = Arguments.of(args)
+        started = time.perf_counter()
+        try:
+            self._traced = jax.jit(lambda *arrays: function(*arguments.filled(arrays))).trace(*arguments.arrays)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{who} raises {type(error).__name__}: {_first_line(error)}") from error
+        self._tracing = time.perf_counter() - started
+        self.out: Any = self._traced.out_info
+        self.jaxpr: ClosedJaxpr = self._traced.jaxpr
+        if effects := [str(e) for e in self.jaxpr.effects if "debug" not in str(e).lower()]:
+            raise InputError(
+                f"{who} has side effects ({', '.join(effects)}), and it is run many times. Take them out to compare."
+            )
+
+    @cached_property
+    def compiled(self) -> tuple[Callable[..., Any], int, float, float | None]:
+        """(program, temporary bytes, seconds to trace and compile, FLOPs)."""
+        started = time.perf_counter()
+        try:
+            program = self._traced.lower().compile()
+        except Exception as error:
+            raise InputError(f"{self.who} can't be compiled: {type(error).__name__}: {_first_line(error)}") from error
+        memory: Any = program.memory_analysis()
+        cost: Any = program.cost_analysis()
+        flops = (cost[0] if isinstance(cost, list) else cost or {}).get("flops")
+        return program, int(memory.temp_size_in_bytes), self._tracing + time.perf_counter() - started, flops
+
+    def __call__(self, *arrays: Any) -> Any:
+        """The result as the function gives it."""
+        try:
+            return self.compiled[0](*arrays)
+        except jax.errors.JaxRuntimeError as error:
+            raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
+
+    def exact(self, *arrays: Any) -> Any:
+        """The result in float64, in the same structure, as NumPy arrays."""
+        with jax.enable_x64(True):
+            try:
+                leaves = self._wide(self.jaxpr.consts, arrays)
+                leaves = jax.device_get(leaves)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise InputError(f"{self.who} fails in float64: {_first_line(error)}") from error
+                if self.instead is not None:
+                    return self.instead(self)
+                leaves = self._step_by_step(arrays)
+        return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
+
+    @cached_property
+    def _wide(self) -> Callable[..., list[Any]]:
+        return jax.jit(self.in_float64)
+
+    def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        """The flat result in float64, to be traced with x64 on."""
+        inner = self.jaxpr.jaxpr
+        opened = inner.replace(constvars=[], invars=[*inner.constvars, *inner.invars])
+        try:
+            return [wide(jnp.asarray(out)) for out in widened(ClosedJaxpr(opened, []))(*consts, *arrays)]
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{self.who} can't be run in float64: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+
+    def _step_by_step(self, arrays: Sequence[Any]) -> list[Any]:
+        """As `in_float64`, one operation at a time: each value is let go after its last use."""
+        self.notes.append(f"{self.who} ran out of memory in float64, and was run again one operation at a time.")
+        try:
+            return jax.device_get(self.in_float64(self.jaxpr.consts, arrays))
+        except jax.errors.JaxRuntimeError as error:
+            raise InputError(
+                f"{self.who} runs out of memory in float64, also one operation at a time. Compare on fewer examples."
+            ) from error
+
+    def measured(self, seconds: float) -> Measured:
+        _, temp, compile_seconds, flops = self.compiled
+        return Measured(seconds, temp, compile_seconds, flops)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
+
+
+class Race(NamedTuple):
+    """Ratio of the medians of two programs' times, the quartiles of the ratios pair by pair, and how many pairs."""
+
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+
+def race(
+    first: Callable[[], Any], second: Callable[[], Any], seconds: float | None = None
+) -> tuple[float, float, Race]:
+    """(median time of the first, of the second, their ratio), alternating, for about so many seconds."""
+    times: tuple[list[float], list[float]] = ([], [])
+    until = time.perf_counter() + (SECONDS if seconds is None else seconds)
+    while time.perf_counter() < until or len(times[0]) < 2:
+        for run, spent in zip((first, second), times, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            spent.append(time.perf_counter() - started)
+    a, b = map(statistics.median, times)
+    ratios = np.quantile(np.divide(*map(np.asarray, times)), (0.25, 0.75))
+    return a, b, Race(a / b, float(ratios[0]), float(ratios[1]), len(times[0]))

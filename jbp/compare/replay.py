@@ -1,0 +1,232 @@
+"""A traced function run again, equation by equation, with one thing changed.
+
+    widened           every float is a float64 (complex128): the same mathematics with next to no rounding
+    without_rules     a call of a custom_vjp (or custom_jvp) function is its own primal, and autodiff goes through it
+    first_nonfinite   which equation makes the first NaN or infinity out of finite numbers
+
+`widened` changes the program that was traced, not the function: casts to a fixed dtype inside it don't stop it,
+constants stay as they were rounded, and random bits are those of the original dtype. So it is the same function.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from ..layer import InputError
+
+# What `change` gets: an equation, the values that go in, and `again`, which makes an inner jaxpr a function under the
+# same change. It returns the values that come out.
+Change = Callable[[JaxprEqn, list[Any], Callable[[Any], Callable[..., list[Any]]]], Sequence[Any]]
+
+
+def replay(jaxpr: ClosedJaxpr | Jaxpr, change: Change, read: Callable[[Any], Any] = lambda value: value) -> Callable:
+    """The jaxpr as a function of its flat arguments, each equation done by `change`; `read` on constants and arguments.
+
+    Values are let go after their last use, so that a run outside jit holds no more than it needs.
+    """
+    inner, consts = (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, [])
+    again = lambda part: replay(part, change, read)  # noqa: E731
+
+    def run(*args: Any) -> list[Any]:
+        env: dict[Any, Any] = {}
+        last = {v: i for i, eqn in enumerate(inner.eqns) for v in eqn.invars if not isinstance(v, Literal)}
+        kept = {v for v in inner.outvars if not isinstance(v, Literal)}
+        env.update(zip(inner.constvars, map(read, consts), strict=True))
+        env.update(zip(inner.invars, map(read, args), strict=True))
+        value = lambda v: read(_literal(v)) if isinstance(v, Literal) else env[v]  # noqa: E731
+        for i, eqn in enumerate(inner.eqns):
+            outs = change(eqn, [value(v) for v in eqn.invars], again)
+            env.update(zip(eqn.outvars, outs, strict=True))
+            for v in {v for v in eqn.invars if not isinstance(v, Literal)} - kept:
+                if last[v] == i:
+                    env.pop(v, None)
+        return [value(v) for v in inner.outvars]
+
+    return run
+
+
+def _literal(v: Literal) -> Any:
+    return np.asarray(v.val, v.aval.dtype) if isinstance(v.val, (int, float, complex, bool)) else v.val
+
+
+def bind(eqn: JaxprEqn, values: Sequence[Any], params: dict[str, Any] | None = None) -> Sequence[Any]:
+    """The equation as it is, on other values, or with other params."""
+    bound = eqn.primitive.get_bind_params(eqn.params if params is None else params)
+    outs = eqn.primitive.bind(*values, **bound)
+    return outs if eqn.primitive.multiple_results else [outs]
+
+
+def inner_jaxprs(eqn: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
+    """The jaxprs among an equation's params: of a loop, a branch, a call."""
+    leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
+    return [leaf for leaf in leaves if _is_jaxpr(leaf)]
+
+
+def equations(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
+    """All equations, those of inner jaxprs included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in inner_jaxprs(eqn):
+            yield from equations(inner)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (ClosedJaxpr, Jaxpr))
+
+
+def _with_inner(eqn: JaxprEqn, values: Sequence[Any], again: Callable, dtype: Callable[[Any], Any]) -> Sequence[Any]:
+    """The equation with its inner jaxprs traced again under the change; `dtype` maps those of their arguments."""
+
+    def traced(value: Any) -> Any:
+        if not _is_jaxpr(value):
+            return value
+        avals = (
+            [v.aval for v in value.jaxpr.invars] if isinstance(value, ClosedJaxpr) else [v.aval for v in value.invars]
+        )
+        specs = [jax.ShapeDtypeStruct(a.shape, dtype(a.dtype)) for a in avals]
+        closed = jax.make_jaxpr(again(value))(*specs)
+        if isinstance(value, ClosedJaxpr):
+            return closed
+        if closed.consts:
+            raise InputError(f"{eqn.primitive.name} holds constants in its inner program; it can't be run again.")
+        return closed.jaxpr
+
+    params = {k: jax.tree.map(traced, v, is_leaf=_is_jaxpr) if _holds_jaxpr(v) else v for k, v in eqn.params.items()}
+    return bind(eqn, values, params)
+
+
+def _holds_jaxpr(value: Any) -> bool:
+    return any(_is_jaxpr(leaf) for leaf in jax.tree.leaves(value, is_leaf=_is_jaxpr))
+
+
+# -- in float64 -------------------------------------------------------------------------------------------------------
+
+ROUNDS = ("reduce_precision", "optimization_barrier")  # what rounds, and what only stands in the way
+BITS = ("bitcast_convert_type", "nextafter", "pure_callback", "rng_uniform", "ffi_call")  # only in the original dtype
+CALLS = ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """float64 for a float, complex128 for a complex, any other dtype itself."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return np.dtype(np.complex128)
+    return np.dtype(np.float64) if jnp.issubdtype(dtype, jnp.floating) else dtype
+
+
+def wide(value: Any) -> Any:
+    """An array with its floats in float64, exactly."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or wide_dtype(dtype) == dtype:
+        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value).astype(wide_dtype(dtype))
+    return jax.lax.convert_element_type(value, wide_dtype(dtype))
+
+
+def in_float64(tree: Any) -> Any:
+    """A pytree with its floats as NumPy arrays in float64 (complex128), exactly; what is no float stays."""
+    return jax.tree.map(lambda a: wide(np.asarray(a)) if _is_float(a) else a, tree)
+
+
+def _is_float(a: Any) -> bool:
+    return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
+
+
+def widened(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
+    """The jaxpr as a function that runs in float64, whatever the dtypes of its arguments. To be called with x64 on."""
+    return replay(jaxpr, _float64, wide)
+
+
+def _float64(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
+    name = eqn.primitive.name
+    if name in ROUNDS:
+        return values
+    if name in CALLS:
+        return again(eqn.params["call_jaxpr"])(*values)
+    if name in BITS:
+        narrow = [jax.lax.convert_element_type(a, v.aval.dtype) if wide_dtype(v.aval.dtype) != v.aval.dtype else a
+                  for a, v in zip(values, eqn.invars, strict=True)]  # fmt: skip
+        return [wide(out) for out in bind(eqn, narrow)]
+    if name == "pallas_call":
+        raise InputError("a pallas_call can't be run in float64. Compare with a rule or primal in plain JAX.")
+    if inner_jaxprs(eqn):
+        return _with_inner(eqn, values, again, wide_dtype)
+    params = dict(eqn.params)
+    for key, value in params.items():
+        if key == "precision" and value is not None:
+            params[key] = None
+        elif "dtype" in key or key == "preferred_element_type":
+            params[key] = value if value is None else wide_dtype(np.dtype(value)) if _plain(value) else value
+    return bind(eqn, values, params)
+
+
+def _plain(dtype: Any) -> bool:
+    """Whether it is a dtype of numbers, not of random keys."""
+    return not jnp.issubdtype(dtype, jax.dtypes.extended)
+
+
+# -- without custom rules ---------------------------------------------------------------------------------------------
+
+
+def without_rules(jaxpr: ClosedJaxpr, *names: str) -> Callable[..., list[Any]]:
+    """The jaxpr as a function in which the calls of these primitives are their own primals, wherever they sit."""
+
+    def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
+        if eqn.primitive.name in names:
+            return again(eqn.params["call_jaxpr"])(*values)
+        inner = inner_jaxprs(eqn)
+        if eqn.primitive.name in CALLS or not any(e.primitive.name in names for j in inner for e in equations(j)):
+            return bind(eqn, values)
+        return _with_inner(eqn, values, again, lambda dtype: dtype)
+
+    return replay(jaxpr, change)
+
+
+# -- where NaN comes from ---------------------------------------------------------------------------------------------
+
+
+def first_nonfinite(jaxpr: ClosedJaxpr, args: Sequence[Any]) -> str | None:
+    """The first equation that makes NaN or infinity of finite numbers, and its line; None if there is none."""
+    found: list[str] = []
+
+    def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
+        if found:
+            raise StopIteration
+        outs = bind(eqn, values)
+        if not all(map(_finite, outs)) and all(map(_finite, values)):
+            for inner in inner_jaxprs(eqn) if eqn.primitive.name in ("jit", "pjit", "closed_call") else ():
+                again(inner)(*values)
+            kind = "NaN" if any(map(_has_nan, outs)) else "infinity"
+            line = f" ({line_of(eqn)})" if line_of(eqn) else ""
+            found.append(f"{kind} first appears in {eqn.primitive.name}{line}")
+            raise StopIteration
+        return outs
+
+    try:
+        replay(jaxpr, change)(*args)
+    except StopIteration:
+        pass
+    return found[0] if found else None
+
+
+def _finite(value: Any) -> bool:
+    dtype = getattr(value, "dtype", None)
+    return dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or bool(jnp.isfinite(value).all())
+
+
+def _has_nan(value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.inexact) and bool(jnp.isnan(value).any())
+
+
+def line_of(eqn: JaxprEqn) -> str:
+    """Where in the user's code an equation comes from, as `file.py:12, function`; empty if that is not known."""
+    frames = getattr(eqn.source_info.traceback, "frames", ()) or ()
+    for frame in frames:
+        if not any(place in frame.file_name for place in ("/jax/", "/jbp/compare/", "<")):
+            return f"{frame.file_name.rpartition('/')[2]}:{frame.line_num}, {frame.function_name.rpartition('.')[2]}"
+    return ""

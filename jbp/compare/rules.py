@@ -1,0 +1,361 @@
+"""`compare_vjp` and `compare_jvp`: a function with custom rules in it against autodiff of its own primals."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+from ..layer import InputError, described
+from .checks import of_vjp
+from .differences import Slopes, jvp_probes, vjp_probes
+from .error import Part, place
+from .judge import Comparison
+from .program import Program
+from .report import Report
+from .replay import without_rules
+from .sites import RULES, Site, Tapped, hidden, sites_of
+
+FORWARD = 4096  # elements of the arguments, up to which a gradient is taken in forward mode where reverse mode can't be
+
+Flat = Callable[..., Sequence[Any]]
+
+
+def compare_vjp(
+    f: Callable[..., Any], *args: Any, cotangent: Any = None, timing: bool = True, checks: bool = True
+) -> Report:
+    """Compare each `jax.custom_vjp` in `f(*args)` with autodiff of its own primal.
+
+    `f` may be such a function or one that calls some, however deep (in jitted functions, loops, branches; a Flax or
+    Equinox model): every call is compared on the values and cotangents that really reach it, and `f` as a whole. `args`
+    are any pytrees; gradients are taken for all floats in them. `cotangent`, like f's output, enters at the output;
+    unless given it is 1 for a scalar and random numbers else. `timing=False` leaves time and memory out, `checks=False`
+    what is looked at besides values.
+
+    Raises `InputError` where there is no such call, nothing to differentiate, or f can't be run.
+    """
+    return _compare(f, args, cotangent, "vjp", timing, checks)
+
+
+def compare_jvp(f: Callable[..., Any], *args: Any, tangent: Any = None, timing: bool = True) -> Report:
+    """Compare each `jax.custom_jvp` in `f(*args)` with autodiff of its own primal, in forward mode.
+
+    As `compare_vjp`; `tangent`, a tuple like `args`, enters at the arguments, random numbers unless given.
+    """
+    return _compare(f, args, tangent, "jvp", timing, False)
+
+
+def _compare(f: Callable, args: tuple, seed: Any, kind: str, timing: bool, checks: bool) -> Report:
+    who = f"compare_{kind}"
+    if not callable(f):
+        raise InputError(f"{who}: expected a function, got {f!r}. As in {who}(f, x).")
+    program = Program(f"{who}: f", f, args)
+    sites = sites_of(program.jaxpr, kind)
+    if not sites:
+        raise InputError(_nothing_found(who, kind, f, program.jaxpr))
+    arrays = program.arguments.arrays
+    floats = _floats(arrays)
+    outs = jax.tree.leaves(program.out)
+    if not floats or not _floats(outs):
+        what = "arguments" if not floats else "outputs"
+        got = described(args if not floats else program.out)
+        raise InputError(f"{who}: f has no {what} of a float dtype, got {got}: nothing to differentiate.")
+
+    def with_rules(*arrays: Any) -> Sequence[Any]:
+        return jax.tree.leaves(f(*program.arguments.filled(arrays)))
+
+    bare = without_rules(program.jaxpr, RULES[kind])
+    seeds = _seeds(who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind)
+    alone = len(sites) == 1 and _is_all(program.jaxpr)
+    name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
+    task = _Task(who, kind, timing, checks)
+    names = _argument_names(f, args, program) if kind == "vjp" else _output_names(program.out)
+    whole = task.comparison(
+        name, sites[0].where if alone else "", with_rules, bare, arrays, seeds, names, stacked=False
+    )
+    if alone:
+        return task.report(whole, with_rules, bare, arrays, seeds)
+    missed = hidden(program.jaxpr, kind)
+    if missed:
+        whole.notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
+    reached = _reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
+    calls = tuple(filter(None, (task.call(site, *values) for site, values in zip(sites, reached, strict=True))))
+    skipped = [site.name for site, (_, _, n) in zip(sites, reached, strict=True) if not n]
+    if skipped:
+        whole.notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
+    return whole.report(timing, None, lambda: calls, always=True)
+
+
+@dataclass
+class _Task:
+    """Comparisons of one call of `compare_vjp`: programs that are traced alike are compiled once."""
+
+    who: str
+    kind: str
+    timing: bool
+    checks: bool
+    programs: dict[str, Program] = field(default_factory=dict)
+    checked: dict[int, Any] = field(default_factory=dict)
+
+    def program(self, who: str, function: Flat, args: Any) -> Program:
+        program = Program(f"{self.who}: {who}", function, args)
+        if program.jaxpr.consts:
+            return program
+        return self.programs.setdefault(f"{who} {program.jaxpr}", program)
+
+    def comparison(
+        self, name: str, where: str, ruled: Flat, bare: Flat, arrays: Sequence[Any], seeds: Sequence[Any],
+        names: Sequence[str], stacked: bool,
+    ) -> Comparison:  # fmt: skip
+        """Of a flat function with its rule and without; `stacked`: all arrays have a first axis of turns."""
+        one = [a[0] for a in arrays] if stacked else arrays
+        floats = _floats(one)
+        derivative = _pulled if self.kind == "vjp" else _pushed
+        notes: list[str] = []
+
+        def program(who: str, function: Flat, derivative: Callable) -> Program:
+            single = lambda arrays, seeds: derivative(function, floats, arrays, seeds)  # noqa: E731
+            if stacked:
+                return self.program(who, lambda a, s: jax.lax.map(lambda t: single(*t), (a, s)), (arrays, seeds))
+            return self.program(who, single, (arrays, seeds))
+
+        rule = program(f"the rule of {name}", ruled, derivative)
+        try:
+            oracle = program(f"autodiff of {name}", bare, derivative)
+        except InputError as error:
+            size = sum(int(np.size(one[i])) for i in floats)
+            if self.kind != "vjp" or size > FORWARD:
+                raise InputError(
+                    f"{error} Its primal has no derivative to compare with; use compare(rule, oracle)."
+                ) from error
+            oracle = program(f"autodiff of {name}", bare, _pulled_forward)
+            notes.append("Reverse mode can't differentiate the primal; the oracle is forward mode, element by element.")
+
+        parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]  # noqa: E731
+        third = self._third(name, bare, floats, arrays, seeds, stacked)
+        comparison = Comparison(self.who, name, rule, oracle, parts, third, where, notes)
+        comparison.arrays = [*arrays, *seeds]  # a program that is shared has another call's
+        return comparison
+
+    def _third(self, name: str, bare: Flat, floats: list[int], arrays: Any, seeds: Any, stacked: bool) -> Any:
+        if stacked:
+            run = lambda arrays: jax.lax.map(lambda a: list(bare(*a)), arrays)  # noqa: E731
+        else:
+            run = lambda arrays: list(bare(*arrays))  # noqa: E731
+        if self.kind == "vjp":
+            function = lambda arrays, seeds: _paired(run(arrays), seeds)  # noqa: E731
+            slopes = Slopes(self.program(f"{name}", function, (arrays, seeds)), [*arrays, *seeds], floats)
+            return partial(vjp_probes, slopes)
+        function = lambda arrays, seeds: [out for out in run(arrays) if _is_float(out)]  # noqa: E731
+        slopes = Slopes(self.program(f"{name}", function, (arrays, seeds)), [*arrays, *seeds], floats)
+
+        def third(leaf: int | None, at: tuple[int, ...], where: str) -> Any:
+            along = slopes.along([np.asarray(s, np.complex128 if jnp.iscomplexobj(s) else np.float64) for s in seeds])
+            for i in range(len(along)) if leaf is None else [leaf]:
+                yield from jvp_probes(along, i, at if leaf is not None else (0,) * np.ndim(along[i].value), where)
+
+        return third
+
+    def call(self, site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
+        """The report of one call inside f, on what reached it; None if nothing did."""
+        if not turns:
+            return None
+        stacked = bool(site.loops) or turns > 1
+        ruled, bare = site.call, without_rules(site.primal, RULES[self.kind])
+        if self.kind == "vjp":
+            names = [site.arguments[i] for i in _floats([v.aval for v in site.eqn.invars])]
+        else:
+            names = _output_names([v.aval for v in site.eqn.outvars])
+        comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked)
+        if turns > 1:
+            comparison.notes.append(f"{turns} turns, along the first axis.")
+        if stacked:
+            arrays, seeds = [a[0] for a in arrays], [s[0] for s in seeds]
+        return self.report(comparison, ruled, bare, arrays, seeds)
+
+    def report(self, comparison: Comparison, ruled: Flat, bare: Flat, arrays: Any, seeds: Any) -> Report:
+        key = id(comparison.rule)
+        if not self.checks or key in self.checked:
+            return comparison.report(self.timing)
+        self.checked[key] = True
+        return comparison.report(self.timing, partial(of_vjp, ruled, bare, arrays, seeds, comparison))
+
+
+# -- derivatives of flat functions ------------------------------------------------------------------------------------
+
+
+def _is_float(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+
+def _floats(arrays: Sequence[Any]) -> list[int]:
+    return [i for i, a in enumerate(arrays) if jnp.issubdtype(a.dtype, jnp.inexact)]
+
+
+def _of_floats(function: Flat, floats: list[int], arrays: Sequence[Any]) -> Flat:
+    """The function of its float arguments, and its float outputs."""
+
+    def run(*moving: Any) -> list[Any]:
+        filled = list(arrays)
+        for i, a in zip(floats, moving, strict=True):
+            filled[i] = a
+        return [out for out in function(*filled) if _is_float(out)]
+
+    return run
+
+
+def _pulled(function: Flat, floats: list[int], arrays: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
+    """The gradients of ⟨cotangents, function⟩."""
+    _, pull = jax.vjp(_of_floats(function, floats, arrays), *(arrays[i] for i in floats))
+    return list(pull(list(cotangents)))
+
+
+def _pushed(function: Flat, floats: list[int], arrays: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+    """The tangents of the function's outputs."""
+    run = _of_floats(function, floats, arrays)
+    return list(jax.jvp(run, [arrays[i] for i in floats], list(tangents))[1])
+
+
+def _pulled_forward(function: Flat, floats: list[int], arrays: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
+    """As `_pulled`, in forward mode: one run for each element."""
+    run, moving = _of_floats(function, floats, arrays), [jnp.asarray(arrays[i]) for i in floats]
+
+    def gradient(k: int) -> Any:
+        def element(i: Any) -> Any:
+            hot = [jnp.zeros(a.size, a.dtype) for a in moving]
+            hot[k] = hot[k].at[i].set(jnp.ones((), moving[k].dtype))
+            tangents = [h.reshape(a.shape) for h, a in zip(hot, moving, strict=True)]
+            _, out = jax.jvp(run, moving, tangents)
+            return sum(
+                (jnp.vdot(jnp.conj(c), o) for c, o in zip(cotangents, out, strict=True)), jnp.zeros((), out[0].dtype)
+            )
+
+        each = jax.lax.map(element, jnp.arange(moving[k].size))
+        return each.astype(moving[k].dtype).reshape(moving[k].shape)
+
+    return [gradient(k) for k in range(len(moving))]
+
+
+def _paired(outs: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+    """Re Σ cotangent · output: the scalar whose gradient a vjp is."""
+    floats = [out for out in outs if _is_float(out)]
+    terms = [jnp.real(c * out).sum() for c, out in zip(cotangents, floats, strict=True)]
+    wide = jnp.result_type(*terms)
+    return sum((t.astype(wide) for t in terms[1:]), terms[0].astype(wide))
+
+
+def _reached(kind: str, tapped: Tapped, arrays: Sequence[Any], floats: list[int], seeds: Sequence[Any]) -> list[Any]:
+    """(inputs, cotangents or tangents, number of turns) of each call; with a first axis of turns if there are loops."""
+    probes = tapped.probes()
+
+    def backward(arrays: Any, seeds: Any) -> Any:
+        def run(probes: Any) -> Any:
+            outs, inputs, hit = tapped(arrays, probes)
+            return [out for out in outs if _is_float(out)], (inputs, hit)
+
+        _, pull, (inputs, hit) = jax.vjp(run, probes, has_aux=True)
+        return inputs, [[c for c in site if c is not None] for site in pull(list(seeds))[0]], hit
+
+    def forward(arrays: Any, seeds: Any) -> Any:
+        def run(*moving: Any) -> Any:
+            filled = list(arrays)
+            for i, a in zip(floats, moving, strict=True):
+                filled[i] = a
+            _, inputs, hit = tapped(filled, probes)
+            return [[a for a in site if _is_float(a)] for site in inputs], (inputs, hit)
+
+        _, tangents, (inputs, hit) = jax.jvp(run, [arrays[i] for i in floats], list(seeds), has_aux=True)
+        return inputs, tangents, hit
+
+    program = Program(
+        "compare: f with its calls tapped", backward if kind == "vjp" else forward, (list(arrays), list(seeds))
+    )
+    inputs, seeds, hits = program(*arrays, *seeds)
+    return [_turns(tapped.sites[i], inputs[i], seeds[i], hits[i]) for i in range(len(tapped.sites))]
+
+
+def _turns(site: Site, inputs: Sequence[Any], seeds: Sequence[Any], hit: Any) -> tuple[list[Any], list[Any], int]:
+    """What reached a call, turn by turn along one axis; as it is, if there is no loop around it."""
+    if not site.loops:
+        return list(inputs), list(seeds), int(hit)
+    places = np.flatnonzero(np.asarray(hit).reshape(-1))
+    axes = len(site.loops)
+    pick = lambda a: a.reshape(-1, *a.shape[axes:])[places]  # noqa: E731
+    return [pick(a) for a in inputs], [pick(s) for s in seeds], len(places)
+
+
+# -- seeds and names --------------------------------------------------------------------------------------------------
+
+
+def _seeds(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str) -> list[Any]:
+    """The cotangents of the float outputs (tangents of the float arguments): as given, 1 for a scalar, or random."""
+    floats = [a for a in like if jnp.issubdtype(a.dtype, jnp.inexact)]
+    what = "cotangent" if kind == "vjp" else "tangent"
+    if given is not None:
+        leaves = [leaf for leaf in jax.tree.leaves(given) if getattr(leaf, "dtype", None) != jax.dtypes.float0]
+        if [jnp.shape(leaf) for leaf in leaves] != [a.shape for a in floats]:
+            raise InputError(
+                f"{who}: the {what} must be like {described(tree)}, got {described(given)}. Leave it out for random numbers."
+            )
+        return [jnp.asarray(leaf, a.dtype) for leaf, a in zip(leaves, floats, strict=True)]
+    if kind == "vjp" and len(floats) == 1 and not floats[0].shape:
+        return [jnp.ones((), floats[0].dtype)]
+    random = np.random.default_rng(0)
+
+    def draw(a: Any) -> Any:
+        numbers = random.standard_normal(a.shape)
+        if jnp.issubdtype(a.dtype, jnp.complexfloating):
+            numbers = numbers + 1j * random.standard_normal(a.shape)
+        return jnp.asarray(np.asarray(numbers).astype(a.dtype))
+
+    return [draw(a) for a in floats]
+
+
+def _argument_names(f: Callable, args: tuple, program: Program) -> list[str]:
+    """Names of the float arrays among the arguments, by f's own parameters."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = []
+    paths, _ = jax.tree_util.tree_flatten_with_path(args)
+    for i in program.arguments.places:
+        (first, *rest), leaf = paths[i]
+        name = plain[first.idx] if first.idx < len(plain) else f"argument {first.idx}"
+        inner = jax.tree_util.keystr(tuple(rest), simple=True, separator=".")
+        if _is_float(leaf):
+            names.append(f"{name}.{inner}" if inner else name)
+    return names
+
+
+def _output_names(out: Any) -> list[str]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(out)
+    floats = [(path, leaf) for path, leaf in paths if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return [f"output{jax.tree_util.keystr(path) if len(floats) > 1 else ''}" for path, _ in floats]
+
+
+def _is_all(jaxpr: ClosedJaxpr) -> bool:
+    """Whether a function is nothing but one call of a custom rule, perhaps jitted."""
+    if len(jaxpr.eqns) != 1:
+        return False
+    eqn = jaxpr.eqns[0]
+    return eqn.primitive.name in RULES.values() or (
+        eqn.primitive.name in ("jit", "pjit") and _is_all(eqn.params["jaxpr"])
+    )
+
+
+def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
+    other = "jvp" if kind == "vjp" else "vjp"
+    name = getattr(f, "__name__", repr(f))
+    text = f"{who}: no custom_{kind} is called in {name} on a path that a derivative takes"
+    if missed := hidden(jaxpr, kind):
+        return f"{text}; {', '.join(missed)} stands under a while loop or in another rule. Compare it by itself."
+    if found := sites_of(jaxpr, other):
+        return f"{text}, but a custom_{other} is: {found[0].name}. Use compare_{other}."
+    return f"{text}. To compare two gradient functions use compare(rule, oracle, ...)."

@@ -1,0 +1,176 @@
+"""Every call of a custom rule inside a function: where it is, what really reaches it, and the function without them.
+
+A traced function is walked, into jitted functions, loops and branches. `Tapped` runs it once more with two additions at
+each call: its inputs are handed out, and a zero is added to its output, whose gradient is the cotangent that reaches
+the call in the reverse pass. In a loop (`lax.scan`) both are stacked turn by turn; a branch not taken gives no turn.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from dataclasses import dataclass, replace as with_changes
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from .replay import bind, equations, inner_jaxprs, line_of, replay
+
+RULES = {"vjp": "custom_vjp_call", "jvp": "custom_jvp_call"}
+INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint")
+
+
+Path = tuple[int, ...]  # of an equation: its place in the jaxpr, which inner jaxpr of it, the place in there, …
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call of a custom rule. `loops`: the lengths of the loops around it, from the outermost in."""
+
+    name: str
+    path: Path
+    eqn: JaxprEqn
+    loops: tuple[int, ...]
+    where: str
+
+    @property
+    def primal(self) -> ClosedJaxpr:
+        """The function without its rule."""
+        return self.eqn.params["call_jaxpr"]
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the flat arguments, where the rule's own parameters tell them."""
+        rule: Any = self.eqn.params.get("fwd_jaxpr_thunk")
+        names = list(getattr(getattr(rule, "debug_info", None), "arg_names", None) or ())
+        count = len(self.eqn.invars)
+        consts = [f"constant {i}" for i in range(count - len(names))] if 0 < len(names) < count else []
+        return [*consts, *names] if len(names) + len(consts) == count else [f"argument {i}" for i in range(count)]
+
+    def call(self, *values: Any) -> Sequence[Any]:
+        """The function with its rule, on flat arguments."""
+        return bind(self.eqn, values)
+
+
+def named(eqn: JaxprEqn) -> str:
+    """The name of the function that carries a rule."""
+    return str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_name)
+
+
+def sites_of(jaxpr: ClosedJaxpr, kind: str) -> list[Site]:
+    """All calls that a derivative passes through, in the order in which the reverse pass meets them.
+
+    Calls of one name are numbered in the order of the forward pass.
+    """
+    found = list(_sites(jaxpr, RULES[kind], (), ()))
+    total = Counter(site.name for site in found)
+    count = {name: itertools.count(1) for name in total}
+    named = [with_changes(s, name=f"{s.name}#{next(count[s.name])}") if total[s.name] > 1 else s for s in found]
+    return named[::-1]
+
+
+def _sites(jaxpr: ClosedJaxpr | Jaxpr, rule: str, path: Path, loops: tuple[int, ...]) -> Iterator[Site]:
+    for i, eqn in enumerate(jaxpr.eqns):
+        name = eqn.primitive.name
+        if name == rule:
+            yield Site(named(eqn), (*path, i), eqn, loops, line_of(eqn))
+        elif name in INLINE or name in ("cond", "scan"):
+            more = (eqn.params["length"],) if name == "scan" else ()
+            for k, inner in enumerate(inner_jaxprs(eqn)):
+                yield from _sites(inner, rule, (*path, i, k), (*loops, *more))
+
+
+def hidden(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
+    """Names of calls that are not looked into: under a while loop, in another rule's primal, on a mesh."""
+    seen = {id(site.eqn) for site in _sites(jaxpr, RULES[kind], (), ())}
+    rest = [e for e in equations(jaxpr) if e.primitive.name == RULES[kind] and id(e) not in seen]
+    return sorted({named(e) for e in rest})
+
+
+class Tapped:
+    """A traced function with its calls tapped: `(outputs, inputs of each call, whether it was reached)`.
+
+    `probes`, a list of outputs' zeros for each site, are added to the outputs of the calls.
+    """
+
+    def __init__(self, jaxpr: ClosedJaxpr, sites: Sequence[Site]):
+        self.jaxpr, self.sites = jaxpr, list(sites)
+
+    def probes(self) -> list[list[Any]]:
+        """Zeros for the float outputs of each call, None for others."""
+        return [[_zeros(site.loops, v.aval) for v in site.eqn.outvars] for site in self.sites]
+
+    def __call__(self, args: Sequence[Any], probes: Sequence[Sequence[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+        outs, taps = self._run(self.jaxpr, (), args, dict(enumerate(probes)))
+        return outs, [taps[i][0] for i in range(len(self.sites))], [taps[i][1] for i in range(len(self.sites))]
+
+    def _run(
+        self, jaxpr: Any, path: Path, args: Sequence[Any], probes: dict[int, Any]
+    ) -> tuple[list[Any], dict[int, Any]]:
+        taps: dict[int, Any] = {}
+        index = {id(eqn): i for i, eqn in enumerate(jaxpr.eqns)}
+
+        def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
+            here, name = (*path, index[id(eqn)]), eqn.primitive.name
+            inside = [i for i, site in enumerate(self.sites) if site.path[: len(here)] == here]
+            if inside and self.sites[inside[0]].path == here:
+                taps[inside[0]] = list(values), jnp.asarray(True)
+                zeros = probes[inside[0]]
+                return [out if z is None else out + z for out, z in zip(bind(eqn, values), zeros, strict=True)]
+            if not inside:
+                return bind(eqn, values)
+            run = self._loop if name == "scan" else self._branches if name == "cond" else self._inline
+            outs, more = run(eqn, here, values, {i: probes[i] for i in inside})
+            taps.update(more)
+            return outs
+
+        return replay(jaxpr, change)(*args), taps
+
+    def _inline(self, eqn: JaxprEqn, path: Path, values: list[Any], probes: dict[int, Any]) -> tuple[Any, Any]:
+        return self._run(inner_jaxprs(eqn)[0], (*path, 0), values, probes)
+
+    def _branches(self, eqn: JaxprEqn, path: Path, values: list[Any], probes: dict[int, Any]) -> tuple[Any, Any]:
+        index, *operands = values
+
+        def nothing(i: int) -> tuple[list[Any], Any]:
+            site, done = self.sites[i], _depth(probes[i], self.sites[i])
+            loops = site.loops[done:]
+            avals = [v.aval for v in site.eqn.invars]
+            return [jnp.zeros((*loops, *a.shape), a.dtype) for a in avals], jnp.zeros(loops, bool)
+
+        def branch(k: int, jaxpr: Any) -> Callable:
+            def run(probes: dict[int, Any], *operands: Any) -> tuple[Any, Any]:
+                outs, taps = self._run(jaxpr, (*path, k), operands, probes)
+                return outs, {i: taps[i] if i in taps else nothing(i) for i in probes}
+
+            return run
+
+        return jax.lax.switch(index, [branch(*kj) for kj in enumerate(inner_jaxprs(eqn))], probes, *operands)
+
+    def _loop(self, eqn: JaxprEqn, path: Path, values: list[Any], probes: dict[int, Any]) -> tuple[Any, Any]:
+        p = eqn.params
+        consts, carry, xs = (values[: p["num_consts"]], values[p["num_consts"] :][: p["num_carry"]],
+                             values[p["num_consts"] + p["num_carry"] :])  # fmt: skip
+
+        def body(carry: Any, turn: Any) -> tuple[Any, Any]:
+            xs, some = turn
+            outs, taps = self._run(p["jaxpr"], (*path, 0), [*consts, *carry, *xs], some)
+            return outs[: p["num_carry"]], (outs[p["num_carry"] :], taps)
+
+        carry, (ys, taps) = jax.lax.scan(body, carry, (xs, probes), p["length"], p["reverse"])
+        return [*carry, *ys], taps
+
+
+def _zeros(loops: tuple[int, ...], aval: Any) -> Any:
+    if not jnp.issubdtype(aval.dtype, jnp.inexact):
+        return None
+    return jnp.zeros((*loops, *aval.shape), aval.dtype)
+
+
+def _depth(probes: Sequence[Any], site: Site) -> int:
+    """How many loops around a site we are in, told by what its probes have lost of their first axes."""
+    for probe, v in zip(probes, site.eqn.outvars, strict=True):
+        if probe is not None:
+            return len(site.loops) - (probe.ndim - len(v.aval.shape))
+    return len(site.loops)
