@@ -1,9 +1,9 @@
 """The text's pictures, which were never uploaded, made real.
 
 The usual graph, the graph after surgery, and the graph for one weight: of a small network with all its numbers, of the
-digits' network, and of a residual network.
+digits' network, and of a residual network. Those in `examples/pictures` are made by
 
-    python examples/draw_networks.py pictures
+    python examples/draw_networks.py examples/pictures
 """
 
 import sys
@@ -52,12 +52,17 @@ def main(folder=None):
     gradient = jax.grad(cost)(theta, x[None], y[None])[net.layout.index(weight)]
     assert np.isclose(graphs["digits_single"].derivative(weight), gradient, rtol=1e-4)
 
-    # A network that is more than a chain is drawn layer by layer; thirty equal blocks are drawn once.
+    # A network that is more than a chain is drawn layer by layer, with each one's output and δ; thirty equal
+    # blocks are drawn once.
     net = jbp.Network([jbp.Dense(32), *[block() for _ in range(30)], jbp.Dense(10)], input=(64,))
     cost = jbp.Cost(net, jbp.losses.SoftmaxCrossEntropy())
     theta = net.init(jax.random.key(0))
     graphs["residual_network"] = draw.network(net)
-    graphs["residual_computation"] = draw.computation(cost, theta, x, digits.y[0])
+    graphs["residual_computation"] = graph = draw.computation(cost, theta, x, digits.y[0])
+
+    # Where x splits, the δ that come back along the two ways add up.
+    around, through = (edge.delta for edge in graph.edges if edge.source == "1.x")
+    assert np.allclose(around + through, graph.node("1.x").derivative, rtol=1e-4, atol=1e-6)
 
     files = [graph.save(folder / f"{name}.svg") for name, graph in graphs.items()]
     files += [graphs["small_single"].save(folder / f"small_single{suffix}") for suffix in (".dot", ".md")]

@@ -307,6 +307,12 @@ def _bars(axes: Any, flow: Flow) -> None:
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.barh([i for i, _ in shares], [1] * len(shares), color=FAINT, height=0.55)
+    axes.barh([i for i, _ in shares], [1] * len(shares), color="white", edgecolor=FAINT, height=0.55)
     colours = [RED if share >= DEAD else INK for _, share in shares]
     axes.barh([i for i, _ in shares], [share for _, share in shares], color=colours, height=0.55)
+    for i, share in shares:
+        inside = share >= DEAD
+        place: Any = (
+            {"x": share - 0.04, "ha": "right", "color": "white"} if inside else {"x": share + 0.04, "ha": "left"}
+        )
+        axes.text(y=i, s=f"{share:.0%}", va="center", fontsize=8, **place)

@@ -1,4 +1,4 @@
-"""What happens at each layer in one run: the record that `explain` and `flow` read.
+"""What happens at each layer in one run: the record that `explain`, `flow` and `draw` read.
 
 The network is rebuilt with a `Recorder` around every layer in it, found in the fields of its containers as `walk` finds
 it: so no container's type is known, and a layer that nobody has written yet is recorded too. Params pass through, so
@@ -233,7 +233,9 @@ def run(
     with jax.disable_jit():
         whole = dataclasses.replace(network.layer, layers=layers)
         record.output, saved = whole.forward(params, x, context)
-        record.delta = jax.tree.map(lambda d, a: d.astype(a.dtype), cost.loss.delta(record.output, y), record.output)
+        with jax.disable_jit(False):  # one program: there is nothing to see inside
+            delta = jax.jit(cost.loss.delta)(record.output, y)
+        record.delta = jax.tree.map(lambda d, a: d.astype(a.dtype), delta, record.output)
         _, readings = whole.backward(params, saved, record.delta, mark(""))
     leaves = cost.layout.treedef.flatten_up_to(readings)
     record.leaves = dict(zip(cost.layout.names, leaves, strict=True))

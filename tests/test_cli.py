@@ -8,7 +8,9 @@ import jax
 import pytest
 
 import jbp
-from jbp.__main__ import Settings, main, parse
+from jbp.__main__ import main, understood
+from jbp.commands import COMMANDS, draw, explain, flow
+from jbp.commands.train import Settings
 
 TINY = ["--widths", "3", "--epochs", "1", "--batch", "479"]  # 3 batches, none short
 
@@ -16,7 +18,7 @@ TINY = ["--widths", "3", "--epochs", "1", "--batch", "479"]  # 3 batches, none s
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch):
     """Nothing here depends on how well programs are compiled, or how long they are timed."""
-    monkeypatch.setattr(sys.modules["jbp.compare"], "SECONDS", 0)
+    monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -26,7 +28,7 @@ ERRORS = {
     "--foo 3": "--foo: expected a command first, then options --name VALUE. See: jbp --help",
     "--epoch 3": "--epoch: expected a command first, then options --name VALUE. Did you mean --epochs?",
     "train compare": "compare: expected a command first, then options --name VALUE. See: jbp --help",
-    "trian": "command: expected one of train, compare, got 'trian'. Did you mean train?",
+    "trian": "command: expected one of train, compare, draw, explain, flow, got 'trian'. Did you mean train?",
     "--widths": "--widths: expected one argument. See: jbp --help",
     "--widths 0": "--widths: expected whole numbers from 1 to 65536 with commas between, got '0'. "
     "Write for example 30,20.",
@@ -50,6 +52,25 @@ ERRORS = {
     "--plot /": "--plot: expected a file that ends in .png, .svg, .pdf, got '/'. Write for example run.png.",
     "--plot run.gif": "--plot: expected a file that ends in .png, .svg, .pdf, got 'run.gif'. "
     "Write for example run.png.",
+    "draw net": "draw: expected one of network, computation, single, got 'net'. Did you mean network?",
+    "draw single b^2_0": "b^2_0: expected a command first, then options --name VALUE. See: jbp draw --help",
+    "draw --epochs 3": "--epochs: expected a command first, then options --name VALUE. See: jbp draw --help",
+    "draw --out net.jpg": "--out: expected a file that ends in .svg, .png, .pdf, .dot, .gv, .mmd, .md, got 'net.jpg'. "
+    "Write for example network.svg.",
+    "draw --out /no/such/folder/net.svg": "--out: expected a file that can be written, got '/no/such/folder/net.svg' "
+    "(No such file or directory). Name one in a folder of yours.",
+    "draw --max-neurons 0": "--max-neurons: expected a whole number above 0, got '0'. Write for example 10.",
+    "draw --digit 1437": "--digit: expected a whole number from 0 to 1436, got '1437'. Write for example 0.",
+    "draw single --widths 3 --symbol w^2_{9<-7}": "layout.index: unknown symbol 'w^2_{9<-7}'. "
+    "The nearest leaf has symbols w^2_{0←0} … w^2_{2←63}.",
+    "draw --symbol b^2_0": "--symbol: in the usual graph weights are edges, so there is none to follow. "
+    "Write jbp draw single --symbol 'b^2_0', or jbp draw computation.",
+    "explain": "explain: expected a weight or bias, got none. Write for example jbp explain 'w^2_{3<-7}'",
+    "explain --widths 3 b^9_0": "layout.index: unknown symbol 'b^9_0'. The nearest leaf has symbols b^3_0 … b^3_9.",
+    "explain b^2_0 --out a.tex": "--out: expected a file that ends in .html, .md, .txt, got 'a.tex'. "
+    "Write for example argument.html.",
+    "flow --out flow.md": "--out: expected a file that ends in .png, .svg, .pdf, got 'flow.md'. "
+    "Write for example flow.svg.",
 }
 
 
@@ -60,7 +81,13 @@ def test_a_bad_word_gets_one_line_on_stderr_and_exit_code_2(line, capsys):
 
 
 @pytest.mark.parametrize(
-    ("gone", "line", "name"), [("rich.console", [], "rich"), ("matplotlib", ["--plot", "run.png"], "matplotlib")]
+    ("gone", "line", "name"),
+    [
+        ("rich.console", [], "rich"),
+        ("matplotlib", ["--plot", "run.png"], "matplotlib"),
+        ("matplotlib", ["draw"], "matplotlib"),
+        ("matplotlib", ["flow", "--out", "flow.png"], "matplotlib"),
+    ],
 )
 def test_without_the_extra_it_says_how_to_install_it(gone, line, name, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -77,15 +104,25 @@ def test_every_option_reaches_the_settings(tmp_path):
     line = (
         "compare --widths 4,5 --activation tanh --loss huber --optimizer lion --learning-rate 0.5 --batch 7 --epochs 2"
     )
-    given = parse([*line.split(), "--precision", "float64", "--seed", "3", "--json", path])
-    assert given == Settings("compare", (4, 5), "tanh", "huber", "lion", 0.5, 7, 2, "float64", 3, path, None)
+    given = understood([*line.split(), "--precision", "float64", "--seed", "3", "--json", path])
+    network = {"widths": (4, 5), "activation": "tanh", "loss": "huber", "precision": "float64", "seed": 3}
+    descent = {"optimizer": "lion", "learning_rate": 0.5, "batch": 7, "epochs": 2}
+    assert given == ("compare", Settings(**network, **descent, command="compare", json=path))
+    line = "draw computation --symbol b^2_0 --digit 5 --max-neurons 4 --widths 4,5 --activation tanh --loss huber"
+    given = understood([*line.split(), "--precision", "float64", "--seed", "3", "--out", path + ".svg"])
+    drawn = {"graph": "computation", "symbol": "b^2_0", "digit": 5, "max_neurons": 4, "out": path + ".svg"}
+    assert given == ("draw", draw.Settings(**network, **drawn))
+    given = understood(["explain", "--digit", "0", "w^2_{1<-2}", "--out", path + ".md"])  # the word anywhere
+    assert given == ("explain", explain.Settings(symbol="w^2_{1<-2}", digit=0, out=path + ".md"))
+    given = understood(["flow", "--json", path, "--optimizer", "adam", "--activation", "relu"])
+    assert given == ("flow", flow.Settings(json=path, optimizer="adam", learning_rate=0.003, activation="relu"))
 
 
 @pytest.mark.parametrize(
     ("line", "rate"), [("", 3.0), ("--activation relu", 0.1), ("--optimizer adam", 0.01), ("--learning-rate 2", 2.0)]
 )
 def test_the_learning_rate_follows_optimizer_and_activation_unless_given(line, rate):
-    assert parse(line.split()).learning_rate == rate
+    assert understood(line.split())[1].learning_rate == rate
 
 
 def test_train_compares_twice_and_writes_json_and_a_picture(capsys, tmp_path):
@@ -167,7 +204,7 @@ def test_a_cost_that_is_not_finite_is_a_message_and_exit_code_1(capsys, tmp_path
 
 def test_no_argument_is_the_main_job(monkeypatch):
     asked = []
-    monkeypatch.setattr("jbp.__main__.run", lambda settings: asked.append(settings) or 0)
+    monkeypatch.setattr("jbp.commands.train.run", lambda settings: asked.append(settings) or 0)
     monkeypatch.setattr(sys, "argv", ["jbp"])
     assert main() == 0
     assert asked == [Settings(learning_rate=3.0)]
@@ -179,14 +216,96 @@ def test_ctrl_c_is_one_line_and_exit_code_130(capsys, monkeypatch):
     def interrupted(settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jbp.__main__.run", interrupted)
+    monkeypatch.setattr("jbp.commands.train.run", interrupted)
     assert main([]) == 130
     assert capsys.readouterr().err == "jbp: interrupted\n"
+
+
+# -- draw, explain, flow ----------------------------------------------------------------------------------------------
+
+SMALL = ["--widths", "3", "--seed", "2"]
+
+
+def small():
+    """(cost, θ, x, y) of the network that those options ask for."""
+    return flow.Settings(widths=(3,), seed=2).job()[:4]
+
+
+def test_draw_says_what_the_picture_has(capsys, tmp_path):
+    cost, theta, x, y = small()
+    gradient = jax.grad(cost)(theta, x[7:8], y[7:8])
+    symbol, out = "w^2_{1←20}", str(tmp_path / "graph.mmd")
+    for graph, title in (("computation", "The computational graph of"), ("single", f"The graph of {symbol} in")):
+        assert main(["draw", graph, *SMALL, "--symbol", "w^2_{1<-20}", "--digit", "7", "--out", out]) == 0
+        said, found = capsys.readouterr().out.splitlines()
+        assert said == f"{title} the network 64-3-10: {out}"
+        assert found.startswith(f"C of digit 7 = {cost(theta, x[7:8], y[7:8]):.4f}")
+        assert float(found.split(" = ")[-1]) == pytest.approx(float(gradient[cost.layout.index(symbol)]), rel=1e-4)
+        assert f"{symbol}<br/>" in (tmp_path / "graph.mmd").read_text(encoding="utf-8")
+
+
+def test_draw_alone_is_the_usual_graph_and_single_alone_the_largest(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["draw", *SMALL]) == main(["draw", "single", *SMALL]) == 0
+    cost, theta, x, y = small()
+    largest = cost.layout.symbol(int(abs(jax.grad(cost)(theta, x[:1], y[:1])).argmax()))
+    assert f"∂C/∂{largest} = " in capsys.readouterr().out
+    for name in ("network.svg", "single.svg"):
+        assert "</svg>" in (tmp_path / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", ["", ".md", ".html", ".txt"])
+def test_explain_on_the_terminal_and_to_a_file(suffix, capsys, tmp_path):
+    out = tmp_path / f"argument{suffix}"
+    line = ["explain", "w^3_{4<-1}", *SMALL, "--digit", "5"] + ["--out", str(out)] * bool(suffix)
+    assert main(line) == 0
+    text = said = capsys.readouterr().out
+    cost, theta, x, y = small()
+    expected = float(jax.grad(cost)(theta, x, y)[cost.layout.index("w^3_{4←1}")])
+    if suffix:
+        assert said.endswith(f", by induction: {out}\n")
+        assert float(said.split(" = ")[1].split(",")[0]) == pytest.approx(expected, rel=1e-4)
+        text = out.read_text(encoding="utf-8")
+    start = {".md": "## $\\frac{", ".html": "<!doctype html>"}.get(suffix, "∂C/∂w^3_{4←1}, by induction\n")
+    assert text.startswith(start)
+    assert "1437 examples" in text
+    assert "out for n = 5." in text
+
+
+def test_flow_prints_writes_and_draws(capsys, tmp_path):
+    numbers, picture = tmp_path / "flow.json", tmp_path / "flow.svg"
+    line = [*SMALL, "--optimizer", "lion", "--learning-rate", "0.5", "--json", str(numbers), "--out", str(picture)]
+    assert main(["flow", *line]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("The network 64-3-10, sigmoid, half-squared loss: C = ")
+    assert "Updates by lion at learning rate 0.5" in out
+    assert "within 100" in out
+    told = json.loads(numbers.read_text(encoding="utf-8"))
+    cost, theta, x, y = small()
+    assert told["cost"] == pytest.approx(float(cost(theta, x, y)), rel=1e-5)
+    last = told["rows"][2]
+    assert last["update"] == pytest.approx(0.5 * 40**0.5, rel=1e-3)  # Lion: the rate times a sign, at each of 40
+    assert "</svg>" in picture.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["draw", "explain", "flow"])
+def test_help_of_a_command(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    module = COMMANDS[command]
+    words = {"draw": " [network | computation | single]", "explain": " SYMBOL"}.get(command, "")
+    assert out.startswith(f"usage: jbp {command}{words} [--option VALUE ...]\n\n{module.__doc__.split('`')[0]}")
+    for name, option in module.Settings.__dataclass_fields__.items():
+        assert option.metadata.get("word") or f"--{name.replace('_', '-')} VALUE" in out
 
 
 def test_python_m_jbp_help():
     done = subprocess.run([sys.executable, "-m", "jbp", "--help"], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert done.stdout.startswith("usage: jbp [train | compare] [--option VALUE ...]")
+    assert done.stdout.startswith(f"usage: jbp [{' | '.join(COMMANDS)}] [--option VALUE ...]")
+    for command in COMMANDS:
+        assert f"jbp {command} " in done.stdout
     for name in Settings.__dataclass_fields__:
         assert name == "command" or f"--{name.replace('_', '-')} VALUE" in done.stdout

@@ -15,11 +15,13 @@ import jaxtyping
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from test_explain import Loop, Mapped
 
 import jbp
-from jbp import draw, losses
+from jbp import draw, losses, trace
 from jbp.draw.chain import chain_of
 from jbp.draw.neurons import rows
+from jbp.layers.compose import Inner
 
 # -- networks ---------------------------------------------------------------------------------------------------------
 
@@ -324,6 +326,115 @@ def test_numbers_of_layers_are_those_of_the_gradient(x64):
     np.testing.assert_array_equal(draw.network(net, theta).node("0").value, theta[:24])
 
 
+def by_hand(params, x, y, added):
+    """C of the network of the next test, in plain JAX, with something added to each output and along each edge."""
+    first, inner, gain, last = params[0], params[1].layer[0], params[2]["gain"], params[3]
+    z = x @ first.w + first.b + added["0"]
+    h = (z + added["through"]) @ inner.w + inner.b + added["1.layer.0"]
+    a = jnp.tanh(h) + added["1.layer.1"]
+    s = z + added["skip"] + a + added["1.+"]
+    output = (s * gain + added["2"]) @ last.w + last.b + added["3"]
+    values = {"0": z, "1.x": z, "1.layer.0": h, "1.layer.1": a, "1.+": s, "2": s * gain, "3": output}
+    return jax.nn.logsumexp(output) - output[y], values
+
+
+def test_every_layer_has_its_output_and_its_delta(x64):
+    net = jbp.Network([jbp.Dense(4), block(), dense_by_hand(), jbp.Dense(3)], input=(5,))
+    cost = jbp.Cost(net, losses.SoftmaxCrossEntropy())
+    theta, x, y = drawn_at_random(cost)
+    graph = draw.computation(cost, theta, x, y)
+    sizes = {"0": 4, "through": 4, "1.layer.0": 4, "1.layer.1": 4, "skip": 4, "1.+": 4, "2": 4, "3": 3}
+    nothing = {name: jnp.zeros(n) for name, n in sizes.items()}
+    params = net.layout.unflatten(jnp.asarray(theta))
+    deltas, values = jax.grad(lambda added: by_hand(params, x, y, added), has_aux=True)(nothing)
+    deltas["1.x"] = deltas["0"]  # all that z does, it does through the block
+    for id, value in values.items():
+        np.testing.assert_allclose(graph.node(id).value, value, rtol=1e-12)
+        np.testing.assert_allclose(graph.node(id).derivative, deltas[id], rtol=1e-10, atol=1e-14)
+    np.testing.assert_array_equal(graph.node("x").value, x)
+    along = {
+        ("1.x", "1.+"): "skip", ("1.x", "1.layer.0"): "through", ("0", "1.x"): "0",
+        ("1.layer.0", "1.layer.1"): "1.layer.0", ("1.layer.1", "1.+"): "1.layer.1",
+        ("1.+", "2"): "1.+", ("2", "3"): "2", ("3", "C"): "3",
+    }  # fmt: skip
+    for (source, target), name in along.items():
+        np.testing.assert_allclose(graph.edge(source, target).delta, deltas[name], rtol=1e-10, atol=1e-14)
+    assert graph.edge("y", "C").delta is None
+    leaf = next(node for node in graph.nodes if node.kind == "parameters")
+    np.testing.assert_array_equal(graph.edge(leaf.id, "0").delta, leaf.derivative)
+    one = "3.w[1,2]"
+    assert draw.computation(cost, theta, x, y, highlight=one).edge(one, "3").delta == pytest.approx(
+        float(deltas["3"][2] * values["2"][1]), rel=1e-10
+    )
+
+
+def test_equal_blocks_and_loops_have_the_numbers_of_all(x64):
+    net = jbp.Network([*[block() for _ in range(3)], Loop(block(), 2), jbp.Dense(3)], input=(4,))
+    cost = jbp.Cost(net, losses.HalfSquaredError())
+    theta, x, y = drawn_at_random(cost)
+    graph, record = draw.computation(cost, theta, x, y), trace.run(cost, theta, x[None], y[None])
+    steps = {step.name: step for step in record.steps}
+    for id, names in {
+        "0.layer.0": [f"{i}.layer.0" for i in range(3)],
+        "0.+": [str(i) for i in range(3)],
+        "3.layer.layer.1": [f"3.layer.layer.1@{turn}" for turn in range(2)],
+    }.items():
+        value, slope = ([np.ravel(getattr(steps[n], what)[0]) for n in names] for what in ("output", "delta"))
+        np.testing.assert_array_equal(graph.node(id).value, np.concatenate(value))
+        np.testing.assert_array_equal(graph.node(id).derivative, np.concatenate(slope))
+    for ends, delta in {
+        ("0.+", "3.layer.x"): None,  # from the last of three to the first of two
+        ("3.layer.+", "4"): steps["4"].delta_x[0],
+        ("4", "C"): record.delta[0],
+        ("0.layer.1", "0.+"): graph.node("0.+").derivative,
+    }.items():
+        found = graph.edge(*ends).delta
+        assert found is None if delta is None else np.array_equal(found, delta)
+    expected = np.asarray(jax.grad(cost)(jnp.asarray(theta), x[None], y[None]))
+    found = [node.derivative for node in graph.nodes if node.kind == "parameters"]
+    assert np.sort(np.concatenate(found)) == pytest.approx(np.sort(expected), rel=1e-9, abs=1e-13)
+
+
+@dataclass(frozen=True)
+class Halved:
+    """y = x + f(x / 2): δ at f's input is not what this use of x adds to ∂C/∂x."""
+
+    layer: Any
+
+    def init(self, key, x):
+        return Inner(self.layer.init(key, x))
+
+    def forward(self, params, x, context):
+        y, saved = self.layer.forward(params.layer, x / 2, context)
+        return x + y, saved
+
+    def backward(self, params, saved, delta, read):
+        delta_x, readings = self.layer.backward(params.layer, saved, delta, read)
+        return delta + delta_x / 2, Inner(readings)
+
+
+def test_a_delta_that_does_not_add_up_is_left_out(x64):
+    cost = jbp.Cost(jbp.Network([Halved(jbp.Dense(4)), jbp.Dense(2)], input=(4,)), losses.HalfSquaredError())
+    graph = draw.computation(cost, *drawn_at_random(cost))
+    assert [e.delta for e in graph.edges if e.source == "0.x"] == [None, None]
+    assert graph.edge("0.layer", "0.+").delta is not None
+
+
+def test_where_nothing_can_be_recorded_the_parameters_have_numbers():
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        net = jbp.Network([block(), Mapped(jbp.Tanh()), jbp.Dense(2)], input=(4,))
+        cost = jbp.Cost(net, losses.HalfSquaredError())
+        theta, x, y = (np.float32(v) for v in drawn_at_random(cost))
+        graph = draw.computation(cost, theta, x, y)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    gradient = np.asarray(jax.grad(cost)(jnp.asarray(theta), x[None], y[None]))
+    found = [node.derivative for node in graph.nodes if node.kind == "parameters"]
+    np.testing.assert_allclose(np.concatenate(found), gradient, rtol=1e-5, atol=1e-6)
+    assert graph.node("0.layer.0").derivative is None
+
+
 def test_a_layer_with_w_and_b_that_is_no_dense_layer_is_not_drawn_as_neurons():
     @dataclass(frozen=True)
     class Normalised(jbp.Dense):
@@ -353,8 +464,16 @@ def some_graphs() -> dict[str, draw.Graph]:
         "softmax": draw.computation(softmax_everywhere()),
         "layers": draw.network(residual, np.ones(residual.layout.size, np.float32)),
         "layers of C": draw.computation(residual),
+        "layers with numbers": numbered_layers(residual),
+        "one of many": draw.computation(residual, highlight="1.layer.0.w[1,2]"),
         "long": draw.network(jbp.Network([block(a) for a in (jbp.Tanh(), jbp.ReLU()) * 3], input=(4,))),
     }
+
+
+def numbered_layers(net: jbp.Network) -> draw.Graph:
+    cost = jbp.Cost(net, losses.SoftmaxCrossEntropy())
+    theta, x, y = drawn_at_random(cost)
+    return draw.computation(cost, np.float32(theta), np.float32(x), y, highlight="1.layer.0.b[3]")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,10 @@ from matplotlib.mathtext import MathTextParser
 
 import jbp
 from jbp import trace
-from jbp.explain import Line, Term, _equations, _rows, explain
+from jbp.explain import explain
+from jbp.explain.equations import equations_of
+from jbp.explain.parts import Line, Term
+from jbp.explain.rendering import rows_of
 from jbp.layers.compose import Inner
 
 HALF = jbp.losses.HalfSquaredError()
@@ -245,7 +248,7 @@ def test_long_sums_are_elided_and_add_up():
     values = np.random.default_rng(0).standard_normal(20)
     terms = tuple(Term(("w", f"δ_{i}"), (float(v), -1.0)) for i, v in enumerate(values))
     line = Line("s", "Σ_i w δ_i", terms, float(-values.sum()))
-    _, *shown, rest, total = _rows(line)
+    _, *shown, rest, total = rows_of(line)
     assert [float(note.split("= ")[1].split(" ·")[0]) for *_, note in shown] == pytest.approx(
         sorted(values, key=abs, reverse=True)[:5], rel=1e-5
     )
@@ -311,7 +314,7 @@ class Stated:
 
 
 def test_equations_are_the_docstrings():
-    equations = _equations
+    equations = equations_of
     assert equations(Plain()) == ("Plain",)
     assert equations(Stated()) == ("forward    y = x", "backward   δx = δ,", " " * 11 + "as it is")
     assert equations(jbp.Residual(jbp.Dense(3))) == ("Residual     y = x + f(x);        δx = δ + (δ through f)",)

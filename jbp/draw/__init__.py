@@ -17,7 +17,7 @@ import numpy as np
 from ..layer import InputError, described
 from ..network import Network
 from ..reverse import Cost
-from . import layers, neurons
+from . import layers, neurons, surgery
 from .chain import chain_of, numbers_of
 from .graph import Box as Box
 from .graph import Edge as Edge
@@ -54,7 +54,8 @@ def computation(
     Given θ and one example x `[*input]` or `[1, *input]` with its y: nodes have values and ∂C/∂value, edges have
     ∂target/∂source, so `graph.derivative("w^2_{3←7}")` is that coordinate of the gradient. At most `max_neurons` of a
     column are drawn one by one, besides those that `highlight` names. Off a plain chain nodes are layers, in at most
-    `depth` nested boxes, and only C and the parameters have numbers: values, and ∂C/∂ by `cost.grad`.
+    `depth` nested boxes: their values are outputs, and parameters, each with ∂C/∂ of it, and edges have the δ that
+    comes back along them (of a layer inside a container's `jax.vmap` nothing is known but its parameters).
 
     Raises `InputError` where something does not fit.
     """
@@ -96,16 +97,14 @@ def _computation(who, cost, theta, x, y, symbol, max_neurons, depth, alone) -> G
             )
         x, y = _one_example(who, net, x, y)
         cost.check(theta, x, y)
-    known = all(given)
     chain = chain_of(net)
     if chain is not None:
-        numbers = numbers_of(cost, chain, theta, x, y) if known else None
+        numbers = numbers_of(cost, chain, theta, x, y) if all(given) else None
         if alone:
-            return neurons.single(net, chain, numbers, max_neurons, symbol)
-        return neurons.surgery(net, chain, numbers, max_neurons, symbol)
-    C, gradient = cost.value_and_grad(theta, x, y) if known else (None, None)
-    draw = layers.single if alone else layers.surgery
-    return draw(net, theta, gradient, C, y, depth, symbol)
+            return surgery.single(net, chain, numbers, max_neurons, symbol)
+        return surgery.whole(net, chain, numbers, max_neurons, symbol)
+    known = layers.known(cost, theta, x, y) if all(given) else None
+    return layers.single(net, known, depth, symbol) if alone else layers.surgery(net, known, depth, symbol)
 
 
 def _network(who: str, given: Any) -> Network:

@@ -27,9 +27,11 @@ SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, "#DDDDDD", ORANGE]) 
 STYLE: Any = {
     "font.size": 8,
     "text.color": INK,
-    "mathtext.fontset": "cm",
+    "mathtext.fontset": "stix",
     "svg.hashsalt": "jbp",
-    "font.family": "DejaVu Sans",
+    "svg.fonttype": "none",  # text stays text: small files, and words can be found in them
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
 }
 
 
@@ -60,12 +62,21 @@ def figure(graph: Graph) -> Figure:
             _edge(axes, graph, edge, path, spot, placed, scale)
         for node in graph.nodes:
             _node(axes, graph, node, placed, scale)
+        for artist in (*axes.patches, *axes.texts):
+            artist.set_clip_on(False)  # nothing reaches over the page, and a file without clips is smaller
         if handles:
             drawn.legend(handles=handles, loc="lower center", ncols=ncols, frameon=False, fontsize=7.5,
                          columnspacing=1.4, handletextpad=0.5)  # fmt: skip
         if scale is not None:
             _colour_bar(drawn, scale)
     return drawn
+
+
+def save(drawn: Figure, file: Any, suffix: str) -> None:
+    """Write a figure to a path or a file, as svg, png or pdf; the same graph gives the same svg."""
+    metadata = {"Date": None} if suffix == "svg" else None
+    with matplotlib.rc_context(STYLE):
+        drawn.savefig(file, format=suffix, dpi=150, metadata=metadata)
 
 
 def _scale(graph: Graph) -> Any:
@@ -81,7 +92,7 @@ def _frame(axes: Any, rectangle: tuple[float, float, float, float], label: str, 
     x0, y0, x1, y1 = rectangle
     style = "round,pad=0,rounding_size=0.08"
     outline: dict[str, Any] = {"facecolor": "#F4F8FB" if odd else "white", "edgecolor": FAINT, "lw": 0.8, "zorder": 0}
-    axes.add_patch(FancyBboxPatch((x0, y0), x1 - x0, y1 - y0, style, **outline))
+    axes.add_artist(FancyBboxPatch((x0, y0), x1 - x0, y1 - y0, style, **outline))
     axes.text(x0 + 0.07, y0 + 0.06, label, va="top", color=GREY)
 
 
@@ -94,12 +105,17 @@ def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Pl
         colour, width = to_hex(SIGNED(scale(edge.weight))), 0.4 + 2.6 * strength
     dashes: Any = (0, (2, 1.5)) if source.fixed and not edge.highlighted else "-"
     curve = Path([path[0], path[-1]]) if usual else _smooth(path) if placed.smooth else _rounded(path)
-    axes.add_patch(
+    axes.add_artist(
         PathPatch(curve, facecolor="none", edgecolor=colour, lw=width, ls=dashes, zorder=2 if edge.highlighted else 1)
     )
     if not usual:
         _head(axes, path, colour if edge.highlighted else GREY, graph.direction == "down")
     if spot is None:
+        return
+    if graph.direction == "down":
+        turned: dict[str, Any] = {"ha": "center", "rotation": 90} if len(path) == 4 else {"ha": "left"}
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
+        axes.text(*spot, number(edge.delta), va="center", fontsize=7, zorder=3, color=ORANGE, bbox=white, **turned)
         return
     text = number(edge.partial) if isinstance(edge.partial, float) else ""
     if usual:
@@ -155,7 +171,7 @@ def _head(axes: Any, path: list, colour: Any, down: bool) -> None:
     else:
         back = x - 0.08 if x > x0 else x + 0.08
         tip = [(x, y), (back, y - 0.035), (back, y + 0.035)]
-    axes.add_patch(PathPatch(Path([*tip, tip[0]]), facecolor=colour, edgecolor="none", zorder=3))
+    axes.add_artist(PathPatch(Path([*tip, tip[0]]), facecolor=colour, edgecolor="none", zorder=3))
 
 
 def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> None:
@@ -171,12 +187,16 @@ def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> No
         axes.text(x, y, node.label, ha="center", va="center", zorder=5, linespacing=1.2, color=INK)
         return
     if node.kind == "split":
-        axes.add_patch(Circle((x, y), w / 2, color=edgecolor, zorder=4))
+        axes.add_artist(Circle((x, y), w / 2, color=edgecolor, zorder=4))
         return
+    if node.kind == "join" and node.derivative is not None:
+        beside: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7, "zorder": 5}
+        axes.text(x - w / 2 - 0.05, y - 0.07, number(node.value), **beside)
+        axes.text(x - w / 2 - 0.05, y + 0.07, number(node.derivative), color=ORANGE, **beside)
     if node.kind in ("neuron", "sum", "cost", "join") or (node.kind == "input" and graph.direction == "right"):
-        axes.add_patch(Circle((x, y), h / 2, **outline) if w == h else _rectangle(x, y, w, h, outline))
+        axes.add_artist(Circle((x, y), h / 2, **outline) if w == h else _rectangle(x, y, w, h, outline))
     else:
-        axes.add_patch(_rectangle(x, y, w, h, outline))
+        axes.add_artist(_rectangle(x, y, w, h, outline))
     text: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 5}
     if graph.direction == "down":
         lines, slope = layer_text(node)
@@ -217,7 +237,7 @@ def _legend(graph: Graph) -> list[Line2D]:
         (neurons and numbered(graph), "value; on an edge ∂target/∂source", {"color": INK, **figures}),
         (
             any(n.derivative is not None and n.kind != "cost" for n in graph.nodes),
-            "∂C/∂ of it",
+            "∂C/∂ of it" + "; on an edge δ coming back" * any(edge.delta is not None for edge in graph.edges),
             {"color": ORANGE} | figures,
         ),
         (any(e.highlighted for e in graph.edges), "paths to C", {"color": ORANGE, "lw": 1.8}),

@@ -50,7 +50,8 @@ class Edge:
     """`source` goes into the computation of `target`.
 
     `weight`: on the usual graph, where weights are on edges. `partial`: ∂target/∂source, a float, or where one of them
-    stands for several variables a Jacobian `[target.count, source.count]`; None if unknown.
+    stands for several variables a Jacobian `[target.count, source.count]`; None if unknown. `delta`: at the level of
+    layers, the δ that comes back along it: what this use of the source adds to ∂C/∂source.
     """
 
     source: str
@@ -58,6 +59,7 @@ class Edge:
     weight: float | None = None
     partial: Any = None
     highlighted: bool = False
+    delta: Any = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,9 @@ class Graph:
             if suffix in TEXTS:
                 path.write_text(text, encoding="utf-8")
             else:
-                drawn.savefig(path, format=suffix[1:], dpi=150)
+                from .figure import save
+
+                save(drawn, path, suffix[1:])
         except OSError as error:
             raise InputError(
                 f"Graph.save: expected a file that can be written, got {str(path)!r} ({error.strerror}). "
@@ -208,8 +212,10 @@ class Graph:
             drawn = self.figure()
         except InputError:
             return None
+        from .figure import save
+
         file = io.StringIO()
-        drawn.savefig(file, format="svg")
+        save(drawn, file, "svg")
         return file.getvalue()
 
 
@@ -267,6 +273,14 @@ def number(value: Any) -> str:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}·10{str(int(exponent)).translate(_UPPER)}"
     return text.replace("-", "−")
+
+
+def value_text(node: Node) -> str:
+    """The value of a node; of a layer, its output's (where ∂C/∂ of it is known too) or that of its weights."""
+    if node.value is None:
+        return ""
+    what = "" if node.kind != "layer" else "weights " if node.derivative is None else "output "
+    return what + number(node.value)
 
 
 _UPPER = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

@@ -1,25 +1,30 @@
 """The three graphs of any network, at the level of layers."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
-from ..layer import described
+from ..layer import InputError, described
 from ..network import Network
+from ..reverse import Cost
+from ..trace import Record, run
 from .graph import Edge, Graph, Node, math_label, number
 from .program import Flow, of_layers
+from .record import flat, recorded
 
 
 def usual(net: Network, theta: Any, depth: int) -> Graph:
     """Layers, and what flows between them; given θ, each layer's weights as one value (their array)."""
-    graph, holder, _ = of_layers(net, "The network, layer by layer", depth)
+    program = of_layers(net, "The network, layer by layer", depth)
+    graph = program.graph
     if theta is None:
         return graph
     held: dict[str, list[np.ndarray]] = {}
     for name, leaf in _leaves(net, theta):
-        held.setdefault(holder(name), []).append(leaf)
+        held.setdefault(program.holder(name), []).append(leaf)
     nodes = tuple(
         replace(node, value=np.concatenate(held[node.id])) if node.kind == "layer" and node.id in held else node
         for node in graph.nodes
@@ -33,10 +38,39 @@ def _leaves(net: Network, theta: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield name, theta[i : i + n]
 
 
-def surgery(net: Network, theta: Any, gradient: Any, C: Any, y: Any, depth: int, highlight: str | None) -> Graph:
-    """The parameters of each layer as a node of their own, y and C; given numbers, each leaf's values and ∂C/∂."""
-    graph, holder, output = of_layers(net, "The computational graph, layer by layer", depth, fold=highlight is None)
+@dataclass(frozen=True, eq=False)
+class Known:
+    """The numbers of one example: θ, ∇C, C, x, y, and the record of the run unless a layer can't be recorded."""
+
+    theta: np.ndarray
+    gradient: np.ndarray
+    C: float
+    x: Any
+    y: Any
+    record: Record | None
+
+
+def known(cost: Cost, theta: Any, x: Any, y: Any) -> Known:
+    """The numbers at one example, x `[1, *input]` and its y: the record's own, so that no large program is compiled."""
+    try:
+        record = run(cost, theta, x, y)
+    except InputError:  # a container runs a layer where its numbers can't be seen
+        C, gradient = cost.value_and_grad(theta, x, y)
+        return Known(np.asarray(theta), np.asarray(gradient), float(C), x, y, None)
+    leaves = [np.ravel(leaf.pair.gradient()) for leaf in record.leaves.values()]
+    gradient = np.concatenate([np.zeros(0, np.asarray(theta).dtype), *leaves])
+    return Known(np.asarray(theta), gradient, float(jax.jit(cost.loss.value)(record.output, y)[0]), x, y, record)
+
+
+def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | None) -> Graph:
+    """The parameters of each layer as a node of their own, y and C; given numbers, their values and ∂C/∂ of each."""
+    program = of_layers(net, "The computational graph, layer by layer", depth, fold=highlight is None)
+    graph, holder = program.graph, program.holder
+    theta, gradient = (None, None) if numbers is None else (numbers.theta, numbers.gradient)
+    if numbers is not None and numbers.record is not None:
+        graph = recorded(program, numbers.record)
     nodes, edges = list(graph.nodes), list(graph.edges)
+    nodes[0] = replace(nodes[0], value=None if numbers is None else flat([numbers.x]))
     boxes = {node.id: node.box for node in nodes}
     groups: dict[str, list[int]] = {}
     for leaf, name in enumerate(net.layout.names):
@@ -50,25 +84,25 @@ def surgery(net: Network, theta: Any, gradient: Any, C: Any, y: Any, depth: int,
         def pick(vector: Any, leaves: list[int] = leaves) -> Any:
             if vector is None:
                 return None
-            vector, offsets = np.asarray(vector), net.layout.offsets
+            offsets = net.layout.offsets
             return np.concatenate([vector[offsets[leaf] : offsets[leaf + 1]] for leaf in leaves])
 
         node = Node(f"{at}: {short}", f"{short}\n{count:,}", "parameters", pick(theta), pick(gradient),
                     count=count, box=boxes[at])  # fmt: skip
         nodes.append(node)
-        edges.append(Edge(node.id, at))
+        edges.append(Edge(node.id, at, delta=node.derivative))
     if highlight:
         leaf, i = _leaf_of(net, highlight), net.layout.index(highlight)
         at = holder(net.layout.names[leaf])
-        edges += [Edge(highlight, at)] * bool(at)
-        value, slope = (None if v is None else float(np.asarray(v)[i]) for v in (theta, gradient))
+        value, slope = (None if v is None else float(v[i]) for v in (theta, gradient))
+        edges += [Edge(highlight, at, delta=slope)] * bool(at)
         nodes.append(Node(highlight, math_label(highlight), "weight", value, slope, box=boxes.get(at)))
-    return _ended(replace(graph, nodes=tuple(nodes), edges=tuple(edges)), output, C, y, highlight)
+    return _ended(replace(graph, nodes=tuple(nodes), edges=tuple(edges)), program.output, numbers, highlight)
 
 
-def single(net: Network, theta: Any, gradient: Any, C: Any, y: Any, depth: int, name: str) -> Graph:
+def single(net: Network, numbers: Known | None, depth: int, name: str) -> Graph:
     """One coordinate as a node; all others folded into their layers."""
-    graph = surgery(net, theta, gradient, C, y, depth, name)
+    graph = surgery(net, numbers, depth, name)
     nodes = tuple(node for node in graph.nodes if node.kind != "parameters")
     kept = {node.id for node in nodes}
     edges = tuple(edge for edge in graph.edges if edge.source in kept)
@@ -80,12 +114,14 @@ def _leaf_of(net: Network, name: str) -> int:
     return max(n for n, offset in enumerate(net.layout.offsets[:-1]) if offset <= i and net.layout.sizes[n])
 
 
-def _ended(graph: Graph, output: Flow, C: Any, y: Any, highlight: str | None) -> Graph:
+def _ended(graph: Graph, output: Flow, numbers: Known | None, highlight: str | None) -> Graph:
     """With y and C, and what depends on `highlight` marked."""
+    y, C = (None, None) if numbers is None else (numbers.y, numbers.C)
     shown = "" if y is None else f"\n{number(np.asarray(y).item()) if np.size(y) == 1 else described(y)}"
     nodes = [*graph.nodes, Node("y", f"$y${shown}", "target", fixed=True)]
-    nodes.append(Node("C", "$C$", "cost", None if C is None else float(C), None if C is None else 1.0))
-    edges = [*graph.edges, *(Edge(id, "C") for id in output), Edge("y", "C")]
+    nodes.append(Node("C", "$C$", "cost", C, None if C is None else 1.0))
+    seed = numbers and numbers.record and flat([numbers.record.delta])
+    edges = [*graph.edges, *(Edge(id, "C", delta=seed if len(output) == 1 else None) for id in output), Edge("y", "C")]
     after, more = set(), {highlight} if highlight else set()
     while more:
         after |= more

@@ -1,21 +1,12 @@
-"""The text's three graphs of a plain chain of dense layers, neuron by neuron.
-
-    layer 1       a^1 = x                       fixed
-    layer ℓ       z^ℓ = W^ℓ a^{ℓ-1} + b^ℓ,   a^ℓ = g(z^ℓ)
-    cost          C(a^L, y)                     y fixed
-
-Where g acts on each element alone there is one node for a neuron, as in the text: it receives the weights and the
-activations before, and does the multiplication, the sum and g. Otherwise (softmax) the sums z are nodes too.
-"""
+"""The usual graph of a plain chain of dense layers: columns of neurons, wide ones elided, weights on the edges."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..network import Network
-from .chain import Chain, Numbers, pieces_of, places_of
+from .chain import Chain, pieces_of, places_of
 from .graph import Box, Edge, Graph, Node, math_label, symbol
 
 # -- wide columns -----------------------------------------------------------------------------------------------------
@@ -37,7 +28,7 @@ def rows(width: int, most: int, keep: Sequence[int] = ()) -> list[range]:
     return found
 
 
-def _piece(array: np.ndarray | None, *where: range) -> Any:
+def piece(array: np.ndarray | None, *where: range) -> Any:
     """The part of an array at given rows: a float if it is one number."""
     if array is None:
         return None
@@ -45,19 +36,14 @@ def _piece(array: np.ndarray | None, *where: range) -> Any:
     return float(part.item()) if part.size == 1 else part
 
 
-def _neuron(letter: str, l: int | None, row: range, values: Any, **settings: Any) -> Node:
+def neuron(letter: str, l: int | None, row: range, values: Any, **settings: Any) -> Node:
     name = symbol(letter, l, row)
     label = math_label(name) if len(row) == 1 else f"$\\vdots$\n{len(row):,} more"
-    return Node(name, label, value=_piece(values, row), count=len(row), **settings)
+    return Node(name, label, value=piece(values, row), count=len(row), **settings)
 
 
-def _letter(chain: Chain, l: int) -> tuple[str, int | None]:
+def letter_of(chain: Chain, l: int) -> tuple[str, int | None]:
     return ("x", None) if l == 1 and chain.input_is_first else ("a", l)
-
-
-def _given(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None
-    return array
 
 
 def _plural(n: int, what: str) -> str:
@@ -85,8 +71,8 @@ def usual(net: Network, chain: Chain, theta: Any, most: int) -> Graph:
         w, b = (leaves.get(f"{places_of(net)[l - 2]}.{name}") if l > 1 else None for name in "wb")
         column = []
         for at, row in enumerate(rows(width, most)):
-            letter, upper = _letter(chain, l)
-            node = _neuron(
+            letter, upper = letter_of(chain, l)
+            node = neuron(
                 letter, upper, row, b, kind="input" if l == 1 else "neuron", box=f"layer {l}", place=(l - 1, at)
             )
             column.append((row, node))
@@ -97,247 +83,3 @@ def usual(net: Network, chain: Chain, theta: Any, most: int) -> Graph:
         nodes += [node for _, node in column]
         before = column
     return Graph(tuple(nodes), tuple(edges), tuple(boxes), f"The network {name_of(net, chain)}")
-
-
-# -- the graph after surgery ------------------------------------------------------------------------------------------
-
-
-class _Surgery:
-    """Collects the nodes and edges of a computational graph, column by column."""
-
-    def __init__(self, chain: Chain, numbers: Numbers | None, most: int, keep: dict[int, list[int]]):
-        self.chain, self.numbers, self.most, self.keep = chain, numbers, most, keep
-        self.nodes: list[Node] = []
-        self.edges: list[Edge] = []
-        self.boxes: list[Box] = []
-        self.column = 0
-
-    def of(self, name: str, l: int) -> Any:
-        """Values of layer ℓ, or None without numbers."""
-        return None if self.numbers is None else getattr(self.numbers, name)[l - (1 if name == "a" else 2)]
-
-    def caption(self, label: str) -> str:
-        self.boxes.append(Box(f"column {self.column}", label, frame=False))
-        return f"column {self.column}"
-
-    def rows(self, width: int, l: int) -> list[range]:
-        return rows(width, self.most, self.keep.get(l, ()))
-
-    def add(self, node: Node) -> Node:
-        self.nodes.append(node)
-        return node
-
-    def first(self, only: int | None = None, l: int = 1) -> list[tuple[range, Node]]:
-        """The column of x, or of a^l where everything before is folded away."""
-        letter, upper = _letter(self.chain, l)
-        given = [range(only, only + 1)] if only is not None else self.rows(self.chain.widths[l - 1], l)
-        box = self.caption("input, fixed" if letter == "x" else f"layer {l}, fixed")
-        return [
-            (row, self.add(_neuron(letter, upper, row, self.of("a", l), kind="input", fixed=True, box=box,
-                                   place=(self.column, at))))
-            for at, row in enumerate(given)
-        ]  # fmt: skip
-
-    def neurons(self, l: int, given: list[range] | None = None) -> tuple[str, list[tuple[range, Node]]]:
-        """A column of neurons: a^ℓ where g is element-wise, else the sums z^ℓ."""
-        letter = "a" if self.chain.elementwise[l - 2] else "z"
-        kind: Any = "neuron" if letter == "a" else "sum"
-        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else ""))
-        given = self.rows(self.chain.sums[l - 2], l) if given is None else given
-        return letter, [
-            (row, self.add(_neuron(letter, l, row, self.of(letter, l), kind=kind, box=box, place=(self.column, at))))
-            for at, row in enumerate(given)
-        ]
-
-    def slope(self, l: int) -> np.ndarray | None:
-        """∂(node of layer ℓ)/∂z^ℓ: the diagonal where g is element-wise, else 1 for the sums."""
-        if self.numbers is None:
-            return None
-        z = self.numbers.z[l - 2]
-        return self.numbers.slope[l - 2] if self.chain.elementwise[l - 2] else np.ones_like(z)
-
-    def carry(self, l: int, before: list, after: list) -> None:
-        """Edges a^{ℓ-1}_k → neuron j: ∂ = slope_j · w_{j←k}."""
-        s, w = self.slope(l), self.of("w", l)
-        jacobian = None if s is None else s[:, None] * w
-        for j, node in after:
-            for k, source in before:
-                self.edges.append(Edge(source.id, node.id, partial=_piece(jacobian, j, k)))
-
-    def behind(self, l: int, sums: list) -> list[tuple[range, Node]]:
-        """The column of a^ℓ behind the sums, where g is not element-wise."""
-        self.column += 2
-        box = self.caption(f"layer {l}")
-        column = [
-            (row, self.add(_neuron("a", l, row, self.of("a", l), kind="neuron", box=box, place=(self.column, at))))
-            for at, row in enumerate(self.rows(self.chain.widths[l - 1], l))
-        ]
-        slope = None if self.numbers is None else self.numbers.slope[l - 2]
-        depends = _given(self.chain.depends[l - 2])
-        depends = depends if slope is None else depends | (slope != 0)
-        for j, node in column:
-            for k, source in sums:
-                if depends[np.ix_(j, k)].any():
-                    self.edges.append(Edge(source.id, node.id, partial=_piece(slope, j, k)))
-        return column
-
-    def finish(self, outputs: list) -> None:
-        """y, fixed, and C."""
-        n = self.numbers
-        self.column += 1
-        each = n is None or np.shape(n.y) == np.shape(n.a[-1])  # else y is a label
-        box = self.caption("target, fixed")
-        for at, (row, node) in enumerate(outputs):
-            self.edges.append(Edge(node.id, "C", partial=None if n is None else _wide(n.cost_of_a, row)))
-            if each:
-                y = _neuron("y", None, row, None if n is None else n.y, kind="target", fixed=True, box=box,
-                            place=(self.column, at, -1))  # fmt: skip
-                of_y = None if n is None or n.cost_of_y is None else _wide(n.cost_of_y, row)
-                self.edges.append(Edge(self.add(y).id, "C", partial=of_y))
-        if n is not None and not each:
-            y = Node("y", "$y$", "target", value=float(n.y), fixed=True, box=box, place=(self.column, -1, -1))
-            self.edges.append(Edge(self.add(y).id, "C"))
-        self.column += 1
-        value = None if n is None else n.cost
-        self.add(Node("C", "$C$", "cost", value=value, box=self.caption("cost"), place=(self.column, 0)))
-
-    def graph(self, title: str, highlight: str | None) -> Graph:
-        graph = Graph(tuple(self.nodes), tuple(self.edges), tuple(self.boxes), title)
-        return finished(graph, highlight, self.numbers is not None)
-
-
-def _wide(array: np.ndarray, row: range) -> Any:
-    """The derivatives of C by several outputs: a row [1, count]."""
-    part = _piece(array, row)
-    return part if isinstance(part, float) else part[None]
-
-
-def finished(graph: Graph, highlight: str | None, known: bool) -> Graph:
-    """The graph with ∂C/∂ at its nodes, if the numbers are known, and the paths from `highlight` to C marked."""
-    after = {highlight} if highlight else set()
-    for _ in range(len(graph.nodes)):  # what depends on it
-        more = {e.target for e in graph.edges if e.source in after} - after
-        if not more:
-            break
-        after |= more
-    total: dict[str, np.ndarray] = {"C": np.eye(1)}  # base case; then the induction over the reversed order
-    unknown: set[str] = set()
-    if known:
-        for node in sorted(graph.nodes, key=lambda node: node.place[0], reverse=True)[1:]:
-            out = graph.out[node.id]
-            if any(e.partial is None or e.target in unknown for e in out):
-                unknown.add(node.id)
-                continue
-            parts = [total[e.target] @ np.atleast_2d(e.partial) for e in out]
-            total[node.id] = np.sum(parts, axis=0)
-    nodes = tuple(
-        replace(
-            node,
-            derivative=_plain(total[node.id]) if node.id in total and known and not node.fixed else None,
-            highlighted=node.id in after,
-        )
-        for node in graph.nodes
-    )
-    edges = tuple(replace(e, highlighted=e.source in after) for e in graph.edges)
-    return Graph(nodes, edges, graph.boxes, graph.title, graph.direction)
-
-
-def _plain(row: np.ndarray) -> Any:
-    return float(row.item()) if row.size == 1 else row[0]
-
-
-def surgery(net: Network, chain: Chain, numbers: Numbers | None, most: int, highlight: str | None) -> Graph:
-    """Every weight and bias a node; multiplication at nodes."""
-    keep = _kept(net, highlight)
-    build = _Surgery(chain, numbers, most, keep)
-    has_bias = [f"{i}.b" in net.layout.names for i in places_of(net)]
-    before = build.first()
-    for l in range(2, len(chain.widths) + 1):
-        build.column += 1
-        parameters = build.caption(f"weights{' and biases' * has_bias[l - 2]}\nof layer {l}")
-        column = build.column
-        build.column += 1
-        _, after = build.neurons(l)
-        s, w, b = build.slope(l), build.of("w", l), build.of("b", l)
-        a = build.of("a", l - 1)
-        shown = 0
-        for at, (j, node) in enumerate(after):
-            if len(j) > 1:
-                continue
-            slope = None if s is None else float(s[j[0]])
-            if has_bias[l - 2]:
-                name = symbol("b", l, j[0])
-                build.add(Node(name, math_label(name), "bias", _piece(b, j), box=parameters, place=(column, at, -1)))
-                build.edges.append(Edge(name, node.id, partial=slope))
-                shown += 1
-            for beside, (k, _) in enumerate(before):
-                if len(k) == 1:
-                    name = net.layout.symbol_at(f"{places_of(net)[l - 2]}.w", (k[0], j[0]))
-                    value = _piece(w, j, k)
-                    build.add(Node(name, math_label(name), "weight", value, box=parameters, place=(column, at, beside)))
-                    partial_ = None if slope is None else slope * float(a[k[0]])
-                    build.edges.append(Edge(name, node.id, partial=partial_))
-                    shown += 1
-        hidden = chain.sums[l - 2] * (chain.widths[l - 2] + has_bias[l - 2]) - shown
-        if hidden:
-            at = next((i for i, (j, _) in enumerate(after) if len(j) > 1), 0)
-            what = "weights\nand biases" if has_bias[l - 2] else "weights"
-            rest = Node(f"rest of layer {l}", f"{hidden:,} more {what}", "rest", count=hidden, box=parameters,
-                        place=(column, at, -2))  # fmt: skip
-            build.add(rest)
-            build.edges += [Edge(rest.id, node.id) for _, node in after]
-        build.carry(l, before, after)
-        before = after if chain.elementwise[l - 2] else build.behind(l, after)
-    build.finish(before)
-    return build.graph(f"The computational graph of the network {name_of(net, chain)}", highlight)
-
-
-def _kept(net: Network, highlight: str | None) -> dict[int, list[int]]:
-    """{ℓ: neurons that a symbol names}."""
-    if highlight is None:
-        return {}
-    l, j, k = parts_of(net, highlight)
-    return {l: [j]} if k is None else {l: [j], l - 1: [k]}
-
-
-def parts_of(net: Network, name: str) -> tuple[int, int, int | None]:
-    """(ℓ, j, k) of w^ℓ_{j←k}, k None for b^ℓ_j."""
-    i = net.layout.index(name)
-    leaf = max(n for n, offset in enumerate(net.layout.offsets[:-1]) if offset <= i and net.layout.sizes[n])
-    place, _, letter = net.layout.names[leaf].partition(".")
-    where = [int(n) for n in np.unravel_index(i - net.layout.offsets[leaf], net.layout.shapes[leaf])]
-    l = places_of(net).index(int(place)) + 2
-    return (l, where[1], where[0]) if letter == "w" else (l, where[0], None)
-
-
-def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, name: str) -> Graph:
-    """The graph for one weight or bias: only what depends on it, and what it meets."""
-    l, j, k = parts_of(net, name)
-    build = _Surgery(chain, numbers, most, {l: [j]})
-    meets = build.first(only=k, l=l - 1) if k is not None else []
-    kind: Any = "weight" if k is not None else "bias"
-    build.column = 1 if meets else 0
-    box = build.caption("the weight" if k is not None else "the bias")
-    column = build.column
-    build.column += 1
-    _, after = build.neurons(l, [range(j, j + 1)])
-    value = rest = slope = by_value = by_met = None  # the sum is a·value + rest
-    if numbers is not None:
-        w, b = numbers.w[l - 2], numbers.b[l - 2]
-        value, a = (float(w[j, k]), float(numbers.a[l - 2][k])) if k is not None else (float(_given(b)[j]), 1.0)
-        rest, slope = float(numbers.z[l - 2][j]) - a * value, float(_given(build.slope(l))[j])
-        by_value, by_met = slope * a, slope * value
-    build.add(Node(name, math_label(name), kind, value, box=box, place=(column, 0, 0)))
-    text = "all other terms\nof the sum"
-    build.add(Node("rest", text, "rest", rest, fixed=True, box=box, place=(column, 0, 2)))
-    neuron = after[0][1].id
-    build.edges += [Edge(name, neuron, partial=by_value), Edge("rest", neuron, partial=slope)]
-    build.edges += [Edge(node.id, neuron, partial=by_met) for _, node in meets]
-    before = after if chain.elementwise[l - 2] else build.behind(l, after)
-    for m in range(l + 1, len(chain.widths) + 1):
-        build.column += 2
-        _, after = build.neurons(m)
-        build.carry(m, before, after)
-        before = after if chain.elementwise[m - 2] else build.behind(m, after)
-    build.finish(before)
-    return build.graph(f"The graph of {name} in the network {name_of(net, chain)}", name)

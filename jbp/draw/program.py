@@ -1,152 +1,23 @@
-"""What flows from layer to layer, found by looking at the program that forward is.
+"""What flows from layer to layer, found by looking at the program that forward is, with its layers marked.
 
-No layer type is known here. Layers inside layers are found in their fields, as `walk` finds them. Each is replaced by a
-`_Marked` one, whose forward is the same under `jax.jit` with a name of its own. So in the jaxpr of the network's
-forward each layer is one call, a container's call holds its children's, and what flows between them can be read off:
-a skip connection is an addition of two flows. What a container does to a single flow (reshape, scale) is not drawn.
+In the jaxpr of the network's forward each layer is one call, a container's call holds its children's, and what flows
+between them can be read off: a skip connection is an addition of two flows. What a container does to a single flow
+(reshape, scale) is not drawn.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from ..layer import Context, Layer, batch_of, walk
+from ..layer import Context, batch_of
 from ..network import Network
 from .graph import Box, Edge, Graph, Node
+from .marks import MARK, Note, mark, shape_text, title_of
 
-_MARK = "layer of the drawing "
 _JOINS = {"add": "+", "add_any": "+", "sub": "−", "mul": "×", "div": "÷", "concatenate": "concat", "dot_general": "·"}
-
-
-@dataclass(frozen=True, eq=False)
-class _Marked:
-    """A layer whose forward is one named call in the jaxpr. `notes`: what it met, written down as it is traced."""
-
-    layer: Any
-    number: int
-    notes: dict[int, "_Note"]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.layer, name)
-
-    def init(self, key: Any, x: Any) -> Any:
-        return self.layer.init(key, x)
-
-    def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
-        def step(params, x):
-            return self.layer.forward(params, x, context)
-
-        step.__name__ = f"{_MARK}{self.number}"
-        output, saved = jax.jit(step)(params, x)
-        note = self.notes[self.number]
-        note.shapes = f"{_shape(x)} → {_shape(output)}"
-        note.parameters = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
-        note.outputs, note.xs = len(jax.tree.leaves(output)), len(jax.tree.leaves(x))
-        return output, saved
-
-    def backward(self, params: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
-        return self.layer.backward(params, saved, delta, read)
-
-
-@dataclass
-class _Note:
-    """What is known of one marked layer."""
-
-    path: str
-    layer: Any
-    container: bool
-    inside: int = 0  # layers that are not drawn, because it is too deep
-    repeats: int | None = None  # the number of the equal layer before it, which stands for both
-    shapes: str = ""
-    parameters: int = 0
-    outputs: int = 0
-    xs: int = 0
-
-
-def _shape(x: Any) -> str:
-    shapes = [f"[{', '.join(map(str, np.shape(a)[1:]))}]" for a in jax.tree.leaves(x)]
-    return shapes[0] if len(shapes) == 1 else f"({', '.join(shapes)})"
-
-
-def title_of(layer: Any) -> str:
-    """The class of a layer with the settings that are not its defaults, children left out: `Dense(30)`."""
-    shown = []
-    for f in fields(layer) if is_dataclass(layer) else ():
-        value = getattr(layer, f.name)
-        default = f.default_factory() if f.default_factory is not MISSING else f.default
-        if any(isinstance(v, Layer) for v in (value if isinstance(value, tuple) else (value,))):
-            continue
-        if (
-            value is None
-            or (default is not MISSING and value is default)
-            or (default is not MISSING and _same(value, default))
-        ):
-            continue
-        text = getattr(value, "__name__", None) or str(value)
-        text = "λ" if text == "<lambda>" else text if len(text) <= 24 else text[:23] + "…"
-        shown.append(text if default is MISSING and not callable(value) else f"{f.name}={text}")
-    return f"{type(layer).__name__}({', '.join(shown)})" if shown else type(layer).__name__
-
-
-def _same(a: Any, b: Any) -> bool:
-    try:
-        return bool(a == b)
-    except (TypeError, ValueError):
-        return False
-
-
-def _mark(layer: Any, path: tuple[str, ...], notes: dict[int, _Note], depth: int, fold: bool) -> _Marked:
-    """The layer and the layers inside it, marked; what is deeper than `depth` boxes stays inside its container."""
-    number = len(notes)
-    inside = [child for p, child in walk(layer) if p]
-    note = notes[number] = _Note(".".join(path), layer, bool(inside) and depth > 0)
-    if not note.container:
-        note.inside = len(inside)
-        return _Marked(layer, number, notes)
-    children: dict[str, Any] = {}
-    for f in fields(layer):
-        value = getattr(layer, f.name)
-        if isinstance(value, tuple) and any(_is_layer(v) for v in value):
-            marked: list[Any] = []
-            for i, child in enumerate(value):
-                before = marked[-1] if marked else None
-                if (
-                    fold
-                    and before is not None
-                    and _is_layer(child)
-                    and _has_layers(child)
-                    and _same(child, value[i - 1])
-                ):
-                    again = len(notes)
-                    first = notes[before.number].repeats
-                    notes[again] = _Note(".".join((*path, str(i))), child, False,
-                                         repeats=before.number if first is None else first)  # fmt: skip
-                    marked.append(_Marked(child, again, notes))
-                else:
-                    marked.append(_mark(child, (*path, str(i)), notes, depth - 1, fold) if _is_layer(child) else child)
-            children[f.name] = tuple(marked)
-        elif _is_layer(value):
-            children[f.name] = _mark(value, (*path, f.name), notes, depth - 1, fold)
-    try:
-        return _Marked(replace(layer, **children), number, notes)
-    except (TypeError, ValueError):  # a container that takes no other children is drawn as one layer
-        note.container, note.inside = False, len(inside)
-        return _Marked(layer, number, notes)
-
-
-def _is_layer(value: Any) -> bool:
-    return isinstance(value, Layer) and not isinstance(value, type)
-
-
-def _has_layers(layer: Any) -> bool:
-    return any(path for path, _ in walk(layer))
-
-
-# -- from the jaxpr to a graph ----------------------------------------------------------------------------------------
 
 Flow = tuple[str, ...]  # ids of the nodes that a value comes from; none for what does not come from x
 
@@ -154,13 +25,15 @@ Flow = tuple[str, ...]  # ids of the nodes that a value comes from; none for wha
 class _Reader:
     """Walks a jaxpr and collects nodes, edges and boxes."""
 
-    def __init__(self, notes: dict[int, _Note]):
+    def __init__(self, notes: dict[int, Note]):
         self.notes = notes
         self.nodes: dict[str, Node] = {}
         self.edges: dict[tuple[str, str], Edge] = {}
         self.boxes: dict[str, Box] = {}
         self.made: dict[int, Flow] = {}  # where the flow left a layer that may be repeated
         self.of_note: dict[str, int] = {}  # node or box id -> note
+        self.starts: dict[str, str] = {}  # a split -> the path of the container whose x it is
+        self.ends: dict[str, str] = {}  # a join -> the path of the container whose output it is
 
     def add(self, id: str, label: str, kind: Any, box: str | None, inputs: Flow, **settings: Any) -> str:
         while id in self.nodes or id in self.boxes:  # a layer that is called again
@@ -183,8 +56,8 @@ class _Reader:
     def step(self, eqn: Any, inputs: list[Flow], box: str | None) -> list[Flow]:
         """The flows of one equation's outputs."""
         name = str(eqn.params.get("name", ""))
-        if name.startswith(_MARK):
-            return self.layer(int(name.removeprefix(_MARK)), eqn, inputs, box)
+        if name.startswith(MARK):
+            return self.layer(int(name.removeprefix(MARK)), eqn, inputs, box)
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
         if isinstance(inner, (Jaxpr, ClosedJaxpr)) and len(_invars(inner)) == len(inputs):
             if eqn.primitive.name == "scan" and _marks(inner):
@@ -220,9 +93,12 @@ class _Reader:
         self.of_note[id] = number
         if len(sources) == 1:  # one flow comes in: if it splits inside, the box shows where
             split = self.add(f"{id}.x", "", "split", id, sources)
+            self.starts[split] = note.path
             inputs = [(split,) if flow else () for flow in inputs]
         found = self.read(eqn.params["jaxpr"], inputs, id)
-        self.made[number] = _union(found[: note.outputs])
+        self.made[number] = output = _union(found[: note.outputs])
+        if len(output) == 1 and self.nodes[output[0]].kind == "join":
+            self.ends.setdefault(output[0], note.path)
         return found
 
 
@@ -238,43 +114,65 @@ def _marks(jaxpr: Any) -> bool:
     """Whether there is a marked layer somewhere in a jaxpr."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     for eqn in jaxpr.eqns:
-        if str(eqn.params.get("name", "")).startswith(_MARK):
+        if str(eqn.params.get("name", "")).startswith(MARK):
             return True
         if any(_marks(p) for p in eqn.params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))):
             return True
     return False
 
 
-def of_layers(net: Network, title: str, depth: int, fold: bool = True) -> tuple[Graph, Callable[[str], str], Flow]:
-    """(the graph, the id of the node that holds a leaf by its name, the ids of the output)."""
-    notes: dict[int, _Note] = {}
-    marked = _mark(net.layer.layers, (), notes, depth + 1, fold)
+@dataclass(frozen=True)
+class Program:
+    """A network's forward as a graph, and what stands for which layer in it. `output`: ids of the nodes it ends in.
+
+    `layers`, `starts`, `ends`: the path of a layer by the id of its node or box; of the container whose x a split is,
+    whose output a join is. `folded`: paths of layers that are not drawn, and of the equal ones that stand for them.
+    """
+
+    graph: Graph
+    output: Flow
+    layers: dict[str, str]
+    starts: dict[str, str]
+    ends: dict[str, str]
+    folded: dict[str, str]
+
+    def drawn(self, path: str) -> str:
+        """The path of what is drawn for the layer (or leaf) at `path`: its own, unless an equal one stands for it."""
+        for place, first in self.folded.items():
+            if path == place or path.startswith(f"{place}."):
+                return first + path.removeprefix(place)
+        return path
+
+    def holder(self, leaf: str) -> str:
+        """The id of the node that holds a leaf of this name; empty if none does."""
+        leaf = self.drawn(leaf)
+        fitting = [id for id, path in self.layers.items() if leaf.startswith(f"{path}.")]
+        found = max(fitting, key=lambda id: len(self.layers[id]), default="")
+        boxes = {box.id: box for box in self.graph.boxes}
+        if found in boxes:  # not inside one child by name: into what the container does itself, or its first layer
+            nodes = self.graph.nodes
+            joins = [node.id for node in nodes if node.kind == "join" and node.box == found]
+            inside = [node.id for node in nodes if node.kind == "layer" and found in around(node.box, boxes)]
+            found = next(iter(joins + inside), "")
+        return found
+
+
+def of_layers(net: Network, title: str, depth: int, fold: bool = True) -> Program:
+    """The program that a network's forward is."""
+    notes: dict[int, Note] = {}
+    marked = mark(net.layer.layers, (), notes, depth + 1, fold)
     theta = jax.ShapeDtypeStruct((net.layout.size,), net.dtype)
     params, x = jax.eval_shape(net.layout.unflatten, theta), batch_of(net.input)
     closed = jax.make_jaxpr(lambda params, x: marked.layer.forward(params, x, Context())[0])(params, x)
     reader = _Reader(notes)
-    reader.nodes["x"] = Node("x", f"$x$\n{_shape(x)}", "input", fixed=True)
+    reader.nodes["x"] = Node("x", f"$x$\n{shape_text(x)}", "input", fixed=True)
     flows = [()] * len(jax.tree.leaves(params)) + [("x",)] * len(jax.tree.leaves(x))
     output = _union(reader.read(closed, flows, None))
     graph = _tidied(reader, output, title)
-
-    drawn = {node.id: node for node in graph.nodes}
-    frames = {box.id for box in graph.boxes}
-    owners = {id: notes[n].path for id, n in reader.of_note.items() if id in drawn or id in frames}
-    folded = {n.path: notes[n.repeats].path for n in notes.values() if n.repeats is not None}
-
-    def holder(leaf: str) -> str:
-        place = next((p for p in folded if leaf.startswith(f"{p}.") and p not in drawn), None)
-        leaf = leaf if place is None else folded[place] + leaf.removeprefix(place)
-        fitting = [id for id, path in owners.items() if leaf.startswith(f"{path}.")]
-        found = max(fitting, key=lambda id: len(owners[id]), default="")
-        if found in frames:  # not inside one child by name: into what the container does itself, or its first layer
-            joins = [n.id for n in graph.nodes if n.kind == "join" and n.box == found]
-            inside = [n.id for n in graph.nodes if n.kind == "layer" and found in around(n.box, reader.boxes)]
-            found = next(iter(joins + inside), "")
-        return found
-
-    return graph, holder, output
+    there = {node.id for node in graph.nodes} | {box.id for box in graph.boxes}
+    layers = {id: notes[n].path for id, n in reader.of_note.items() if id in there}
+    folded = {n.path: notes[n.repeats].path for n in notes.values() if n.repeats is not None and n.path not in there}
+    return Program(graph, output, layers, reader.starts, reader.ends, folded)
 
 
 def around(box: str | None, boxes: dict[str, Box]) -> list[str]:

@@ -7,17 +7,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .graph import Edge, Graph, Node, number
+from .graph import Edge, Graph, Node, number, value_text
 from .layout import Placed, Point, extent_of
 
 BESIDE = ("parameters", "target", "weight")  # at the level of layers: stand at the left of what they go into
 
 
 def layer_text(node: Node) -> tuple[str, str]:
-    """What stands in a node at the level of layers, and ∂C/∂ of it."""
-    shown = ("weights " if node.kind == "layer" else "") + number(node.value)
+    """What stands in a node at the level of layers, and ∂C/∂ of it. That of a split or a join stands beside it."""
+    if node.kind in ("split", "join"):
+        return node.label, ""
     slope = number(node.derivative) if node.kind != "cost" else ""
-    return f"{node.label}\n{shown}" if node.value is not None else node.label, slope
+    return "\n".join(filter(None, (node.label, value_text(node)))), slope
 
 
 def _layer_size(node: Node) -> Point:
@@ -81,8 +82,8 @@ def rows(graph: Graph) -> Placed:
         edges = inside.get(box, [])
         beside = {s: t for _, s, t in edges if kinds.get(s) in BESIDE}
         parts = {id: node_part(id) if id in kinds else arrange(id) for id in items}
-        for id, target in beside.items():
-            parts[target] = _side_by_side(parts[target], id, done.size[id])
+        for target in dict.fromkeys(beside.values()):
+            parts[target] = _side_by_side(parts[target], {s: done.size[s] for s, t in beside.items() if t == target})
         stack = [id for id in items if id not in beside]
         return _stacked(box, stack, parts, [e for e in edges if e[1] not in beside], labels)
 
@@ -110,19 +111,31 @@ def rows(graph: Graph) -> Placed:
         if lane and shift(edge.source)[2] == shift(edge.target)[2]:
             lane = [(x + dx, y + dy) for x, y in lane]
         done.paths.append(_route(graph, edge, done, lane, shift, top))
-        done.labels.append(None)
+        done.labels.append(_spot(graph, edge, done.paths[-1]))
     return done
 
 
-def _side_by_side(part: _Part, id: str, size: Point) -> _Part:
-    """The part with a node at its left, in the middle of its height."""
-    w, h = size
-    part.at[id] = (-part.left - 0.3 - w / 2, part.height / 2)
-    part.left += 0.3 + w
-    if h > part.height:
-        down = (h - part.height) / 2
-        moved = part.moved(0.0, down)
-        return _Part(part.left, part.right, h, moved.at, moved.boxes, moved.lanes)
+def _spot(graph: Graph, edge: Edge, path: list[Point]) -> Point | None:
+    """Where δ along an edge is written: only where a value goes to several places, else its node says the same."""
+    if edge.delta is None or len(graph.out[edge.source]) < 2:
+        return None
+    if len(path) == 4:  # along its lane
+        return path[1][0], (path[1][1] + path[2][1]) / 2
+    (x, y), straight = path[0], abs(path[0][0] - path[-1][0]) < 0.01
+    return (x + 0.06, y + 0.13) if straight else (path[-1][0] + 0.06, path[-1][1] - 0.13)
+
+
+def _side_by_side(part: _Part, sizes: dict[str, Point]) -> _Part:
+    """The part with nodes at its left, one above the other in the middle of its height."""
+    wide, tall = max(w for w, _ in sizes.values()), sum(h for _, h in sizes.values()) + 0.1 * (len(sizes) - 1)
+    y = (part.height - tall) / 2
+    for id, (_, h) in sizes.items():
+        part.at[id] = (-part.left - 0.3 - wide / 2, y + h / 2)
+        y += h + 0.1
+    part.left += 0.3 + wide
+    if tall > part.height:
+        moved = part.moved(0.0, (tall - part.height) / 2)
+        return _Part(part.left, part.right, tall, moved.at, moved.boxes, moved.lanes)
     return part
 
 
@@ -210,7 +223,8 @@ def _route(
     (sw, sh), (tw, th) = done.size[edge.source], done.size[edge.target]
     kind = graph.node(edge.source).kind
     if kind in BESIDE:
-        return [(sx + sw / 2, sy), (tx - tw / 2, ty)]
+        start, end = (sx + sw / 2, sy), (tx - tw / 2, min(max(sy, ty - th / 2 + 0.1), ty + th / 2 - 0.1))
+        return [start, end] if abs(sy - end[1]) < 0.01 else [start, (end[0] - 0.2, sy), (end[0] - 0.2, end[1]), end]
     from_column, to_column = shift(edge.source)[2], shift(edge.target)[2]
     if from_column != to_column:  # on to the top of the next column
         boxes = [box for id, box in done.boxes.items() if shift(id)[2] == to_column]

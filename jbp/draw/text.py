@@ -1,8 +1,9 @@
 """A graph as text: Graphviz's DOT, and Mermaid for Markdown. Names stay the text's symbols."""
 
+from collections.abc import Iterator
 from html import escape
 
-from .graph import Box, Edge, Graph, Node, number, split_symbol
+from .graph import Box, Edge, Graph, Node, number, split_symbol, value_text
 
 _SHAPES = {"neuron": "circle", "sum": "circle", "cost": "doublecircle", "join": "circle", "split": "point"}
 _FILLS = {"weight": "#CFE6F5", "bias": "#CFE6F5", "parameters": "#CFE6F5", "rest": "#E7F2FA", "input": "#EFEFEF",
@@ -19,24 +20,35 @@ def _lines(node: Node) -> list[str]:
         name = [node.id, *name[1:]]
     return (
         name
-        + [number(node.value)] * (node.value is not None)
+        + [value_text(node)] * (node.value is not None)
         + ([f"∂C/∂ = {number(node.derivative)}"] * (node.derivative is not None and node.kind != "cost"))
     )
 
 
-def _edge_text(edge: Edge) -> str:
+def _edge_text(graph: Graph, edge: Edge) -> str:
     value = edge.weight if edge.weight is not None else edge.partial
+    if edge.delta is not None and len(graph.out[edge.source]) > 1:
+        return f"δ {number(edge.delta)}"
     return number(value) if isinstance(value, float) else ""
 
 
-def _inside(graph: Graph) -> tuple[dict[str | None, list[Node]], dict[str | None, list[Box]]]:
+def _inside(graph: Graph) -> Iterator[tuple[str, Node | Box | None]]:
+    """(indent, what) of each node, of each box before what is inside it, and None where a box ends."""
     nodes: dict[str | None, list[Node]] = {}
     boxes: dict[str | None, list[Box]] = {}
     for node in graph.nodes:
         nodes.setdefault(node.box, []).append(node)
     for box in graph.boxes:
         boxes.setdefault(box.parent, []).append(box)
-    return nodes, boxes
+
+    def walk(box: str | None, indent: str) -> Iterator[tuple[str, Node | Box | None]]:
+        yield from ((indent, node) for node in nodes.get(box, []))
+        for child in boxes.get(box, []):
+            yield indent, child
+            yield from walk(child.id, indent + "  ")
+            yield indent, None
+
+    return walk(None, "  ")
 
 
 # -- DOT --------------------------------------------------------------------------------------------------------------
@@ -55,33 +67,28 @@ def _html(line: str) -> str:
 
 
 def dot(graph: Graph) -> str:
-    nodes, boxes = _inside(graph)
     title = _quoted(graph.title)
     out = ["digraph {", f"  rankdir={'LR' if graph.direction == 'right' else 'TB'}; label={title}; labelloc=t;",
            '  node [shape=box style=filled fillcolor=white fontsize=11]; edge [fontsize=9];']  # fmt: skip
-
-    def inside(box: str | None, indent: str) -> None:
-        for node in nodes.get(box, []):
-            style = "filled,dashed" if node.fixed else "filled"
-            settings = [f"label=<{'<BR/>'.join(map(_html, _lines(node)))}>" if node.kind != "split" else 'label=""']
-            if node.kind != "split":
-                settings.append(f'shape={_SHAPES.get(node.kind, "box")} style="{style}"')
-                settings.append(f'fillcolor="{_FILLS.get(node.kind, "white")}"')
-            else:
-                settings.append("shape=point")
-            settings += [f'color="{_HIGHLIGHT}" penwidth=2'] * node.highlighted
-            out.append(f"{indent}{_quoted(node.id)} [{' '.join(settings)}];")
-        for child in boxes.get(box, []):
-            frame = "" if child.frame else " color=none;"
-            label = _quoted(child.label).replace("\n", "\\n")
-            out.append(f"{indent}subgraph {_quoted('cluster ' + child.id)} {{ label={label};{frame}")
-            inside(child.id, indent + "  ")
+    for indent, what in _inside(graph):
+        if isinstance(what, Node):
+            settings = ['label=""', "shape=point"]
+            if what.kind != "split":
+                style, label = "filled,dashed" if what.fixed else "filled", "<BR/>".join(map(_html, _lines(what)))
+                settings = [f'label=<{label}> shape={_SHAPES.get(what.kind, "box")} style="{style}"',
+                            f'fillcolor="{_FILLS.get(what.kind, "white")}"']  # fmt: skip
+            settings += [f'color="{_HIGHLIGHT}" penwidth=2'] * what.highlighted
+            out.append(f"{indent}{_quoted(what.id)} [{' '.join(settings)}];")
+        elif isinstance(what, Box):
+            frame = "" if what.frame else " color=none;"
+            label = _quoted(what.label).replace("\n", "\\n")
+            out.append(f"{indent}subgraph {_quoted('cluster ' + what.id)} {{ label={label};{frame}")
+        else:
             out.append(f"{indent}}}")
-
-    inside(None, "  ")
     fixed = {node.id for node in graph.nodes if node.fixed}
     for edge in graph.edges:
-        settings = [f"label={_quoted(_edge_text(edge))}"] * bool(_edge_text(edge))
+        text = _edge_text(graph, edge)
+        settings = [f"label={_quoted(text)}"] * bool(text)
         settings += [f'color="{_HIGHLIGHT}" penwidth=2'] * edge.highlighted
         settings += ["style=dashed"] * (edge.source in fixed)
         out.append(
@@ -98,28 +105,23 @@ def _mermaid_text(text: str) -> str:
 
 
 def mermaid(graph: Graph) -> str:
-    nodes, boxes = _inside(graph)
     short = {node.id: f"n{i}" for i, node in enumerate(graph.nodes)}
     out = [f"flowchart {'LR' if graph.direction == 'right' else 'TB'}"]
     numbers = iter(range(len(graph.boxes)))
-
-    def inside(box: str | None, indent: str) -> None:
-        for node in nodes.get(box, []):
-            text = "<br/>".join(map(_mermaid_text, _lines(node))) or " "
-            round_ = node.kind in _SHAPES
-            kind = "fixed" if node.fixed else node.kind
-            out.append(f'{indent}{short[node.id]}{"((" if round_ else "["}"{text}"{"))" if round_ else "]"}:::{kind}')
-        for child in boxes.get(box, []):
-            label = _mermaid_text(child.label).replace("\n", "<br/>")
+    for indent, what in _inside(graph):
+        if isinstance(what, Node):
+            text = "<br/>".join(map(_mermaid_text, _lines(what))) or " "
+            begin, end = ("((", "))") if what.kind in _SHAPES else ("[", "]")
+            out.append(f'{indent}{short[what.id]}{begin}"{text}"{end}:::{"fixed" if what.fixed else what.kind}')
+        elif isinstance(what, Box):
+            label = _mermaid_text(what.label).replace("\n", "<br/>")
             out.append(f'{indent}subgraph box{next(numbers)}["{label}"]')
-            inside(child.id, indent + "  ")
+        else:
             out.append(f"{indent}end")
-
-    inside(None, "  ")
     fixed = {node.id for node in graph.nodes if node.fixed}
     for edge in graph.edges:
         arrow = "==>" if edge.highlighted else "-.->" if edge.source in fixed else "-->"
-        text = _edge_text(edge)
+        text = _edge_text(graph, edge)
         out.append(f"  {short[edge.source]} {arrow}" + f'|"{text}"|' * bool(text) + f" {short[edge.target]}")
     kinds = {"fixed" if node.fixed else node.kind for node in graph.nodes}
     for kind in sorted(kinds):

@@ -1,0 +1,7 @@
+"""The commands of the command line, by the word that calls each. The first is what `jbp` alone does."""
+
+from types import ModuleType
+
+from . import draw, explain, flow, train
+
+COMMANDS: dict[str, ModuleType] = {"train": train, "compare": train, "draw": draw, "explain": explain, "flow": flow}

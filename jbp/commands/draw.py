@@ -1,0 +1,67 @@
+"""The text's graphs of a network on the shipped digits, with the numbers of one digit in them.
+
+`jbp draw network` is the usual graph, its weights on the edges; `jbp draw computation` the graph after surgery, weights
+and biases as nodes, --symbol and its paths to C marked; `jbp draw single` the graph for --symbol alone. Pictures need
+matplotlib; DOT (.dot, .gv) and Mermaid (.mmd, .md) are text and need nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import draw
+from ..draw.graph import PICTURES, TEXTS
+from ..layer import InputError
+from . import options
+
+
+@dataclass(frozen=True)
+class Settings(options.DigitsNetwork):
+    """What the command line asks for."""
+
+    graph: str = options.choice(("network", "computation", "single"), "which graph", word=True)
+    symbol: str | None = options.option(
+        None, str, "a weight or bias", "'w^2_{3<-7}'", "the one to follow; single takes that of the largest |∂C/∂|"
+    )
+    digit: int = options.which_digit(0, "whose numbers are drawn in computation and single")
+    max_neurons: int | None = options.number(
+        None, int, 1, 2**31 - 1, "a whole number above 0", "of a column, drawn one by one; 10 in network, else 3", "10"
+    )
+    out: str | None = options.file(
+        "network.svg", "where to; the graph's name and .svg unless given", (*PICTURES, *TEXTS)
+    )
+
+
+def run(settings: Settings) -> int:
+    """Draw and say where; the exit code."""
+    if settings.graph == "network" and settings.symbol is not None:
+        raise InputError(
+            "--symbol: in the usual graph weights are edges, so there is none to follow. "
+            f"Write jbp draw single --symbol '{settings.symbol}', or jbp draw computation."
+        )
+    path = Path(settings.out or f"{settings.graph}.svg")
+    if path.suffix.lower() in PICTURES:
+        with options.extra():
+            import matplotlib  # noqa: F401
+    with settings.in_precision():
+        cost, theta, x, y, *_ = settings.job()
+        x, y = x[settings.digit], y[settings.digit]
+        symbol = settings.symbol
+        if symbol is not None:
+            symbol = cost.layout.symbol(cost.layout.index(symbol))
+        elif settings.graph == "single":
+            symbol = cost.layout.symbol(int(np.abs(cost.grad(theta, x[None], y[None])).argmax()))
+        most = {} if settings.max_neurons is None else {"max_neurons": settings.max_neurons}
+        if settings.graph == "network":
+            graph = draw.network(cost, theta, **most)
+        elif settings.graph == "computation":
+            graph = draw.computation(cost, theta, x, y, highlight=symbol, **most)
+        else:
+            graph = draw.single(cost, str(symbol), theta, x, y, **most)
+    graph.save(path)
+    print(f"{graph.title}: {path}")
+    if settings.graph != "network":
+        of_digit = f"C of digit {settings.digit} = {graph.node('C').value:.6g}"
+        print(of_digit if symbol is None else f"{of_digit}, ∂C/∂{symbol} = {graph.derivative(symbol):.6g}")
+    return 0

@@ -1,0 +1,126 @@
+"""The inductive argument for one coordinate of θ, written out with its numbers.
+
+    base case         δ at the output, from the loss
+    inductive step    δ at a layer's input from δ at its output, for each layer on the way down
+    last product      ∂C_n/∂w from the pair (a, δ) at the leaf; then the sum over examples, each with its factor in C
+
+In a plain chain of dense layers and activations the argument has the text's symbols, δ^ℓ_j = ∂C_n/∂z^ℓ_j. In any other
+network δ(p) stands at the output of layer p, δx(p) at its input, and a layer that is neither dense nor an activation
+shows the equation in its docstring, with the norms of its δ. `Explanation` holds every number that it prints.
+"""
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..compare import in_float64
+from ..layer import Context, InputError, Theta
+from ..reverse import Cost
+from ..trace import Record, Step, run
+from .argument import Argument, contributions_of
+from .parts import Explanation as Explanation
+from .parts import Line, Part, Term
+
+
+def explain(
+    cost: Cost,
+    theta: Theta,
+    x: Any,
+    y: Any,
+    symbol: str,
+    *,
+    example: int | None = None,
+    weights: Any = None,
+    context: Context = Context(),
+) -> Explanation:
+    """The induction for one coordinate of θ, such as `"w^2_{3←7}"` or `"1.layer.0.w[3,7]"`; `<-` may stand for `←`.
+
+    `example`: the one that is written out, the one that contributes most unless given. The same number is then found by
+    `cost.value_and_grad`, by `jax.grad(cost)`, and by a central difference in float64, whether or not x64 is on (with a
+    key in the context, in θ's own dtype).
+    Raises `InputError` for a symbol that is not in the network (with the nearest), under jit, and as `cost.check`.
+    """
+    i = cost.layout.index(symbol)
+    record = run(cost, theta, x, y, weights=weights, context=context)
+    owner, pair, where = _located(cost, record, i)
+    contributions = record.factors * contributions_of(pair, where)
+    n = int(np.abs(contributions).argmax()) if example is None else example
+    if not 0 <= n < len(contributions):
+        raise InputError(f"explain: example must be one of 0 … {len(contributions) - 1}, got {example}.")
+    settings: dict[str, Any] = {"weights": weights, "context": context}
+    C, gradient = cost.value_and_grad(theta, x, y, **settings)
+    difference, step, dtype = _central_difference(cost, theta, x, y, i, settings)
+    oracles = {
+        "cost.value_and_grad": float(gradient[i]),
+        "jax.grad(cost)": float(jax.grad(cost)(jnp.asarray(theta), x, y, **settings)[i]),
+        "central difference": difference,
+    }
+    symbol = cost.layout.symbol(i)
+    argument = Argument(cost, record, y, n, symbol)
+    parts = [*argument.parts(owner, pair, where), *_batch(cost, record, contributions, symbol, weights)]
+    value = float(contributions.sum())
+    at = float(theta[i]), float(C), cost.reduction, n
+    return Explanation(symbol, i, *at, tuple(parts), contributions, value, oracles, step, dtype)
+
+
+def _located(cost: Cost, record: Record, i: int) -> tuple[Step, Any, tuple[int, ...]]:
+    """Coordinate i: the step of the layer (in a loop, of the turn) that it is used in, its leaf's pair, where in it."""
+    layout = cost.layout
+    k = max(k for k, offset in enumerate(layout.offsets[:-1]) if offset <= i and layout.sizes[k])
+    name, shape = layout.names[k], layout.shapes[k]
+    where = tuple(int(j) for j in np.unravel_index(i - layout.offsets[k], shape))
+    leaf, loops = record.leaves[name], shape[: record.leaves[name].depth]
+    turns = sorted((step for step in record.steps if step.path == leaf.owner), key=lambda step: step.turn or 0)
+    if len(turns) != math.prod(loops):
+        raise InputError(
+            f"explain: layer {leaf.owner} ran {len(turns)} times, with {math.prod(loops)} blocks in its leaf {name}, "
+            "so no single step of it has this coordinate. Ask for one of a layer that runs once."
+        )
+    pair: Any = leaf.pair
+    for block in where[: leaf.depth]:
+        pair = jax.tree.map(lambda a, block=block: a[block], pair.blocks)
+    return turns[int(np.ravel_multi_index(where[: leaf.depth], loops)) if loops else 0], pair, where[leaf.depth :]
+
+
+def _central_difference(
+    cost: Cost, theta: Any, x: Any, y: Any, i: int, settings: dict[str, Any]
+) -> tuple[float, float, str]:
+    """((C(θ + h e_i) − C(θ − h e_i)) / 2h, h, dtype), at the h of 10^−½ … 10^−7 whose error is estimated least.
+
+    The estimate is the change from the h before, truncation, plus ε |C| / h, rounding. In float64, unless there is a
+    random key: the same key draws other noise in float64, so then in θ's own dtype.
+    """
+    noisy = settings["context"].key is not None
+    with nullcontext() if noisy else jax.enable_x64(True):
+        args = (np.asarray(theta), x, y, settings)
+        theta, x, y, settings = args if noisy else in_float64(args)
+        dtype = theta.dtype
+        found: list[float] = []
+        best, least = (math.nan, math.nan), math.inf
+        for h in max(1.0, abs(float(theta[i]))) * 10.0 ** -np.arange(0.5, 7.5, 0.5):
+            above, below = theta.copy(), theta.copy()
+            above[i] += h
+            below[i] -= h
+            up, down = (float(cost(shifted, x, y, **settings)) for shifted in (above, below))
+            found.append((up - down) / max(float(above[i]) - float(below[i]), np.finfo(dtype).tiny))
+            if len(found) > 1:
+                error = abs(found[-1] - found[-2]) + np.finfo(dtype).eps * max(abs(up), abs(down)) / h
+                if error < least:
+                    best, least = (found[-1], float(h)), error
+    return *best, str(dtype)
+
+
+def _batch(cost: Cost, record: Record, contributions: np.ndarray, symbol: str, weights: Any) -> list[Part]:
+    """The part that sums over examples; none for a single one that counts fully."""
+    N = len(contributions)
+    if N == 1 and record.factors[0] == 1:
+        return []
+    mean = cost.reduction == "mean" and weights is None
+    right = f"1/{N} Σ_n ∂C_n/∂{symbol}" if mean else f"Σ_n {'' if weights is None else 'w_n '}∂C_n/∂{symbol}"
+    terms = tuple(Term((f"n = {n}",), (float(g),)) for n, g in enumerate(contributions))
+    line = Line(f"∂C/∂{symbol}", right, terms, float(contributions.sum()))
+    return [Part(f"Over the {N} examples", lines=(line,))]

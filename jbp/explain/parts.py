@@ -1,0 +1,111 @@
+"""The argument as data: its paragraphs, the lines in them, and every number that is printed."""
+
+import math
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Term:
+    """A product of named factors."""
+
+    names: tuple[str, ...]
+    factors: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        """The product."""
+        return math.prod(self.factors)
+
+
+@dataclass(frozen=True)
+class Line:
+    """`left` = `right`, in symbols; in numbers the sum of `terms`, which the run itself found to be `value`."""
+
+    left: str
+    right: str
+    terms: tuple[Term, ...]
+    value: float
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A δ of the example written out, whole: `values` is flat, `shape` its own."""
+
+    name: str
+    values: np.ndarray
+    shape: tuple[int, ...]
+
+    @property
+    def norm(self) -> float:
+        return float(np.linalg.norm(self.values))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A paragraph of the argument: one step of the induction, or its beginning or end.
+
+    `layers`: paths of the layers that it goes through. `law`: what it does in symbols; `equations`: what the layers'
+    docstrings say. `lines` follow one coordinate through it; `given` are values that the forward pass kept. `before`
+    and `after`: δ of the example as it comes in from above, and as it goes on.
+    """
+
+    title: str
+    layers: tuple[str, ...] = ()
+    law: str = ""
+    equations: tuple[str, ...] = ()
+    given: tuple[tuple[str, float], ...] = ()
+    lines: tuple[Line, ...] = ()
+    before: Vector | None = None
+    after: Vector | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What `explain` found. Prints as text; `markdown()` with LaTeX; `html()` a page that needs nothing else.
+
+    `value`: ∂C/∂(coordinate `index` of θ, which is `theta`), the sum of `contributions`, one for each example, of which
+    `example` is written out in `parts`. `oracles`: the same number by other ways; the central difference with
+    `step`, in `dtype`.
+    """
+
+    symbol: str
+    index: int
+    theta: float
+    cost: float
+    reduction: str
+    example: int
+    parts: tuple[Part, ...]
+    contributions: np.ndarray
+    value: float
+    oracles: dict[str, float]
+    step: float
+    dtype: str
+
+    def __str__(self) -> str:
+        from .rendering import as_text, blocks
+
+        return as_text(list(blocks(self)))
+
+    __repr__ = __str__
+
+    def markdown(self) -> str:
+        """The argument as Markdown, its equations in LaTeX."""
+        from .rendering import as_markdown, blocks
+
+        return as_markdown(list(blocks(self)))
+
+    def html(self) -> str:
+        """The argument as one HTML page, without scripts or anything from elsewhere."""
+        head = f'<meta charset="utf-8"><title>{escape(f"∂C/∂{self.symbol}")}</title>'
+        return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{self._repr_html_()}\n</body></html>\n'
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
+    def _repr_html_(self) -> str:
+        from .rendering import as_html, blocks
+
+        return as_html(list(blocks(self)))
