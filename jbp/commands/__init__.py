@@ -2,6 +2,8 @@
 
 from types import ModuleType
 
-from . import draw, explain, flow, train
+from . import check, draw, explain, flow, train
 
-COMMANDS: dict[str, ModuleType] = {"train": train, "compare": train, "draw": draw, "explain": explain, "flow": flow}
+COMMANDS: dict[str, ModuleType] = {
+    "train": train, "compare": train, "check": check, "draw": draw, "explain": explain, "flow": flow,
+}  # fmt: skip

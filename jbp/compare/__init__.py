@@ -14,6 +14,7 @@ from .error import Part as Part
 from .error import named_parts as named_parts
 from .gradients import compare as compare
 from .gradients import compare_with as compare_with
+from .inputs import annotated as annotated
 from .inputs import arrays as arrays
 from .inputs import search as search
 from .layers import in_blocks as in_blocks

@@ -8,7 +8,10 @@ Hypothesis draws the sizes (1 first, and with `empty` also 0) and how values are
 what fails. An example whose right answer is not finite proves nothing and is passed over.
 """
 
+import inspect
+import random
 import re
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError
+from .gradients import compare
+from .program import Program
 from .report import Report
 from .rules import compare_rules
+from .sites import sites_of
 
 LARGEST = 4  # size of an axis that a letter stands for
 SHOWN = 256  # elements of an array, up to which it is printed number by number
@@ -100,65 +106,104 @@ def arrays(shapes: str, dtype: str = "float32", empty: bool = False) -> Any:
 
 
 def _values(spec: Spec, sizes: dict[str, int], style: str, seed: int) -> np.ndarray:
-    shape, random, dtype = spec.shape(sizes), np.random.default_rng(seed), jnp.dtype(spec.dtype)
+    shape, generator, dtype = spec.shape(sizes), np.random.default_rng(seed), jnp.dtype(spec.dtype)
     if jnp.issubdtype(dtype, jnp.inexact):
-        made = STYLES[style](random, shape, dtype)
+        made = STYLES[style](generator, shape, dtype)
         if jnp.issubdtype(dtype, jnp.complexfloating):
-            made = made + 1j * STYLES[style](random, shape, dtype)
+            made = made + 1j * STYLES[style](generator, shape, dtype)
         return np.asarray(made).astype(dtype)
-    if dtype == bool:
-        return random.integers(0, 2, shape).astype(bool)
+    if dtype == np.dtype(bool):
+        return generator.integers(0, 2, shape).astype(bool)
     below = int(spec.below) if spec.below and spec.below.isdigit() else sizes[spec.below] if spec.below else 4
-    return random.integers(0, max(below, 1), shape).astype(dtype) if below else np.zeros(shape, dtype)
+    return generator.integers(0, max(below, 1), shape).astype(dtype) if below else np.zeros(shape, dtype)
+
+
+def annotated(f: Callable[..., Any]) -> str | None:
+    """The shapes that jaxtyping's annotations of a function state, in the words of `arrays`; None if one is missing."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+        hints = typing.get_type_hints(inspect.unwrap(f))
+    except (TypeError, ValueError, NameError):
+        return None
+    found = []
+    for parameter in parameters:
+        hint = hints.get(parameter.name)
+        if parameter.default is not parameter.empty and not hasattr(hint, "dim_str"):
+            continue
+        if not hasattr(hint, "dim_str"):
+            return None
+        axes = " ".join(axis.strip("*#?_") or "A" for axis in hint.dim_str.replace("...", "A").split())
+        kinds = [str(kind) for kind in hint.dtypes] if not isinstance(hint.dtypes, str) else [hint.dtypes]
+        if any("float" in kind for kind in kinds):
+            found.append(axes)
+        else:
+            kind = next((k for k in ("int32", "bool", "complex64") if k in kinds), "int32")
+            found.append(f"{axes}: {kind}")
+    return ", ".join(found) if found else None
+
+
+Ask = Callable[..., Report]  # compares on these arguments: (args, timing, checks)
 
 
 def search(
     f: Callable[..., Any],
-    shapes: str,
+    shapes: str | None = None,
     *,
-    kind: str = "vjp",
+    oracle: Callable[..., Any] | None = None,
     dtype: str = "float32",
     examples: int = 50,
     seed: int = 0,
     empty: bool = False,
 ) -> Report:
-    """Compare the custom rules in `f` (`kind`: "vjp" or "jvp") on generated inputs, and report the smallest that fails.
+    """Compare the custom rules in `f` on generated inputs, and report the smallest on which one is wrong.
 
-    The report's `reproduce` is code that makes the comparison again. If none of `examples` fails, the report is that of
-    a usual one, and says how many there were. Raises `InputError` if a rule itself raises (with the same code), or if
-    every example is refused by `f`.
+    With an `oracle` both are functions that return gradients, as for `compare`. `shapes` as for `arrays`; read off
+    jaxtyping's annotations unless given. The report's `reproduce` is code that makes the comparison again. If none of
+    `examples` fails, the report is that of a usual one, and says how many there were.
+
+    Raises `InputError` if a rule itself raises (with the same code), if every example is refused, or no shapes are known.
     """
+    shapes = shapes or annotated(f)
+    if shapes is None:
+        raise InputError("search: f's arguments are not annotated with shapes. Give them, as in search(f, 'N I, I O').")
     hypothesis = _hypothesis()
-    strategy = arrays(shapes, dtype, empty)
+    usual = _usual_args(parse(shapes, dtype))
+    kind = "" if oracle is not None else _kind(f, usual)
     programs: dict[str, Any] = {}
     tried, refused = 0, ""
+
+    def ask(args: tuple, timing: bool = False, checks: bool = False) -> Report:
+        if oracle is not None:
+            return compare(f, oracle, *args, timing=timing, checks=checks)
+        return compare_rules(f, args, None, kind, timing, checks and kind == "vjp", programs)
 
     def fails(args: tuple[np.ndarray, ...]) -> bool:
         nonlocal tried, refused
         try:
-            report = compare_rules(f, args, None, kind, timing=False, checks=False, programs=programs)
+            report = ask(args)
         except InputError as error:
-            if ": f raises" in str(error) or "nothing to differentiate" in str(error):
+            if any(part in str(error) for part in (": f raises", "the oracle raises", "nothing to differentiate")):
                 refused = str(error)
                 return False
-            if "no custom_" in str(error):
-                raise
             return True
         tried += 1
-        return not report.ok and all(np.isfinite(leaf.scale) for part in _all(report) for leaf in part.leaves if not leaf.ok)
+        return any(not leaf.ok and np.isfinite(leaf.scale) for part in _all(report) for leaf in part.leaves)
 
     settings = hypothesis.settings(
-        max_examples=examples, deadline=None, database=None, derandomize=not seed, print_blob=False,
+        max_examples=examples, deadline=None, database=None, derandomize=False, print_blob=False,
         suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
-    random = __import__("random").Random(seed)
     try:
-        args = hypothesis.find(strategy, fails, settings=settings, random=random)
+        args = hypothesis.find(arrays(shapes, dtype, empty), fails, settings=settings, random=random.Random(seed))
     except hypothesis.errors.NoSuchExample:
-        return _usual(f, shapes, dtype, kind, tried, refused)
-    code = reproduction(f, args, kind)
+        if not tried:
+            raise InputError(f"search: every example is refused: {refused} Give shapes that f takes.") from None
+        report = ask(usual, timing=True, checks=True)
+        code = "" if report.ok else reproduction(f, oracle, usual, kind)
+        return replace(report, reproduce=code, notes=(*report.notes, f"{tried} generated examples passed; this is one more."))
+    code = reproduction(f, oracle, args, kind)
     try:
-        report = compare_rules(f, args, None, kind, timing=False, checks=kind == "vjp", programs=programs)
+        report = ask(args, checks=True)
     except InputError as error:
         raise InputError(f"{error} To see it again:\n\n{code}") from error
     return replace(report, reproduce=code, notes=(*report.notes, f"The smallest case found in {tried} examples."))
@@ -170,27 +215,37 @@ def _all(report: Report) -> Iterator[Report]:
         yield from _all(call)
 
 
-def _usual(f: Callable, shapes: str, dtype: str, kind: str, tried: int, refused: str) -> Report:
-    """The report of an example of usual sizes and values."""
-    if not tried:
-        raise InputError(f"search: f refuses every example: {refused} Give shapes that it takes.")
-    specs = parse(shapes, dtype)
+def _kind(f: Callable[..., Any], args: Sequence[Any]) -> str:
+    """Which custom rules f calls: "vjp", or if there are none, "jvp" if there are such."""
+    jaxpr = Program("search: f", f, tuple(args)).jaxpr
+    kinds = [kind for kind in ("vjp", "jvp") if sites_of(jaxpr, kind)]
+    if not kinds:
+        raise InputError("search: f calls no custom_vjp or custom_jvp. If it is a gradient itself, give an oracle.")
+    return kinds[0]
+
+
+def _usual_args(specs: Sequence[Spec]) -> tuple[np.ndarray, ...]:
+    """Arguments of usual sizes and values."""
     letters = sorted({a for spec in specs for a in (*spec.axes, spec.below or "1") if not a.isdigit()})
     sizes = {a: 3 + i for i, a in enumerate(letters)}
-    args = tuple(_values(spec, sizes, "normal", i) for i, spec in enumerate(specs))
-    report = compare_rules(f, args, None, kind, timing=True, checks=kind == "vjp")
-    return replace(report, notes=(*report.notes, f"{tried} generated examples passed; this is one more."))
+    return tuple(_values(spec, sizes, "normal", i) for i, spec in enumerate(specs))
 
 
-def reproduction(f: Callable[..., Any], args: Sequence[Any], kind: str = "vjp") -> str:
+def reproduction(f: Callable[..., Any], oracle: Callable[..., Any] | None, args: Sequence[Any], kind: str) -> str:
     """Code that makes a comparison again."""
-    module, name = getattr(f, "__module__", "__main__"), getattr(f, "__qualname__", "f")
-    known = module not in (None, "__main__") and name.isidentifier()
     lines = ["import ml_dtypes  # its dtypes are NumPy's too"] if any("ml_dtypes" in _dtype(a) for a in args) else []
-    lines += ["import numpy as np", "", "import jbp", f"from {module} import {name}" if known else "# f: your function", ""]
-    lines += [f"x{i} = {_literal(a)}" for i, a in enumerate(args)]
-    call = ", ".join([name if known else "f", *(f"x{i}" for i in range(len(args)))])
-    return "\n".join([*lines, f"print(jbp.compare_{kind}({call}))", ""])
+    lines += ["import numpy as np", "", "import jbp"]
+    names = []
+    for role, function in (("f", f), ("oracle", oracle)):
+        if function is None:
+            continue
+        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+        known = module not in (None, "__main__") and name.isidentifier()
+        lines.append(f"from {module} import {name}" if known else f"# {role}: your function")
+        names.append(name if known else role)
+    lines += ["", *(f"x{i} = {_literal(a)}" for i, a in enumerate(args))]
+    call = ", ".join([*names, *(f"x{i}" for i in range(len(args)))])
+    return "\n".join([*lines, f"print(jbp.compare{'_' * bool(kind)}{kind}({call}))", ""])
 
 
 def _dtype(a: np.ndarray) -> str:

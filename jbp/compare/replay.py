@@ -9,7 +9,6 @@ constants stay as they were rounded, and random bits are those of the original d
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import jax

@@ -17,8 +17,8 @@ from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes,
 from .error import Part, place
 from .judge import Comparison
 from .program import Program
-from .report import Report
 from .replay import without_rules
+from .report import Report
 from .sites import RULES, Site, Tapped, hidden, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences

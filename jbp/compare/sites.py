@@ -6,9 +6,10 @@ the call in the reverse pass. In a loop (`lax.scan`) both are stacked turn by tu
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
 from collections import Counter
-from dataclasses import dataclass, replace as with_changes
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
 from typing import Any
 
 import jax

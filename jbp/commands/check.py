@@ -1,0 +1,104 @@
+"""Compare the hand-written gradient in a function of yours with autodiff: `jbp check package.module:function`.
+
+Every jax.custom_vjp (or custom_jvp) that the function calls is compared with autodiff of its own primal, on generated
+inputs of the shapes given, ordinary and at the edges; the smallest that fails is printed with code that shows it again.
+With --oracle the function is itself a gradient, and the other one the reference. Shapes are read off jaxtyping's
+annotations unless they are given.
+Exit code: 0 if it is right on every example, 1 if not, 2 if it can't be compared.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..compare import annotated, search
+from ..compare.inputs import parse as parse_shapes
+from ..layer import InputError
+from . import options
+
+
+def _reference(given: str) -> str:
+    """A text of the form package.module:function."""
+    module, colon, name = given.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise ValueError
+    return given
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for."""
+
+    function: str | None = options.option(
+        None, _reference, "a function as package.module:function", "mine.layers:softmax", "", word=True, required=True
+    )
+    shapes: str | None = options.option(
+        None, lambda text: (parse_shapes(text), text)[1], "axes of each argument, with commas between", "'N I, I O'",
+        "a letter is a size, drawn anew; 'V D, N T: int32 < V' has whole numbers below V"
+    )  # fmt: skip
+    dtype: str = options.option("float32", lambda t: (parse_shapes("N", t), t)[1], "a dtype", "bfloat16", "of the floats")
+    oracle: str | None = options.option(
+        None, _reference, "a function as package.module:function", "mine.layers:gradient", "the reference, if the function is a gradient itself"
+    )  # fmt: skip
+    examples: int = options.number(50, int, 1, 10**6, "a whole number above 0", "generated inputs")
+    seed: int = options.number(0, int, 0, 2**31 - 1, "a whole number from 0 to 2147483647", "for the inputs")
+    empty: str = options.choice(("no", "yes"), "whether axes may be empty")
+    json: str | None = options.file("report.json", "write the report")
+    html: str | None = options.file("report.html", "write it as one page with pictures", (".html",))
+    markdown: str | None = options.file("report.md", "write a summary for GitHub", (".md",))
+
+
+def run(settings: Settings) -> int:
+    """Print the report; the exit code."""
+    if settings.html:
+        with options.extra():
+            import matplotlib  # noqa: F401
+    assert settings.function is not None
+    function = loaded(settings.function)
+    oracle = loaded(settings.oracle) if settings.oracle else None
+    shapes = settings.shapes or annotated(function)
+    if shapes is None:
+        raise InputError(
+            f"check: the arguments of {settings.function} are not annotated with shapes, as in Float[Array, 'N I']. "
+            "Give them with --shapes 'N I, I O'."
+        )
+    report = search(
+        function, shapes, oracle=oracle, dtype=settings.dtype, examples=settings.examples, seed=settings.seed,
+        empty=settings.empty == "yes",
+    )  # fmt: skip
+    print(report)
+    if settings.json:
+        options.write(settings.json, report.to_json())
+    if settings.markdown:
+        options.write(settings.markdown, report.to_markdown() + "\n")
+    if settings.html:
+        report.to_html(settings.html)
+    return 0 if report.ok else 1
+
+
+def loaded(reference: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names. Raises `InputError` where there is none."""
+    place, _, name = reference.partition(":")
+    sys.path[:0] = [""] if "" not in sys.path else []  # the folder that the command is called in
+    try:
+        found: Any = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name and (place == error.name or place.startswith(error.name + ".")):
+            raise InputError(f"check: there is no module {place}. Call it from the folder that holds it, or install it.") from None
+        raise InputError(f"check: {place} can't be imported: {error}. Install what it needs.") from None
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise InputError(f"check: {place} raises {type(error).__name__} when it is imported: {error}. Mend it first.") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [n for n in dir(found) if callable(getattr(found, n))], n=1)
+            hint = f"Did you mean {near[0]}?" if near else "Check the name."
+            raise InputError(f"check: {place} has no {name}. {hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise InputError(f"check: {reference} is {type(found).__name__}, not a function. Name a function.")
+    return found
