@@ -13,6 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 from ..layer import InputError, described
+from .differences import Slopes
 from .error import check_same, errors
 from .program import Program
 from .replay import equations
@@ -77,7 +78,8 @@ def of_vjp(
         add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]  # noqa: E731
         mixed = gradient(ruled, arrays, add(scaled(3, u), scaled(-2, v)))
         apart = add(scaled(3, gradient(ruled, arrays, u)), scaled(-2, gradient(ruled, arrays, v)))
-        large = scaled(2.0**-10, gradient(ruled, arrays, scaled(2.0**10, u)))
+        up = 16.0 if min(c.dtype.itemsize for c in u) == 1 else 1024.0  # what every dtype holds
+        large = scaled(1 / up, gradient(ruled, arrays, scaled(up, u)))
         return [*mixed, *large], [*apart, *gradient(ruled, arrays, u)]
 
     def partial(args: Sequence[Any]) -> Pair:
@@ -107,9 +109,12 @@ def of_vjp(
 
             return run
 
+        # beside the first derivative: a second that is zero but for rounding is then no larger than it should be
+        join = lambda seconds, firsts: [jnp.stack([a, b]) for a, b in zip(seconds, firsts, strict=True)]  # noqa: E731
+        first = once(ruled)(*moving)
         if reverse:
-            return tuple(list(jax.vjp(once(g), *moving)[1](direction)) for g in (ruled, bare))  # type: ignore[return-value]
-        return tuple(list(jax.jvp(once(g), moving, direction)[1]) for g in (ruled, bare))  # type: ignore[return-value]
+            return tuple(join(jax.vjp(once(g), *moving)[1](direction), first) for g in (ruled, bare))  # type: ignore[return-value]
+        return tuple(join(jax.jvp(once(g), moving, direction)[1], first) for g in (ruled, bare))  # type: ignore[return-value]
 
     plain = lambda args: gradient(ruled, args[:n], args[n:])  # noqa: E731
     tried: dict[str, Callable[[Sequence[Any]], Pair]] = {
@@ -127,7 +132,9 @@ def of_vjp(
         _determinism(comparison, lambda: Program("rule", lambda *a: plain(a), tuple(args))),
         _without_jit(comparison, lambda: plain(args)),
     ]  # fmt: skip
-    return (*_types(comparison), *_float0(ruled, arrays), *told, *_equal(comparison, tried, args),
+    found = [_at_a_kink(check, plain, args, floats, second) if check.ok is False and check.name.startswith("second") else check
+             for check in _equal(comparison, tried, args)]  # fmt: skip
+    return (*_types(comparison), *_float0(ruled, arrays), *told, *found,
             *_saved(of_floats(ruled, arrays), of_floats(bare, arrays), [arrays[i] for i in floats]))  # fmt: skip
 
 
@@ -185,6 +192,22 @@ def _distance(a: Any, b: Any) -> float:
         return float("inf")
     off, peak = np.abs(np.where(odd, 0, a) - np.where(odd, 0, b)).max(), np.abs(np.where(odd, 0, b)).max()
     return float(off / peak) if peak else float(off)
+
+
+def _at_a_kink(check: Check, plain: Callable, args: Sequence[Any], floats: Sequence[int], second: Callable) -> Check:
+    """A second order that differs from autodiff's is right all the same if central differences of the rule say so."""
+    try:
+        n = len(floats)
+        both = Program("second order", lambda *a: [pair[0] for pair in second(list(a), check.name.endswith("reverse"))[0]], tuple(args))
+        got = both.exact(*args)
+        slopes = Slopes(Program("the rule", lambda *a: plain(list(a)), tuple(args)), args, floats)
+        moving = [np.asarray(args[i]).astype(np.complex128 if jnp.iscomplexobj(args[i]) else np.float64) for i in floats]
+        found = slopes.along([m * np.cos(0.5 + 1.7 * np.arange(m.size)).reshape(m.shape) for m in moving])
+    except InputError:
+        return check
+    far = [1e-6 * np.abs(s.value).max(initial=0) for s in found]
+    agree = all(bool(np.all(s.agrees(g, f))) for s, g, f in zip(found[:n], got, far, strict=True))
+    return Check(check.name, True, "as central differences of the rule, if not as autodiff's") if agree else check
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

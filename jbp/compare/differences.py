@@ -90,14 +90,14 @@ class Slopes:
         self._values = jax.jit(values)
 
     def units(self) -> list[np.ndarray]:
-        """By how much each element moves for a step of 1: its own size, or a tenth of its array's if it is smaller.
+        """By how much each element moves for a step of 1: its own size, or a tenth of its array's if it is zero.
 
         A complex one moves along both axes.
         """
 
         def unit(a: Any) -> np.ndarray:
             size = np.abs(np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64))
-            units = np.maximum(size, 0.1 * (np.sqrt(np.mean(size**2)) if size.any() else 10.0))
+            units = np.where(size > 0, size, 0.1 * np.sqrt(np.mean(size**2)) if size.any() else 1.0)
             return units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units
 
         return self.split([unit(self.arrays[i]) for i in self.moving])
@@ -182,7 +182,7 @@ def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str,
         def ask(result: Sequence[Any]) -> tuple[float, float]:
             with np.errstate(invalid="ignore"):  # a result may be infinite
                 terms = [np.real(np.asarray(result[i]) * direction[i]) for i in leaves]
-            return float(sum(t.sum() for t in terms)), float(sum(np.abs(t).sum() for t in terms))
+                return float(sum(t.sum() for t in terms)), float(sum(np.abs(t).sum() for t in terms))
 
         return Probe(where, ask, slopes.along(direction)[0])
 
@@ -200,7 +200,7 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: s
         def ask(result: Sequence[Any]) -> tuple[float, float]:
             with np.errstate(invalid="ignore"):
                 terms = np.real(np.asarray(result[leaf]) * weights)
-            return float(terms.sum()), float(np.abs(terms).sum())
+                return float(terms.sum()), float(np.abs(terms).sum())
 
         def total(part: Any) -> Any:
             return np.real(part * weights).sum()
