@@ -1,6 +1,7 @@
 """A comparison as a page of HTML that needs nothing else: the verdict, tables, pictures, the calls inside."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
@@ -17,28 +18,33 @@ STYLE = """
 .jbp { --right: #1a8a4a; --wrong: #d0431b; --rule: #2f86c1; --faint: #bbb; --line: rgba(128,128,128,.35);
   --tint: rgba(128,128,128,.1); font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; overflow-wrap: anywhere }
 .jbp h2 { font-size: 1.1em; margin: 1.6em 0 .4em } .jbp p, .jbp ul { margin: .4em 0 } .jbp ul { padding-left: 1.3em }
-.jbp .verdict { border-left: .5em solid; padding: .5em .9em; background: var(--tint); margin: .6em 0 }
-.jbp .verdict b { display: block; font-size: 1.9em; line-height: 1.2 } .jbp .verdict p { font-size: 1.1em; color: CanvasText }
-.jbp .verdict p { color: var(--text, inherit) }
-.jbp .right { color: var(--right) } .jbp .wrong { color: var(--wrong) }
+.jbp .verdict { border-left: .5em solid var(--right); padding: .5em .9em; background: var(--tint); margin: .6em 0 }
+.jbp .verdict b { display: block; font-size: 1.9em; line-height: 1.2 }
+.jbp .verdict p { font-size: 1.1em } .jbp b.right, .jbp span.right { color: var(--right) }
+.jbp b.wrong, .jbp span.wrong { color: var(--wrong) }
+.jbp .verdict.wrong { border-color: var(--wrong) }
 .jbp .wide { overflow: auto; max-width: 100% } .jbp .tall { max-height: 80vh; border: 1px solid var(--line) }
 .jbp table { border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; margin: 0 }
 .jbp th, .jbp td { padding: .28em .7em; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: top; background: none }
 .jbp thead th { font-weight: 600; vertical-align: bottom } .jbp th.text, .jbp td.text { text-align: left }
-.jbp td.name, .jbp td.prose { white-space: normal; text-align: left } .jbp td.name { min-width: 7em; max-width: 20em }
-.jbp td.prose { min-width: 12em } .jbp tr.bad td:first-child { box-shadow: inset .25em 0 var(--wrong) }
+.jbp td.name, .jbp td.prose { white-space: normal; text-align: left } 
+.jbp td.name { max-width: 20em; overflow-wrap: break-word } .jbp td.prose { min-width: 9em }
+.jbp tr.bad td:first-child { box-shadow: inset .25em 0 var(--wrong) }
 .jbp tr.sum td { font-weight: 600 } .jbp code, .jbp pre { font: .93em/1.4 ui-monospace, monospace; background: none }
 .jbp pre { overflow-x: auto; padding: .8em; background: var(--tint); white-space: pre }
-.jbp svg { display: block; width: 100%; min-width: 36rem; max-width: 60rem; height: auto }
+.jbp svg { display: block; width: 100%; min-width: 42rem; height: auto }
 .jbp details { border: 1px solid var(--line); border-radius: .3em; padding: .3em .9em; margin: .5em 0 }
 .jbp summary { cursor: pointer; font-weight: 600 } .jbp small { opacity: .75 }
 """
 GROUND = """
-:root { color-scheme: light dark } body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: #fff; color: #222 }
-@media (prefers-color-scheme: dark) { body { background: #15181b; color: #e4e4e4 }
-  .jbp { --right: #3fb970; --wrong: #f0764e; --rule: #56b4e9; --faint: #555 } }
-@media (max-width: 40rem) { body { padding: .6rem } .jbp td.name { max-width: 9em } .jbp .verdict b { font-size: 1.6em } }
+:root { color-scheme: light dark }
+body { margin: 0 auto; padding: 1rem; background: var(--ground); color: var(--ink) }
+.jbp { --ground: #fff; --ink: #222 }
+@media (prefers-color-scheme: dark) {
+  .jbp { --ground: #15181b; --ink: #e4e4e4; --right: #3fb970; --wrong: #f0764e; --rule: #56b4e9; --faint: #555 } }
+@media (max-width: 40rem) { body { padding: .6rem } 
+  .jbp tbody td:first-child { max-width: 9em; position: sticky; left: 0; background: var(--ground) } }
 """
 
 
@@ -91,7 +97,7 @@ def _parts(report: Report, pictures: Iterable[str] = (), inside: bool = False) -
     if not inside:
         yield f"<h1>{escape(report.name or 'gradient')}{where}</h1>" if report.name or where else ""
         kind, word = ("right", "✓ PASSES") if report.ok else ("wrong", "✗ FAILS")
-        yield f'<div class="verdict {kind}"><b>{word}</b><p>{escape(report.verdict)}</p></div>'
+        yield f'<div class="verdict {kind}"><b class="{kind}">{word}</b><p>{escape(report.verdict)}</p></div>'
     elif not report.ok:
         yield f"<p>{escape(report.verdict)}</p>"
     if report.notes:
@@ -126,8 +132,8 @@ def _table(head: Iterable[tuple[str, str]], rows: Iterable[tuple[str, Iterable[s
 
 LEAVES = (
     ("leaf", "name"), ("", "prose"), ("error", ""), ("autodiff’s", ""), ("allowed", ""), ("ratio", ""),
-    ("ulps<br>50 / 99 / 100 %", ""), ("1 − cos", ""), ("furthest off", "text"), ("by the rule", ""),
-    ("in float64", ""), ("difference", ""), ("shape", "text"), ("dtype", "text"), ("size", ""),
+    ("ulps<br>50 / 99 / 100 %", ""), ("1 − cos", ""), ("furthest off:<br>by the rule, in float64", "name"),
+    ("dtype, shape", "text"), ("size", ""),
 )  # fmt: skip
 
 
@@ -149,36 +155,38 @@ def _leaf(leaf: LeafError) -> tuple[str, ...]:
     if told := leaf.excused or leaf.pattern:
         state += f"<br>{escape(told)}"
     shape = f"[{', '.join(map(str, leaf.shape))}]" if leaf.dtype else ""
+    where = leaf.where.removeprefix(leaf.name) or leaf.where
     return (
-        f"<code>{escape(leaf.name)}</code>", state,
+        _name(leaf.name), state,
         *(f"{value / unit:.1e}" for value in (leaf.error, leaf.oracle_error, leaf.allowed)), short(leaf.ratio),
-        " / ".join(map(short, leaf.ulps)), f"{max(1 - leaf.cosine, 0.0):.0e}", f"<code>{escape(leaf.where)}</code>",
-        escape(f"{leaf.got:.6g}"), escape(f"{leaf.expected:.6g}"), f"{leaf.largest:.1e}", shape, escape(leaf.dtype),
-        f"{leaf.size:,}",
+        " / ".join(map(short, leaf.ulps)), f"{max(1 - leaf.cosine, 0.0):.0e}",
+        f"{_name(where)}<br>{leaf.got:.6g}, {leaf.expected:.6g}" if where else "",
+        f"{escape(leaf.dtype)}{shape}", f"{leaf.size:,}",
     )  # fmt: skip
+
+
+def _name(name: str) -> str:
+    """A name that may be broken after its dots and underscores."""
+    return f"<code>{re.sub('([._])', chr(92) + '1<wbr>', escape(name))}</code>"
 
 
 def _checks(report: Report) -> Iterator[str]:
     words = {True: ("right", "ok"), False: ("wrong", "FAILS"), None: ("", "—")}
-    if report.checks:
-        yield "<h2>Besides values</h2>"
-        yield _table(
-            (("", "name"), ("", "text"), ("", "prose")),
-            (
-                ("bad" if c.ok is False else "", (escape(c.name), '<b class="{}">{}</b>'.format(*words[c.ok]), escape(c.text)))
-                for c in report.checks
-            ),
-        )  # fmt: skip
+    rows = []
+    for check in report.checks:
+        kind, word = words[check.ok]
+        cells = escape(check.name), f'<b class="{kind}">{word}</b>', escape(check.text)
+        rows.append(("bad" if check.ok is False else "", cells))
+    if rows:
+        yield f"<h2>Besides values</h2>{_table((('', 'name'), ('', 'text'), ('', 'prose')), rows)}"
 
 
 def _costs(report: Report) -> Iterator[str]:
     if report.rule and report.oracle:
-        both = report.rule, report.oracle
-        ratios = [
-            f"{a / b:.2f} ×" if a is not None and b else "" for a, b in zip(_numbers(both[0]), _numbers(both[1]), strict=True)
-        ]  # fmt: skip
+        pairs = zip(_numbers(report.rule), _numbers(report.oracle), strict=True)
+        ratios = ["" if a is None or not b else f"{a / b:.2f} ×" for a, b in pairs]
         head = (("", "text"), ("time of a call", ""), ("temporary memory", ""), ("FLOPs", ""), ("time to compile", ""))
-        rows = [("rule", *_amounts(both[0])), ("autodiff", *_amounts(both[1])), ("rule ÷ autodiff", *ratios)]
+        rows = [("rule", *_amounts(report.rule)), ("autodiff", *_amounts(report.oracle)), ("rule ÷ autodiff", *ratios)]
         yield f"<h2>Time and memory</h2>{_table(head, (('', row) for row in rows))}"
     if race := report.race:
         told = f"quartiles {race.low:.2f} to {race.high:.2f} of {race.pairs:,} pairs of runs"
@@ -199,9 +207,9 @@ def amount(value: float, unit: str) -> str:
     """A number with a prefix, as `0.1 ms` or `19 kB`; also what is tiny, huge, or nothing."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g} {unit}"
-    low, high = (-9, 0) if unit == "s" else (0, 15)
-    power = min(max(3 * math.floor(math.log10(abs(value)) / 3), low), high)
-    return f"{value / 10.0**power:.3g} {dict(zip(range(-9, 16, 3), ('n', 'µ', 'm', '', *'kMGTP'), strict=True))[power]}{unit}"
+    low, high = (-3, 0) if unit == "s" else (0, 5)
+    thousands = min(max(math.floor(math.log10(abs(value)) / 3), low), high)
+    return f"{value / 1000.0**thousands:.3g} {('', *'kMGTPnµm')[thousands]}{unit}"
 
 
 def _call(call: Report) -> str:
