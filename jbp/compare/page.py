@@ -11,7 +11,7 @@ from .error import LeafError
 from .program import Measured
 from .report import Report, short
 
-TALL = 20  # leaves, above which their table scrolls by itself
+TALL = 20  # leaves, above which their table scrolls by itself, wrong ones first
 
 # Colours stand on any ground, light or dark: a notebook has its own.
 STYLE = """
@@ -30,6 +30,7 @@ STYLE = """
 .jbp thead th { font-weight: 600; vertical-align: bottom } .jbp th.text, .jbp td.text { text-align: left }
 .jbp td.name, .jbp td.prose { white-space: normal; text-align: left } 
 .jbp td.name { max-width: 20em; overflow-wrap: break-word } .jbp td.prose { min-width: 9em }
+.jbp .long td:first-child { min-width: 17em }
 .jbp tr.bad td:first-child { box-shadow: inset .25em 0 var(--wrong) }
 .jbp tr.sum td { font-weight: 600 } .jbp code, .jbp pre { font: .93em/1.4 ui-monospace, monospace; background: none }
 .jbp pre { overflow-x: auto; padding: .8em; background: var(--tint); white-space: pre }
@@ -40,11 +41,11 @@ STYLE = """
 GROUND = """
 :root { color-scheme: light dark }
 body { margin: 0 auto; padding: 1rem; background: var(--ground); color: var(--ink) }
-.jbp { --ground: #fff; --ink: #222 }
+.jbp { --ground: #fff; --ink: #222 } .jbp .tall th { position: sticky; top: 0; background: var(--ground) }
 @media (prefers-color-scheme: dark) {
   .jbp { --ground: #15181b; --ink: #e4e4e4; --right: #3fb970; --wrong: #f0764e; --rule: #56b4e9; --faint: #555 } }
 @media (max-width: 40rem) { body { padding: .6rem } 
-  .jbp tbody td:first-child { max-width: 9em; position: sticky; left: 0; background: var(--ground) } }
+  .jbp tbody td:first-child { min-width: 0; max-width: 11em; position: sticky; left: 0; background: var(--ground) } }
 """
 
 
@@ -116,18 +117,18 @@ def _parts(report: Report, pictures: Iterable[str] = (), inside: bool = False) -
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _table(head: Iterable[tuple[str, str]], rows: Iterable[tuple[str, Iterable[str]]], tall: bool = False) -> str:
+def _table(head: Iterable[tuple[str, str]], rows: Iterable[tuple[str, Iterable[str]]], kind: str = "") -> str:
     """`head`: columns and the class of their cells; `rows`: a row's class and its cells, which are HTML."""
     head = list(head)
-    titles = "".join(f'<th class="{"text" if kind else ""}">{title}</th>' for title, kind in head)
+    titles = "".join(f'<th class="{"text" if of else ""}">{title}</th>' for title, of in head)
     lines = "\n".join(
-        f'<tr class="{kind}">'
+        f'<tr class="{row}">'
         + "".join(f'<td class="{of}">{cell}</td>' for cell, (_, of) in zip(cells, head, strict=True))
         + "</tr>"
-        for kind, cells in rows
+        for row, cells in rows
     )
     heading = f"<thead><tr>{titles}</tr></thead>" if any(title for title, _ in head) else ""
-    return f'<div class="wide{" tall" if tall else ""}"><table>{heading}<tbody>\n{lines}\n</tbody></table></div>'
+    return f'<div class="wide {kind}"><table>{heading}<tbody>\n{lines}\n</tbody></table></div>'
 
 
 LEAVES = (
@@ -138,13 +139,17 @@ LEAVES = (
 
 
 def _leaves(report: Report) -> Iterator[str]:
-    leaves = [(leaf, "") for leaf in report.leaves]
-    leaves += [(report.total, "sum")] if len(leaves) > 1 else []
-    rows = [(kind if leaf.ok else f"bad {kind}", _leaf(leaf)) for leaf, kind in leaves]
-    wrong = sum(not leaf.ok for leaf in report.leaves)
-    count = f"{len(report.leaves):,} {'leaf' if len(report.leaves) == 1 else 'leaves'}"
-    yield f"<h2>{count}, {f'{wrong:,} wrong' if wrong else 'none wrong'}</h2>"
-    yield _table(LEAVES, rows, tall=len(rows) > TALL)
+    leaves, tall = report.leaves, len(report.leaves) > TALL
+    wrong = sum(not leaf.ok for leaf in leaves)
+    if tall:
+        leaves = tuple(sorted(leaves, key=lambda leaf: leaf.ok))
+    rows = [("" if leaf.ok else "bad", _leaf(leaf)) for leaf in leaves]
+    if len(leaves) > 1:
+        rows.append(("sum" if report.total.ok else "sum bad", _leaf(report.total)))
+    count = f"{len(leaves):,} {'leaf' if len(leaves) == 1 else 'leaves'}"
+    yield f"<h2>{count}, {f'{wrong:,} wrong' if wrong else 'none wrong'}{', first' if wrong and tall else ''}</h2>"
+    long = any(len(leaf.name) > 20 for leaf in leaves)
+    yield _table(LEAVES, rows, f"{'tall' if tall else ''} {'long' if long else ''}")
     pooled = f", pooled over {report.points} points" if report.points > 1 else ""
     yield f"<p><small>Errors: rms difference from float64, relative to the leaf’s rms{pooled}.</small></p>"
 
@@ -194,7 +199,7 @@ def _costs(report: Report) -> Iterator[str]:
         yield f"<p>Time: {race.ratio:.2f} times autodiff’s, {told}{sure}.</p>"
 
 
-def _numbers(m: Measured) -> tuple[float | None, ...]:
+def _numbers(m: Measured) -> tuple[float | int | None, ...]:
     return m.seconds, m.temp_bytes, None if m.flops is None or m.flops < 0 else m.flops, m.compile_seconds
 
 
@@ -203,7 +208,7 @@ def _amounts(m: Measured) -> list[str]:
     return ["" if value is None else amount(value, unit) for value, unit in zip(_numbers(m), units, strict=True)]
 
 
-def amount(value: float, unit: str) -> str:
+def amount(value: float | int, unit: str) -> str:
     """A number with a prefix, as `0.1 ms` or `19 kB`; also what is tiny, huge, or nothing."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g} {unit}"

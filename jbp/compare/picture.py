@@ -69,7 +69,8 @@ def pictures(report: Report) -> list[str]:
 
 def _inline(svg: str, prefix: str) -> str:
     """An SVG file as an element of a page whose other pictures have the same ids."""
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.DOTALL)
+    unwanted = r'<metadata>.*?</metadata>|<style.*?</style>| id="image[^"]*"| xmlns(:xlink)?="[^"]*"'
+    svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}-", svg[svg.index("<svg") :])
     for colour, variable in ((INK, "currentColor"), (RULE, "var(--rule)"), (FAINT, "var(--faint)")):
         svg = svg.replace(colour.lower(), variable)
