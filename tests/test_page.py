@@ -214,7 +214,7 @@ def test_calls_that_are_wrong_are_open():
 def test_wrong_leaves_come_first_in_a_long_table():
     report = reports()["many"]
     report = replace(report, leaves=report.leaves[1:] + report.leaves[:1])
-    text = Parsed(body(report)).text.split("40 leaves, 1 wrong, first")[1]
+    text = Parsed(body(report)).text.split("40 leaves, 1 wrong, these first")[1]
     assert text.index("block_00") < text.index("block_01")
 
 
@@ -249,7 +249,8 @@ def rows(drawn: Figure) -> list[str]:
 def test_the_figure_has_its_panels(which: str):
     report = reports()[which]
     drawn = report.figure()
-    drawn.savefig(io.BytesIO(), format="png", dpi=40)  # and no text or number stops it
+    if which in ("timed", "nasty", "calls"):  # the others are rendered as pages
+        drawn.savefig(io.BytesIO(), format="png", dpi=40)
     told = titles(drawn)
     assert told[0].startswith("Error against autodiff's")
     assert told[1] == "Units in the last place"

@@ -45,7 +45,8 @@ body { margin: 0 auto; padding: 1rem; background: var(--ground); color: var(--in
 @media (prefers-color-scheme: dark) {
   .jbp { --ground: #15181b; --ink: #e4e4e4; --right: #3fb970; --wrong: #f0764e; --rule: #56b4e9; --faint: #555 } }
 @media (max-width: 40rem) { body { padding: .6rem } 
-  .jbp tbody td:first-child { min-width: 0; max-width: 11em; position: sticky; left: 0; background: var(--ground) } }
+  .jbp .wide td:first-child { min-width: 0; max-width: 11em; position: sticky; left: 0; background: var(--ground) }
+  .jbp .long td:first-child { min-width: 11em } }
 """
 
 
@@ -147,7 +148,8 @@ def _leaves(report: Report) -> Iterator[str]:
     if len(leaves) > 1:
         rows.append(("sum" if report.total.ok else "sum bad", _leaf(report.total)))
     count = f"{len(leaves):,} {'leaf' if len(leaves) == 1 else 'leaves'}"
-    yield f"<h2>{count}, {f'{wrong:,} wrong' if wrong else 'none wrong'}{', first' if wrong and tall else ''}</h2>"
+    order = ", these first" if wrong and tall else ""
+    yield f"<h2>{count}, {f'{wrong:,} wrong' if wrong else 'none wrong'}{order}</h2>"
     long = any(len(leaf.name) > 20 for leaf in leaves)
     yield _table(LEAVES, rows, f"{'tall' if tall else ''} {'long' if long else ''}")
     pooled = f", pooled over {report.points} points" if report.points > 1 else ""

@@ -8,6 +8,7 @@ import io
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -93,8 +94,8 @@ def _panels(report: Report) -> list[Panel]:
 def elided(names: Sequence[str], long: int = LONG) -> list[str]:
     """Names of at most so many letters. Parts with a digit are kept longest; names then alike are numbered."""
     short = [_elided("".join(c if c.isprintable() else "?" for c in name), long) for name in names]
-    alike = {name for name in short if short.count(name) > 1 and len(set(names)) > 1}
-    return [f"{name} #{i}" if name in alike else name for i, name in enumerate(short)]
+    count = Counter(short)
+    return [f"{name} #{i}" if count[name] > 1 else name for i, name in enumerate(short)]
 
 
 def _elided(name: str, long: int) -> str:
@@ -253,6 +254,8 @@ def _maps(part: Any, maps: list[tuple[str, LeafError, np.ndarray]], leaves: int)
         axes.set_title(text, fontsize=8.5, color=INK if leaf.ok else WRONG, parse_math=False)
         axes.locator_params(nbins=5, integer=True)
         axes.tick_params(labelsize=7, length=2)
+        if width == 1:
+            axes.set_xticks([0])
         if height == 1:
             axes.set_yticks([])
         for spine in axes.spines.values():
@@ -262,7 +265,7 @@ def _maps(part: Any, maps: list[tuple[str, LeafError, np.ndarray]], leaves: int)
     )
     bar.set_label("in units of the leaf's rms", fontsize=8)
     bar.ax.minorticks_off()
-    more = f", the {len(maps)} leaves furthest off of {leaves}" if len(maps) < leaves else ""
+    more = f"; the furthest off: {len(maps)} of {leaves} leaves" if len(maps) < leaves else ""
     part.suptitle(f"Where: |rule − float64|, element by element{more}", x=0.01, ha="left", fontsize=10)
     marks: list[Any] = [Line2D([], [], ls="", marker="o", mfc="none", mec=INK, ms=8, label="the element furthest off")]
     marks += [Patch(fc=NONE, ec=INK, lw=0.5, label="0")] if (values < low).any() else []
