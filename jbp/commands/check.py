@@ -39,7 +39,9 @@ class Settings:
         None, lambda text: (parse_shapes(text), text)[1], "axes of each argument, with commas between", "'N I, I O'",
         "a letter is a size, drawn anew; 'V D, N T: int32 < V' has whole numbers below V"
     )  # fmt: skip
-    dtype: str = options.option("float32", lambda t: (parse_shapes("N", t), t)[1], "a dtype", "bfloat16", "of the floats")
+    dtype: str = options.option(
+        "float32", lambda t: (parse_shapes("N", t), t)[1], "a dtype", "bfloat16", "of the floats"
+    )
     oracle: str | None = options.option(
         None, _reference, "a function as package.module:function", "mine.layers:gradient", "the reference, if the function is a gradient itself"
     )  # fmt: skip
@@ -87,12 +89,16 @@ def loaded(reference: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(error.name + ".")):
-            raise InputError(f"check: there is no module {place}. Call it from the folder that holds it, or install it.") from None
+            raise InputError(
+                f"check: there is no module {place}. Call it from the folder that holds it, or install it."
+            ) from None
         raise InputError(f"check: {place} can't be imported: {error}. Install what it needs.") from None
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise InputError(f"check: {place} raises {type(error).__name__} when it is imported: {error}. Mend it first.") from error
+        raise InputError(
+            f"check: {place} raises {type(error).__name__} when it is imported: {error}. Mend it first."
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, [n for n in dir(found) if callable(getattr(found, n))], n=1)

@@ -97,7 +97,9 @@ def of_vjp(
         arrays, u = args[:n], args[n:]
         moving = [arrays[i] for i in floats]
         # not along the arguments themselves: there the second derivative of a homogeneous function is 0
-        waves = [jnp.cos(0.5 + 1.7 * jnp.arange(a.size, dtype=jnp.float32)).astype(a.dtype).reshape(a.shape) for a in moving]
+        waves = [
+            jnp.cos(0.5 + 1.7 * jnp.arange(a.size, dtype=jnp.float32)).astype(a.dtype).reshape(a.shape) for a in moving
+        ]
         direction = [a * wave for a, wave in zip(moving, waves, strict=True)]
 
         def once(function: Callable) -> Callable:
@@ -198,10 +200,16 @@ def _at_a_kink(check: Check, plain: Callable, args: Sequence[Any], floats: Seque
     """A second order that differs from autodiff's is right all the same if central differences of the rule say so."""
     try:
         n = len(floats)
-        both = Program("second order", lambda *a: [pair[0] for pair in second(list(a), check.name.endswith("reverse"))[0]], tuple(args))
+        both = Program(
+            "second order",
+            lambda *a: [pair[0] for pair in second(list(a), check.name.endswith("reverse"))[0]],
+            tuple(args),
+        )
         got = both.exact(*args)
         slopes = Slopes(Program("the rule", lambda *a: plain(list(a)), tuple(args)), args, floats)
-        moving = [np.asarray(args[i]).astype(np.complex128 if jnp.iscomplexobj(args[i]) else np.float64) for i in floats]
+        moving = [
+            np.asarray(args[i]).astype(np.complex128 if jnp.iscomplexobj(args[i]) else np.float64) for i in floats
+        ]
         found = slopes.along([m * np.cos(0.5 + 1.7 * np.arange(m.size)).reshape(m.shape) for m in moving])
     except InputError:
         return check

@@ -98,7 +98,7 @@ class Slopes:
         def unit(a: Any) -> np.ndarray:
             size = np.abs(np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64))
             units = np.where(size > 0, size, 0.1 * np.sqrt(np.mean(size**2)) if size.any() else 1.0)
-            return units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units
+            return np.asarray(units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units)
 
         return self.split([unit(self.arrays[i]) for i in self.moving])
 
@@ -126,7 +126,9 @@ class Numerical:
     the last bits of the arguments.
     """
 
-    def __init__(self, slopes: Slopes, like: Program, differentiate: Callable[[Slopes, Sequence[Any]], list[np.ndarray]]):
+    def __init__(
+        self, slopes: Slopes, like: Program, differentiate: Callable[[Slopes, Sequence[Any]], list[np.ndarray]]
+    ):
         self.slopes, self.differentiate = slopes, differentiate
         self.out, self.arguments, self.jaxpr = like.out, like.arguments, slopes.program.jaxpr
         self.notes = [*slopes.program.notes, "JAX can't differentiate the primal: the oracle is central differences."]

@@ -84,7 +84,9 @@ def parse(shapes: str, dtype: str = "float32") -> list[Spec]:
     letters = {axis for spec in specs for axis in spec.axes}
     for spec in specs:
         if spec.below and not spec.below.isdigit() and spec.below not in letters:
-            raise InputError(f"shapes: no axis is called {spec.below!r}, which whole numbers should stay below. Name one of {', '.join(sorted(letters))}.")
+            raise InputError(
+                f"shapes: no axis is called {spec.below!r}, which whole numbers should stay below. Name one of {', '.join(sorted(letters))}."
+            )
     return specs
 
 
@@ -100,7 +102,9 @@ def arrays(shapes: str, dtype: str = "float32", empty: bool = False) -> Any:
     @st.composite
     def draw(draw: Any) -> tuple[np.ndarray, ...]:
         sizes = {a: draw(st.integers(0 if empty else 1, LARGEST)) for a in letters}
-        return tuple(_values(spec, sizes, draw(st.sampled_from(list(STYLES))), draw(st.integers(0, 999))) for spec in specs)
+        return tuple(
+            _values(spec, sizes, draw(st.sampled_from(list(STYLES))), draw(st.integers(0, 999))) for spec in specs
+        )
 
     return draw()
 
@@ -200,7 +204,9 @@ def search(
             raise InputError(f"search: every example is refused: {refused} Give shapes that f takes.") from None
         report = ask(usual, timing=True, checks=True)
         code = "" if report.ok else reproduction(f, oracle, usual, kind)
-        return replace(report, reproduce=code, notes=(*report.notes, f"{tried} generated examples passed; this is one more."))
+        return replace(
+            report, reproduce=code, notes=(*report.notes, f"{tried} generated examples passed; this is one more.")
+        )
     code = reproduction(f, oracle, args, kind)
     try:
         report = ask(args, checks=True)
@@ -266,5 +272,7 @@ def _hypothesis() -> Any:
         import hypothesis
         import hypothesis.strategies
     except ModuleNotFoundError:
-        raise InputError("hypothesis is not installed, and generated inputs need it. Write: pip install 'jbp[check]'") from None
+        raise InputError(
+            "hypothesis is not installed, and generated inputs need it. Write: pip install 'jbp[check]'"
+        ) from None
     return hypothesis

@@ -72,7 +72,7 @@ class Comparison:
         leaves = hidden(self, arrays, leaves)
         if not all(leaf.ok for leaf in (*leaves, total)):
             leaves, total, notes = explained(self, arrays, leaves, total)
-        elif self.third is not None:
+        else:
             notes = suspected(self, leaves)
         more: dict[str, Any] = {}
         if timing:

@@ -106,7 +106,15 @@ def _holds_jaxpr(value: Any) -> bool:
 # -- in float64 -------------------------------------------------------------------------------------------------------
 
 ROUNDS = ("reduce_precision", "optimization_barrier")  # what rounds, and what only stands in the way
-BITS = ("bitcast_convert_type", "nextafter", "pure_callback", "rng_uniform", "ffi_call", "pallas_call", "call_exported")  # only in the original dtype
+BITS = (
+    "bitcast_convert_type",
+    "nextafter",
+    "pure_callback",
+    "rng_uniform",
+    "ffi_call",
+    "pallas_call",
+    "call_exported",
+)  # only in the original dtype
 CALLS = ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 
 

@@ -52,7 +52,13 @@ def compare_jvp(f: Callable[..., Any], *args: Any, tangent: Any = None, timing: 
 
 
 def compare_rules(
-    f: Callable, args: tuple, seed: Any, kind: str, timing: bool, checks: bool, programs: dict[str, Program] | None = None
+    f: Callable,
+    args: tuple,
+    seed: Any,
+    kind: str,
+    timing: bool,
+    checks: bool,
+    programs: dict[str, Program] | None = None,
 ) -> Report:
     """`compare_vjp` or `compare_jvp`, by `kind`. `programs` keeps what was compiled, for another call."""
     who = f"compare_{kind}"
@@ -75,7 +81,9 @@ def compare_rules(
 
     bare = without_rules(program.jaxpr, RULES[kind])
     alone = len(sites) == 1 and _is_all(program.jaxpr)
-    seeds = _seeds(who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone)
+    seeds = _seeds(
+        who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone
+    )
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
     task = _Task(who, kind, timing, checks, {} if programs is None else programs)
     names = _argument_names(f, args, program) if kind == "vjp" else _output_names(program.out)
@@ -133,7 +141,9 @@ class _Task:
 
         rule = program(f"the rule of {name}", ruled, derivative)
         slopes = self._slopes(name, bare, floats, arrays, seeds, stacked)
-        oracle = self._oracle(name, program, bare, derivative, rule, slopes, sum(int(np.size(arrays[i])) for i in floats))
+        oracle = self._oracle(
+            name, program, bare, derivative, rule, slopes, sum(int(np.size(arrays[i])) for i in floats)
+        )
         if isinstance(oracle, Program) and oracle.who.endswith("forward mode"):
             notes.append("Reverse mode can't differentiate the primal; the oracle is forward mode, element by element.")
 
@@ -157,7 +167,11 @@ class _Task:
             except InputError as error:
                 reason = error
         if self.kind == "jvp":
-            return Numerical(slopes, rule, lambda slopes, arrays: [s.value for s in slopes.along(_wide(arrays[-len(slopes.moving) :]), arrays)])
+            return Numerical(
+                slopes,
+                rule,
+                lambda slopes, arrays: [s.value for s in slopes.along(_wide(arrays[-len(slopes.moving) :]), arrays)],
+            )
         if size <= DIFFERENCES:
             return Numerical(slopes, rule, gradient_by_differences)
         raise InputError(
