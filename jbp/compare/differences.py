@@ -43,7 +43,7 @@ class Slope(NamedTuple):
 
 @np.errstate(all="ignore")
 def slope(middle: Any, up: np.ndarray, down: np.ndarray) -> Slope:
-    """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps that leave the domain (NaN) don't count."""
+    """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps out of the domain (NaN) don't count."""
     h = STEPS.reshape(-1, *(1,) * np.ndim(middle))
     table = [(up - down) / (2 * h)]
     value, error = table[0][0], np.full(np.shape(middle), np.inf)
@@ -65,6 +65,9 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray) -> Slope:
     return Slope(value, error, both.min(0), both.max(0), kink)
 
 
+Pieces = Callable[[list[np.ndarray]], list[np.ndarray]]
+
+
 class Slopes:
     """Slopes of a program's outputs at its arguments, along any direction of those that move (floats, by place).
 
@@ -73,9 +76,8 @@ class Slopes:
     """
 
     def __init__(
-        self, program: Program, arrays: Sequence[Any], moving: Sequence[int],
-        split: Callable[[list[np.ndarray]], list[np.ndarray]] = list, join: Callable[[list[np.ndarray]], list[np.ndarray]] = list,
-    ):  # fmt: skip
+        self, program: Program, arrays: Sequence[Any], moving: Sequence[int], split: Pieces = list, join: Pieces = list
+    ):
         self.program, self.arrays, self.moving, self.split, self.join = program, list(arrays), list(moving), split, join
 
         def values(consts: Any, arrays: Sequence[Any], direction: Sequence[Any]) -> Any:
@@ -112,8 +114,8 @@ class Slopes:
         for v in values:
             if np.iscomplexobj(v):
                 real, imaginary = (slope(p[0], p[1 : n + 1], p[n + 1 :]) for p in (v.real, v.imag))
-                parts = (a + 1j * b for a, b in zip(real[:4], imaginary[:4], strict=True))
-                slopes.append(Slope(*parts, real.kink | imaginary.kink))
+                value, error, low, high = (a + 1j * b for a, b in zip(real[:4], imaginary[:4], strict=True))
+                slopes.append(Slope(value, error, low, high, real.kink | imaginary.kink))
             else:
                 slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :]))
         return slopes
@@ -173,7 +175,7 @@ Third = Callable[[int | None, tuple[int, ...], str], Iterator[Probe]]
 
 
 def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
-    """Of a gradient's leaf (None: of all): at its element `at`, and along random directions. `slopes` are of ⟨ct, f⟩."""
+    """Of a gradient's leaf (None: of all): at its element `at`, then along random directions. `slopes`: of ⟨ct, f⟩."""
     random, units = np.random.default_rng(0), slopes.units()
     leaves = range(len(units)) if leaf is None else [leaf]
 

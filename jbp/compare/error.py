@@ -240,7 +240,7 @@ def _precision(dtype: Any) -> tuple[float, float]:
 
 
 def _ulp(size: np.ndarray, epsilon: float) -> np.ndarray:
-    """A unit in the last place of float64 numbers of these sizes: ε times the power of two below, their exponent's bits."""
+    """A unit in the last place of numbers of these sizes: ε times the power of two below, their exponent's bits."""
     return (size.view(np.int64) & 0x7FF0_0000_0000_0000).view(np.float64) * epsilon
 
 
@@ -283,8 +283,8 @@ def check_same(who: str, got: list[Part], plain: list[Part]) -> None:
         if not missing and not extra:
             where = f"the rule has them as {', '.join(names)}"
         raise InputError(
-            f"{who}: rule and oracle return different structures: the oracle has leaves {', '.join(expected) or 'none'}; "
-            f"{where}. Return gradients in one structure."
+            f"{who}: rule and oracle return different structures: the oracle has leaves "
+            f"{', '.join(expected) or 'none'}; {where}. Return gradients in one structure."
         )
     if not got:
         raise InputError(f"{who}: the functions return nothing to compare. Return arrays.")
@@ -303,11 +303,8 @@ def _unsummed(got: Any, expected: Any) -> str:
     """What is known of a shape that does not fit."""
     extra = got.ndim - expected.ndim
     if extra > 0 and got.shape[extra:] == expected.shape:
-        total = np.asarray(got, np.float64).sum(tuple(range(extra)))
-        summed = np.allclose(
-            total, np.asarray(expected, np.float64), rtol=1e-2, atol=1e-2 * float(np.abs(total).max(initial=0))
-        )
-        return f" It is not summed over the batch: {'its' if summed else 'it has a'} first axis{' sums to the oracle’s' if summed else ' too many'}."
-    if got.shape == expected.shape[::-1]:
-        return " It is transposed."
-    return ""
+        total, right = np.asarray(got, np.float64).sum(tuple(range(extra))), np.asarray(expected, np.float64)
+        if np.allclose(total, right, rtol=1e-2, atol=1e-2 * float(np.abs(right).max(initial=0))):
+            return " It is not summed over the batch: summed over its first axis it is the oracle's."
+        return " It has an axis too many."
+    return " It is transposed." if got.shape == expected.shape[::-1] else ""

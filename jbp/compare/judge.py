@@ -2,7 +2,7 @@
 
 Rounding is a matter of luck in a leaf of few elements: autodiff may happen to hit one of them to the last bit. So a
 rule that fails at the arguments given is tried at `NEARBY` points close by as well, and the errors of all are pooled.
-Bad luck does not last; a wrong rule stays wrong, also one that is wrong at the one point given. `why` explains the rest.
+Bad luck does not last; a wrong rule stays wrong, also one that is wrong at the one point given. `why` explains it then.
 """
 
 import math
@@ -106,7 +106,7 @@ def _nearby(arrays: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def _map(got: Part, exact: Part) -> np.ndarray:
-    """|rule − shadow| of a leaf as a matrix of at most 64 × 64: its last axis across, rows and columns evenly spread."""
+    """|rule − shadow| of a leaf as a matrix of at most 64 × 64, the last axis across, both evenly spread."""
     shape = np.shape(exact.array)
     if not math.prod(shape):
         return np.zeros((0, 0))

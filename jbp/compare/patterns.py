@@ -57,8 +57,8 @@ def _patterns(got: np.ndarray, exact: np.ndarray, scale: float, close: Close, ot
         yield from _few(got, exact)
         return
     if np.iscomplexobj(exact):
-        yield from (name for name, other in (("conjugate", exact.conj()), ("conjugate with its sign flipped", -exact.conj()))
-                    if close(got, other))  # fmt: skip
+        conjugates = {"conjugate": exact.conj(), "conjugate with its sign flipped": -exact.conj()}
+        yield from (name for name, other in conjugates.items() if close(got, other))
     yield from (f"the gradient of {name}" for name, other in others.items() if close(got, other))
     for i, j in itertools.combinations(range(exact.ndim), 2):
         if exact.shape[i] == exact.shape[j] and close(got, np.swapaxes(exact, i, j)):

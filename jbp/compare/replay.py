@@ -9,6 +9,7 @@ constants stay as they were rounded, and random bits are those of the original d
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -49,8 +50,13 @@ def replay(jaxpr: ClosedJaxpr | Jaxpr, change: Change, read: Callable[[Any], Any
     return run
 
 
+def aval_of(v: Any) -> Any:
+    """The shape and dtype of a variable or literal."""
+    return v.aval
+
+
 def _literal(v: Literal) -> Any:
-    return np.asarray(v.val, v.aval.dtype) if isinstance(v.val, (int, float, complex, bool)) else v.val
+    return np.asarray(v.val, aval_of(v).dtype) if isinstance(v.val, (int, float, complex, bool)) else v.val
 
 
 def bind(eqn: JaxprEqn, values: Sequence[Any], params: dict[str, Any] | None = None) -> Sequence[Any]:
@@ -156,8 +162,7 @@ def _float64(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]
     if name in CALLS:
         return again(eqn.params["call_jaxpr"])(*values)
     if name in BITS:
-        narrow = [jax.lax.convert_element_type(a, v.aval.dtype) if wide_dtype(v.aval.dtype) != v.aval.dtype else a
-                  for a, v in zip(values, eqn.invars, strict=True)]  # fmt: skip
+        narrow = [_narrow(a, aval_of(v).dtype) for a, v in zip(values, eqn.invars, strict=True)]
         return [wide(out) for out in bind(eqn, narrow)]
     if inner_jaxprs(eqn):
         return _with_inner(eqn, values, again, wide_dtype)
@@ -168,6 +173,10 @@ def _float64(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]
         elif "dtype" in key or key == "preferred_element_type":
             params[key] = value if value is None else wide_dtype(np.dtype(value)) if _plain(value) else value
     return bind(eqn, values, params)
+
+
+def _narrow(value: Any, dtype: Any) -> Any:
+    return value if wide_dtype(dtype) == dtype else jax.lax.convert_element_type(value, dtype)
 
 
 def _plain(dtype: Any) -> bool:
@@ -212,10 +221,8 @@ def first_nonfinite(jaxpr: ClosedJaxpr, args: Sequence[Any]) -> str | None:
             raise StopIteration
         return outs
 
-    try:
+    with suppress(StopIteration):
         replay(jaxpr, change)(*args)
-    except StopIteration:
-        pass
     return found[0] if found else None
 
 

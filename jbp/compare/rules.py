@@ -35,8 +35,8 @@ def compare_vjp(
     `f` may be such a function or one that calls some, however deep (in jitted functions, loops, branches; a Flax or
     Equinox model): every call is compared on the values and cotangents that really reach it, and `f` as a whole. `args`
     are any pytrees; gradients are taken for all floats in them. `cotangent`, like f's output, enters at the output;
-    unless given it is random, and 1 where f returns a scalar cost. `timing=False` leaves time and memory out, `checks=False`
-    what is looked at besides values.
+    unless given it is random, and 1 where f returns a scalar cost. `timing=False` leaves time and memory out,
+    `checks=False` what is looked at besides values.
 
     Raises `InputError` where there is no such call, nothing to differentiate, or f can't be run.
     """
@@ -337,14 +337,15 @@ def _turns(site: Site, inputs: Sequence[Any], seeds: Sequence[Any], hit: Any) ->
 
 
 def _seeds(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str, one: bool) -> list[Any]:
-    """The cotangents of the float outputs (tangents of the float arguments): as given, or random; `one`: 1 for a scalar."""
+    """Cotangents of the float outputs (tangents of the float arguments): as given, or random; `one`: 1 for a scalar."""
     floats = [a for a in like if jnp.issubdtype(a.dtype, jnp.inexact)]
     what = "cotangent" if kind == "vjp" else "tangent"
     if given is not None:
         leaves = [leaf for leaf in jax.tree.leaves(given) if getattr(leaf, "dtype", None) != jax.dtypes.float0]
         if [jnp.shape(leaf) for leaf in leaves] != [a.shape for a in floats]:
             raise InputError(
-                f"{who}: the {what} must be like {described(tree)}, got {described(given)}. Leave it out for random numbers."
+                f"{who}: the {what} must be like {described(tree)}, got {described(given)}. "
+                "Leave it out for random numbers."
             )
         return [jnp.asarray(leaf, a.dtype) for leaf, a in zip(leaves, floats, strict=True)]
     if one and kind == "vjp" and len(floats) == 1 and not floats[0].shape:

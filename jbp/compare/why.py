@@ -122,10 +122,13 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
         if not wrong.any():
             continue
         at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(wrong, off, -1))), off.shape)))
-        values = np.asarray(got[i].array)[at], exact[at]
+        values, what = (
+            (np.asarray(got[i].array)[at], exact[at]),
+            f"{int(wrong.sum()):,} of {wrong.size:,} elements wrong",
+        )
         leaves[i] = dataclasses.replace(
             leaves[i], at=at, where=comparison.exact[i].symbol(at), got=values[0].item(), expected=values[1].item(),
-            hidden=int(wrong.sum()), pattern=f"{int(wrong.sum()):,} of {wrong.size:,} elements wrong, small beside the rest",
+            hidden=int(wrong.sum()), pattern=f"{what}, small beside the rest",
         )  # fmt: skip
     return leaves
 
