@@ -307,4 +307,4 @@ def _unsummed(got: Any, expected: Any) -> str:
         if np.allclose(total, right, rtol=1e-2, atol=1e-2 * float(np.abs(right).max(initial=0))):
             return " It is not summed over the batch: summed over its first axis it is the oracle's."
         return " It has an axis too many."
-    return " It is transposed." if got.shape == expected.shape[::-1] else ""
+    return " It is transposed." if got.shape != expected.shape == got.shape[::-1] else ""

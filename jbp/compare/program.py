@@ -39,6 +39,7 @@ class Arguments:
     @classmethod
     def of(cls, args: Any) -> "Arguments":
         leaves, treedef = jax.tree.flatten(args)
+        leaves = [_canonical(leaf) for leaf in leaves]
         places = tuple(i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype") or type(leaf) in (float, complex))
         return cls(tuple(leaves), treedef, places)
 
@@ -54,6 +55,13 @@ class Arguments:
         for i, array in zip(self.places, arrays, strict=True):
             leaves[i] = array
         return self.treedef.unflatten(leaves)
+
+
+def _canonical(leaf: Any) -> Any:
+    """A NumPy array in the dtype in which JAX takes it: with x64 off, int64 as int32 and float64 as float32."""
+    if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "iufc":
+        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+    return leaf
 
 
 class Program:
