@@ -4,9 +4,10 @@
 
 with Richardson's extrapolation over steps h = 2^-4, 2^-6, …: T_{i,0} is the difference at the i-th step, and
 T_{i,j} = (16^j T_{i,j−1} − T_{i−1,j−1}) / (16^j − 1) cancels the error of order h^{2j}. The entry that changes least
-from its neighbours is taken, and that change is its error (Ridders 1982, doi:10.1016/S0141-1195(82)80057-0). An
-element moves in proportion to its own size. Where the slopes from both sides differ however small the step, there is a
-kink, and every value between them is a derivative.
+from its neighbours is taken, and that change is its error (Ridders 1982, doi:10.1016/S0141-1195(82)80057-0), which is
+never less than what the rounding of ψ makes of it. An element moves in proportion to its own size. Where the slopes
+from both sides differ, by the same however small the step, there is a kink, and every value between them is a
+derivative.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,11 +47,13 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray) -> Slope:
     """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps out of the domain (NaN) don't count."""
     h = STEPS.reshape(-1, *(1,) * np.ndim(middle))
     table = [(up - down) / (2 * h)]
+    rounding = np.finfo(np.float64).eps * np.maximum(np.abs(up), np.abs(down)) / h
     value, error = table[0][0], np.full(np.shape(middle), np.inf)
     for j in range(1, len(STEPS)):
         before = table[-1]
         now = before[1:] + (before[1:] - before[:-1]) / (16.0**j - 1)
         change = np.maximum(np.abs(now - before[1:]), np.abs(now - before[:-1]))
+        change = np.maximum(change, rounding[j:])  # two entries may also agree by luck
         change = np.where(np.isnan(change), np.inf, change)
         best = np.argmin(change, axis=0)[None]
         least = np.take_along_axis(change, best, 0)[0]
@@ -60,7 +63,8 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray) -> Slope:
     right, left = (up - middle) / h, (middle - down) / h
     gap = np.abs(right - left)
     level = np.abs(right[-2:]) + np.abs(left[-2:])
-    kink = (gap[-1] > 0.5 * gap[-2]) & (gap[-1] > 1e-5 * level.max(0)) & np.isfinite(gap[-1])
+    stays = (gap[-1] > 0.5 * gap[-2]) & (gap[-1] < 1.5 * gap[-2])  # at a jump it grows as the step shrinks
+    kink = stays & (gap[-1] > 1e-5 * level.max(0)) & np.isfinite(gap[-1])
     both = np.stack([right[-1], left[-1]])
     return Slope(value, error, both.min(0), both.max(0), kink)
 
@@ -84,7 +88,7 @@ class Slopes:
             def at(t: Any) -> list[Any]:
                 moved = [wide(jnp.asarray(a)) for a in arrays]
                 for i, v in zip(self.moving, direction, strict=True):
-                    moved[i] = moved[i] + t * v
+                    moved[i] = moved[i] + t.astype(v.dtype) * v
                 return program.in_float64(consts, moved)
 
             return jax.lax.map(at, jnp.asarray([0.0, *STEPS, *-STEPS], np.float64))

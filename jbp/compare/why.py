@@ -184,7 +184,7 @@ def _agrees(probe: Probe, result: Sequence[Any], epsilon: float) -> bool | None:
 
     Constants in a program are rounded to its dtype, so the mathematics of two programs may differ by as much.
     """
-    if not np.isfinite(probe.slope.value):
+    if not np.isfinite(probe.slope.value) or not np.isfinite(probe.slope.error):
         return None
     value, mass = probe.ask(result)
     return bool(probe.slope.agrees(value, (8 * epsilon + 1e-7) * mass)) if math.isfinite(value) else False
