@@ -134,6 +134,11 @@ def place(name: str, at: Sequence[int]) -> str:
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
+def _dot(a: np.ndarray, b: np.ndarray) -> Any:
+    """Σ a b, by one thread: BLAS would wake others for a chunk, and they are slow to meet on a busy machine."""
+    return np.einsum("i,i", a, b)
+
+
 class _Sum:
     """A root mean square, gathered chunk by chunk, with neither overflow nor underflow."""
 
@@ -142,8 +147,12 @@ class _Sum:
 
     def add(self, magnitudes: np.ndarray) -> None:
         peak = float(magnitudes.max(initial=0))  # NaN goes through a maximum
-        scaled = magnitudes / peak if peak and math.isfinite(peak) else np.zeros(1)
-        self.merge(peak, float(np.dot(scaled, scaled)), magnitudes.size)
+        if 1e-140 < peak < 1e140:  # squares neither overflow nor vanish
+            squares = _dot(magnitudes, magnitudes) / peak**2
+        else:
+            scaled = magnitudes / peak if peak and math.isfinite(peak) else np.zeros(1)
+            squares = _dot(scaled, scaled)
+        self.merge(peak, squares, magnitudes.size)
 
     def merge(self, peak: float, sum: float, count: int) -> None:
         """Take in other numbers: the largest, the sum of their squares in units of its square, how many."""
@@ -193,7 +202,7 @@ class Tally:
                 self.got.add(np.abs(got))
                 self.error.add(off)
                 self.oracle_error.add(np.abs(plain - true))
-                self.dot += float(np.real(np.vdot(true, got)))
+                self.dot += float(np.real(_dot(true.conj(), got)))
             off[np.isnan(off)] = np.inf
             at = int(np.argmax(off))
             self.largest_ulps = max(self.largest_ulps, float(np.where(np.isnan(ulps), np.inf, ulps).max()))

@@ -39,7 +39,9 @@ class Comparison:
     where: str = ""
     notes: list[str] = field(default_factory=list)
     maps: tuple[Any, ...] = ()
-    exact: list[Part] = field(default_factory=list)  # the shadow at the arguments themselves
+    got: list[Part] = field(default_factory=list)  # at the arguments themselves: the rule, the oracle, the shadow
+    plain: list[Part] = field(default_factory=list)
+    exact: list[Part] = field(default_factory=list)
     arrays: list[Any] = field(default_factory=list)  # the rule's own arguments, unless given others of their shapes
 
     def __post_init__(self) -> None:
@@ -50,8 +52,8 @@ class Comparison:
         got, plain = self.parts(self.rule(*arrays)), self.parts(self.oracle(*arrays))
         check_same(self.who, got, plain)
         exact = self.parts(self.oracle.exact(*arrays))
-        if not self.maps:
-            self.maps, self.exact = tuple(map(_map, got, exact)), exact
+        if not self.exact:
+            self.maps, self.got, self.plain, self.exact = tuple(map(_map, got, exact)), got, plain, exact
         return errors(got, plain, exact)
 
     def report(

@@ -63,7 +63,7 @@ class Report:
 
     @property
     def enters(self) -> str | None:
-        """Where an error enters first, in the order of the reverse pass: the name of a call or a leaf; None if nowhere."""
+        """Where an error enters first, in the order of the reverse pass: a call or a leaf by name; None if nowhere."""
         for call in self.calls:
             if not call.ok:
                 return call.name

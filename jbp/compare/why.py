@@ -40,7 +40,7 @@ def explained(
 ) -> tuple[list[LeafError], LeafError, list[str]]:
     """The leaves with patterns and what the third oracle says of them; the total; remarks."""
     notes: list[str] = []
-    got, exact = comparison.parts(comparison.rule(*arrays)), comparison.exact
+    got, exact = comparison.got, comparison.exact
     right = {part.name: part.array for part in exact}
     failing = [i for i, leaf in enumerate(leaves) if not leaf.ok]
     for i in failing:
@@ -98,7 +98,7 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
     An element is suspected if it is far off for its own size; it is wrong if rule and oracle differ there in float64 by
     more than what a last bit of the arguments makes of it.
     """
-    got, plain = comparison.parts(comparison.rule(*arrays)), comparison.parts(comparison.oracle(*arrays))
+    got, plain = comparison.got, comparison.plain
     suspects: dict[int, np.ndarray] = {}
     for i, leaf in enumerate(leaves):
         if not leaf.ok or not 1 < leaf.size <= LOOKED_AT or leaf.name == VALUE:
