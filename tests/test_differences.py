@@ -1,6 +1,6 @@
 """Central differences as the third oracle: the slope, an honest error of it, kinks, domains, complex numbers.
 
-    ψ(t) = f(x + t·v);    the slope is ψ'(0), and its error must not be smaller than how far it really is off.
+ψ(t) = f(x + t·v);    the slope is ψ'(0), and its error must not be smaller than how far it really is off.
 """
 
 from collections.abc import Callable

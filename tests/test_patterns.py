@@ -1,6 +1,6 @@
 """Each pattern is found in a gradient made by that very mistake, and none in a right or merely noisy one.
 
-    got = T(exact) + rounding,    T the mistake
+got = T(exact) + rounding,    T the mistake
 """
 
 from collections.abc import Callable

@@ -226,7 +226,11 @@ def test_what_has_no_wider_form_runs_in_its_own_dtype():
 
     def f(x):
         bits = lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.int32) + 1, jnp.float32)
-        return bits, jnp.nextafter(x, np.float32(9)), jax.pure_callback(host, jax.ShapeDtypeStruct((12,), np.float32), x)
+        return (
+            bits,
+            jnp.nextafter(x, np.float32(9)),
+            jax.pure_callback(host, jax.ShapeDtypeStruct((12,), np.float32), x),
+        )
 
     bits, after, called = run_wide(f, V)
     np.testing.assert_array_equal(bits, (V.view(np.int32) + 1).view(np.float32))

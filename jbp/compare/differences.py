@@ -184,7 +184,7 @@ def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str,
     leaves = range(len(units)) if leaf is None else [leaf]
 
     def pointing(fill: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-        return [fill(u) if i in leaves else np.zeros_like(u) for i, u in enumerate(units)]
+        return [np.asarray(fill(u)) if i in leaves else np.zeros_like(u) for i, u in enumerate(units)]
 
     def probe(where: str, direction: list[np.ndarray]) -> Probe:
         def ask(result: Sequence[Any]) -> tuple[float, float]:
@@ -204,7 +204,7 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: s
     """Of a tangent's leaf: at its element `at`, and of random sums of its elements."""
     slope, random = outputs[leaf], np.random.default_rng(0)
 
-    def pick(weights: np.ndarray, where: str) -> Probe:
+    def pick(weights: Any, where: str) -> Probe:
         def ask(result: Sequence[Any]) -> tuple[float, float]:
             with np.errstate(invalid="ignore"):
                 terms = np.real(np.asarray(result[leaf]) * weights)

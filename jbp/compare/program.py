@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError
-from .replay import equations, wide, widened
+from .replay import equations, inner_jaxprs, wide, widened
 
 SECONDS = 0.5  # spent on timing
 OPAQUE = ("pure_callback", "ffi_call", "pallas_call", "call_exported")
@@ -64,6 +64,10 @@ def _canonical(leaf: Any) -> Any:
     return leaf
 
 
+class ClosesOver(InputError):
+    """A program holds a value of another trace, which has ended."""
+
+
 class Program:
     """`function(*args)` as a program of the arrays in `args`.
 
@@ -84,6 +88,12 @@ class Program:
         self._tracing = time.perf_counter() - started
         self.out: Any = self._traced.out_info
         self.jaxpr: ClosedJaxpr = self._traced.jaxpr
+        more = len(self.jaxpr.jaxpr.invars) > len(arguments.arrays)  # what is not an argument, and not known either
+        if more or any(isinstance(value, jax.core.Tracer) for value in _held(self.jaxpr)):
+            raise ClosesOver(
+                f"{who} closes over a traced value of the function around it, which jax.grad of a jitted function can't "
+                "do either. Make it an argument of the rule."
+            )
         if kept := sorted({e.primitive.name for e in equations(self.jaxpr)} & set(OPAQUE)):
             self.notes.append(f"{who} holds {', '.join(kept)}, which keeps its own precision in the float64 shadow.")
         if effects := [str(e) for e in self.jaxpr.effects if "debug" not in str(e).lower()]:
@@ -155,6 +165,13 @@ class Program:
     def measured(self, seconds: float) -> Measured:
         _, temp, compile_seconds, flops = self.compiled
         return Measured(seconds, temp, compile_seconds, flops)
+
+
+def _held(jaxpr: ClosedJaxpr) -> Iterator[Any]:
+    """The constants of a program, wherever they stand."""
+    yield from jaxpr.consts
+    for eqn in equations(jaxpr):
+        yield from (c for inner in inner_jaxprs(eqn) if isinstance(inner, ClosedJaxpr) for c in inner.consts)
 
 
 def _first_line(error: Exception) -> str:

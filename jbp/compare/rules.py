@@ -16,7 +16,7 @@ from .checks import of_vjp
 from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
 from .error import Part, place
 from .judge import Comparison
-from .program import Program
+from .program import ClosesOver, Program
 from .replay import without_rules
 from .report import Report
 from .sites import RULES, Site, Tapped, hidden, sites_of
@@ -96,7 +96,15 @@ def compare_rules(
     if missed:
         whole.notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
     reached = _reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
-    calls = tuple(filter(None, (task.call(site, *values) for site, values in zip(sites, reached, strict=True))))
+
+    def looked_into(site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
+        try:
+            return task.call(site, arrays, seeds, turns)
+        except ClosesOver as error:
+            whole.notes.append(f"Not looked into: {str(error).removeprefix(f'{who}: ')}")
+            return None
+
+    calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, reached, strict=True))))
     skipped = [site.name for site, (_, _, n) in zip(sites, reached, strict=True) if not n]
     if skipped:
         whole.notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
@@ -268,7 +276,7 @@ def _pulled_forward(function: Flat, floats: list[int], arrays: Sequence[Any], co
     def gradient(k: int) -> Any:
         dtype, is_complex = moving[k].dtype, jnp.iscomplexobj(moving[k])
 
-        def along(i: Any, step: complex) -> Any:
+        def along(i: Any, step: Any) -> Any:
             hot = [jnp.zeros(a.size, a.dtype) for a in moving]
             hot[k] = hot[k].at[i].set(jnp.asarray(step, dtype))
             tangents = [h.reshape(a.shape) for h, a in zip(hot, moving, strict=True)]

@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from .replay import aval_of, bind, equations, inner_jaxprs, line_of, replay
 
 RULES = {"vjp": "custom_vjp_call", "jvp": "custom_jvp_call"}
-INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint")
+INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
 
 
 Path = tuple[int, ...]  # of an equation: its place in the jaxpr, which inner jaxpr of it, the place in there, …

@@ -105,7 +105,7 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
             continue
         exact = np.asarray(comparison.exact[i].array)
         a, b = (np.abs(np.asarray(p.array).astype(exact.dtype) - exact) for p in (got[i], plain[i]))
-        suspect = (a > FAR * (leaf.epsilon * np.abs(exact) + b)) & (a > 2 * leaf.oracle_error)
+        suspect = a > FAR * (leaf.epsilon * np.abs(exact) + b)
         suspects |= {i: suspect} if suspect.any() else {}
     if not suspects:
         return leaves
@@ -118,7 +118,7 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
         mathematics, exact, *near = (np.asarray(parts[i].array) for parts in (rule, comparison.exact, *moved))
         rounding = leaves[i].epsilon * np.abs(exact) + np.max([np.abs(n - exact) for n in near], axis=0)
         off = np.where(suspect, np.abs(mathematics - exact), 0)
-        wrong = off > FAR * rounding
+        wrong = off > FAR * np.maximum(rounding, np.finfo(np.float64).eps * leaves[i].peak)
         if not wrong.any():
             continue
         at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(wrong, off, -1))), off.shape)))
