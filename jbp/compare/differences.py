@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .program import Program
-from .replay import wide
+from .replay import cast
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
 TINY = STEPS[-2:]  # the two smallest, by which kinks are told
@@ -86,7 +86,7 @@ class Slopes:
 
         def values(consts: Any, arrays: Sequence[Any], direction: Sequence[Any]) -> Any:
             def at(t: Any) -> list[Any]:
-                moved = [wide(jnp.asarray(a)) for a in arrays]
+                moved = [cast(jnp.asarray(a)) for a in arrays]
                 for i, v in zip(self.moving, direction, strict=True):
                     moved[i] = moved[i] + t.astype(v.dtype) * v
                 return program.in_float64(consts, moved)
@@ -147,7 +147,7 @@ class Numerical:
         moved = list(arrays)
         for i in self.slopes.moving:
             epsilon = float(jnp.finfo(arrays[i].dtype).eps)
-            moved[i] = wide(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
+            moved[i] = cast(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
         return jax.tree.map(lambda g, like: g.astype(like.dtype), self.exact(*moved), self.out)
 
 

@@ -7,7 +7,9 @@ right if its own is no worse than `K` times that. So no tolerance is picked by h
     max|rule − shadow| ≤ max(K_LARGEST · max|oracle − shadow|, FLOOR · ε · max|shadow|).
 
 The first is the test; the second is for a single wrong element in a leaf of a million, which a root mean square hides.
-For float64 there is nothing wider to measure by: there a rule must equal the oracle to `EXACT` of the leaf's scale.
+For float64 there is nothing wider to measure by. There a rule must equal the oracle to `EXACT` of the leaf's scale, or
+if that fails, to `K` times the error that the oracle itself must have: what it has in float32, as much smaller as the
+last place is.
 """
 
 import math
@@ -61,6 +63,7 @@ class LeafError:
     dtype: str = ""
     at: tuple[int, ...] = ()  # the index of the element that is furthest off
     pattern: str = ""  # what the error looks like, where that has a name
+    amplified: float = 0.0  # the oracle's own error in float64, where that is guessed from the one it has in float32
     hidden: int = 0  # elements that are wrong by themselves, though small beside the rest
     excused: str = ""  # why the error counts for nothing, where another oracle says so
 
@@ -78,7 +81,7 @@ class LeafError:
         if not math.isfinite(scale):
             return math.nan
         if self.epsilon < EXACT:
-            return EXACT * scale * factor / K
+            return factor * max(EXACT * scale / K, self.amplified)
         return max(factor * oracle_error, FLOOR * self.epsilon * scale)
 
     @property
@@ -281,6 +284,12 @@ def pooled(points: Iterator[LeafError] | Sequence[LeafError]) -> LeafError:
     peak = max(e.peak for e in points)
     return replace(first, scale=rms("scale"), error=rms("error"), oracle_error=rms("oracle_error"),
                    oracle_largest=oracle_largest, peak=peak)  # fmt: skip
+
+
+def amplified(leaf: LeafError, single: float) -> LeafError:
+    """A leaf in float64 with the error that the oracle must have there; in float32 it has the error `single`."""
+    finer = leaf.epsilon / float(np.finfo(np.float32).eps)
+    return replace(leaf, amplified=4 * single * finer if leaf.epsilon < EXACT and math.isfinite(single) else 0.0)
 
 
 def check_same(who: str, got: list[Part], plain: list[Part]) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from .differences import Numerical, Third
-from .error import LeafError, Part, check_same, errors, pooled
+from .error import EXACT, LeafError, Part, amplified, check_same, errors, pooled
 from .program import Program, race
 from .report import Check, Report
 from .why import explained, hidden, scaled, suspected
@@ -54,7 +54,11 @@ class Comparison:
         exact = self.parts(self.oracle.exact(*arrays))
         if not self.exact:
             self.maps, self.got, self.plain, self.exact = tuple(map(_map, got, exact)), got, plain, exact
-        return errors(got, plain, exact)
+        found = errors(got, plain, exact)
+        if isinstance(self.oracle, Program) and any(leaf.epsilon < EXACT and not leaf.ok for leaf in found):
+            single = errors(self.parts(self.oracle.single(*arrays)), plain, exact)
+            found = [amplified(leaf, s.error) for leaf, s in zip(found, single, strict=True)]
+        return found
 
     def report(
         self,

@@ -13,10 +13,9 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError
-from .replay import equations, inner_jaxprs, wide, widened
+from .replay import OPAQUE, Dtypes, cast, equations, inner_jaxprs, recast, single_dtype, wide_dtype
 
 SECONDS = 0.5  # spent on timing
-OPAQUE = ("pure_callback", "ffi_call", "pallas_call", "call_exported")
 
 
 class Measured(NamedTuple):
@@ -135,16 +134,26 @@ class Program:
                 leaves = self._step_by_step(arrays)
         return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
 
+    def single(self, *arrays: Any) -> Any:
+        """The result in float32, in the same structure: what rounding makes of it shows there."""
+        with jax.enable_x64(True):
+            leaves = jax.device_get(self._single(self.jaxpr.consts, arrays))
+        return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
+
     @cached_property
     def _wide(self) -> Callable[..., list[Any]]:
         return jax.jit(self.in_float64)
 
-    def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
-        """The flat result in float64, to be traced with x64 on."""
+    @cached_property
+    def _single(self) -> Callable[..., list[Any]]:
+        return jax.jit(lambda consts, arrays: self.in_float64(consts, arrays, single_dtype))
+
+    def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any], to: Dtypes = wide_dtype) -> list[Any]:
+        """The flat result in float64, or in other dtypes; to be traced with x64 on."""
         inner = self.jaxpr.jaxpr
         opened = inner.replace(constvars=[], invars=[*inner.constvars, *inner.invars])
         try:
-            return [wide(jnp.asarray(out)) for out in widened(ClosedJaxpr(opened, []))(*consts, *arrays)]
+            return [cast(jnp.asarray(out), to) for out in recast(ClosedJaxpr(opened, []), to)(*consts, *arrays)]
         except InputError:
             raise
         except Exception as error:
