@@ -8,7 +8,7 @@
 constants stay as they were rounded, and random bits are those of the original dtype. So it is the same function.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -71,8 +71,15 @@ def bind(eqn: JaxprEqn, values: Sequence[Any], params: dict[str, Any] | None = N
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
     """The jaxprs among an equation's params: of a loop, a branch, a call."""
-    leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
-    return [leaf for leaf in leaves if _is_jaxpr(leaf)]
+    return list(_jaxprs_in(eqn.params.values()))
+
+
+def _jaxprs_in(values: Iterable[Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    for value in values:
+        if _is_jaxpr(value):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _jaxprs_in(value)
 
 
 def equations(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
