@@ -64,6 +64,7 @@ def compare_with(
     name = name or str(getattr(rule, "__name__", "")).removeprefix("<lambda>")
     programs = Program("compare: the rule", rule, args), Program("compare: the oracle", oracle, args)
     comparison = Comparison("compare", name, *programs, parts)
+    comparison.notes += programs[0].arguments.not_finite(rule)
     comparison.third = _third(comparison, oracle, args, function, pieces)
     if shadow is not None:
         programs[1].instead = shadow

@@ -1,5 +1,6 @@
 """A function traced once at given arguments: compiled as it is, and run in float64 by the same trace."""
 
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +48,32 @@ class Arguments:
         return [
             self.leaves[i] if hasattr(self.leaves[i], "dtype") else jnp.asarray(self.leaves[i]) for i in self.places
         ]
+
+    def names(self, f: Callable[..., Any]) -> list[str]:
+        """Of the arrays, by f's own parameters, where the arguments are the tuple of f's."""
+        try:
+            parameters = list(inspect.signature(f).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        paths, _ = jax.tree_util.tree_flatten_with_path(self.treedef.unflatten(self.leaves))
+        names = []
+        for i in self.places:
+            first, *rest = paths[i][0]
+            name = plain[first.idx] if first.idx < len(plain) else f"argument {first.idx}"
+            inner = jax.tree_util.keystr(tuple(rest), simple=True, separator=".")
+            names.append(f"{name}.{inner}" if inner else name)
+        return names
+
+    def not_finite(self, f: Callable[..., Any]) -> list[str]:
+        """A remark if there is NaN or infinity in them: no error, as an infinite logit may be meant."""
+        found = []
+        for name, array in zip(self.names(f), map(np.asarray, self.arrays), strict=True):
+            if jnp.issubdtype(array.dtype, jnp.inexact) and not (finite := np.isfinite(array)).all():
+                first = tuple(map(int, np.argwhere(~finite)[0]))
+                bad = f", {(~finite).sum():,} of {array.size:,}" if array.size > 1 else ""
+                found.append(f"{name}{list(first) if first else ''} = {array[first]}{bad}")
+        return [f"The arguments hold NaN or infinity: {'; '.join(found)}."] if found else []
 
     def filled(self, arrays: Sequence[Any]) -> Any:
         """The arguments with other arrays."""
