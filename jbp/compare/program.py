@@ -1,6 +1,7 @@
 """A function traced once at given arguments: compiled as it is, and run in float64 by the same trace."""
 
 import inspect
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ class Arguments:
     @classmethod
     def of(cls, args: Any) -> "Arguments":
         leaves, treedef = jax.tree.flatten(args)
-        places = tuple(i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype") or type(leaf) in (float, complex))
+        places = tuple(i for i, leaf in enumerate(leaves) if _is_array(leaf) or type(leaf) in (float, complex))
         return cls(tuple(leaves), treedef, places)
 
     @property
@@ -67,9 +68,10 @@ class Arguments:
 
     def not_finite(self, f: Callable[..., Any]) -> list[str]:
         """A remark if there is NaN or infinity in them: no error, as an infinite logit may be meant."""
-        found = []
-        for name, array in zip(self.names(f), map(np.asarray, self.arrays), strict=True):
-            if jnp.issubdtype(array.dtype, jnp.inexact) and not (finite := np.isfinite(array)).all():
+        found, named = [], zip(self.names(f), self.arrays, strict=True)
+        floats = [(n, np.asarray(a)) for n, a in named if jnp.issubdtype(a.dtype, jnp.inexact)]
+        for name, array in floats:
+            if not (finite := np.isfinite(array)).all():
                 first = tuple(map(int, np.argwhere(~finite)[0]))
                 bad = f", {(~finite).sum():,} of {array.size:,}" if array.size > 1 else ""
                 found.append(f"{name}{list(first) if first else ''} = {array[first]}{bad}")
@@ -83,6 +85,10 @@ class Arguments:
         return self.treedef.unflatten(leaves)
 
 
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and getattr(leaf.dtype, "kind", "V") not in "OSUMm"
+
+
 class Program:
     """`function(*args)` as a program of the arrays in `args`.
 
@@ -93,6 +99,16 @@ class Program:
         self.who, self.notes = who, list[str]()
         self.instead: Callable[..., Any] | None = None  # the result in float64 by other means, if memory runs out
         self.arguments = arguments = Arguments.of(args)
+        if any(
+            isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer) and a.is_deleted() for a in arguments.arrays
+        ):
+            raise InputError(
+                f"{who.split(':')[0]}: an argument's array has been deleted, perhaps donated. Make it anew."
+            )
+        if any(isinstance(a, jax.core.Tracer) for a in arguments.arrays):
+            raise InputError(
+                f"{who.split(':')[0]}: it reads values, and under jit there are none. Call it outside jit."
+            )
         started = time.perf_counter()
         try:
             self._traced = jax.jit(lambda *arrays: function(*arguments.filled(arrays))).trace(*arguments.arrays)
@@ -125,9 +141,10 @@ class Program:
 
     def __call__(self, *arrays: Any) -> Any:
         """The result as the function gives it."""
+        program = self.compiled[0]
         try:
-            return self.compiled[0](*arrays)
-        except jax.errors.JaxRuntimeError as error:
+            return program(*arrays)
+        except Exception as error:
             raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
 
     def exact(self, *arrays: Any) -> Any:
@@ -177,8 +194,12 @@ class Program:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else "no message"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "Traceback" in lines[0]:  # of a callback: what it raised stands below
+        lines = [line for line in lines if re.match(r"\w+(Error|Exception)\b", line)] or lines
+    if lines and lines[0].endswith(":"):
+        lines[:2] = [" ".join(lines[:2])]
+    return re.sub(r"function <lambda> at \S*program\.py:\d+ traced for jit", "it", lines[0]) if lines else "no message"
 
 
 class Race(NamedTuple):

@@ -170,6 +170,12 @@ def _float64(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]
     return bind(eqn, values, params)
 
 
+def noise_of(jaxpr: ClosedJaxpr) -> float:
+    """ε of the widest steps that floats are rounded to in `widened` nevertheless; 0 if there are none."""
+    narrow = [v.aval.dtype for eqn in equations(jaxpr) if eqn.primitive.name in BITS for v in eqn.invars]
+    return max((float(jnp.finfo(dtype).eps) for dtype in narrow if jnp.issubdtype(dtype, jnp.inexact)), default=0.0)
+
+
 def _plain(dtype: Any) -> bool:
     """Whether it is a dtype of numbers, not of random keys."""
     return not jnp.issubdtype(dtype, jax.dtypes.extended)

@@ -170,12 +170,14 @@ class _Task:
             return Numerical(
                 slopes,
                 rule,
-                lambda slopes, arrays: [s.value for s in slopes.along(_wide(arrays[-len(slopes.moving) :]), arrays)],
+                lambda slopes, arrays, number: [
+                    number(s) for s in slopes.along(_wide(arrays[-len(slopes.moving) :]), arrays)
+                ],
             )
         if size <= DIFFERENCES:
             return Numerical(slopes, rule, gradient_by_differences)
         raise InputError(
-            f"{reason} Its primal has no derivative to compare with, and {size:,} elements are too many for central "
+            f"{str(reason).rstrip('.')}. Its primal has no derivative to compare with, and {size:,} elements are too many for central "
             "differences. Use fewer, or compare(rule, oracle)."
         ) from reason
 
@@ -211,6 +213,7 @@ class _Task:
             names = [site.arguments[i] for i in _floats([v.aval for v in site.eqn.invars]) if i >= consts]
         else:
             names = _output_names([v.aval for v in site.eqn.outvars])
+            seeds = seeds[sum(_is_float(v.aval) for v in site.eqn.invars[:consts]) :]  # constants' tangents are 0
         comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked, consts)
         if turns > 1:
             comparison.notes.append(f"{turns} turns, along the first axis.")
