@@ -98,7 +98,8 @@ class Slopes:
 
             return jax.lax.map(at, jnp.asarray([0.0, *STEPS, *-STEPS], np.float64))
 
-        self._values, self.noise = jax.jit(values), noise_of(program.jaxpr)
+        self._values = program.derived.setdefault(tuple(self.moving), jax.jit(values))
+        self.noise = noise_of(program.jaxpr)
 
     def units(self) -> list[np.ndarray]:
         """By how much each element moves for a step of 1: its own size, or a tenth of its array's if it is zero.

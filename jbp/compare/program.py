@@ -109,6 +109,7 @@ class Program:
     def __init__(self, who: str, function: Callable[..., Any], args: Any):
         self.who, self.notes = who, list[str]()
         self.instead: Callable[..., Any] | None = None  # the result in float64 by other means, if memory runs out
+        self.derived: dict[Any, Callable[..., Any]] = {}  # other programs made of this one, compiled once
         self.arguments = arguments = Arguments.of(args)
         if any(
             isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer) and a.is_deleted() for a in arguments.arrays
