@@ -48,3 +48,5 @@ from .readouts import Gradient as Gradient
 from .readouts import PerExampleGradients as PerExampleGradients
 from .readouts import SquaredNorms as SquaredNorms
 from .reverse import Cost as Cost
+from .testing import assert_gradients as assert_gradients
+from .testing import assert_vjp as assert_vjp

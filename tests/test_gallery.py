@@ -84,7 +84,7 @@ def test_enough_of_the_gallery_runs():
 
 
 def test_the_gallery_is_as_large_as_it_is_said_to_be():
-    """At least 60 wrong rules of at least 12 functions and 40 right ones, all of other names, functions and arguments."""
+    """At least 60 wrong rules of at least 12 functions and 40 right ones, all of them different."""
     assert len(WRONG) >= 60
     assert len({case.function for case in WRONG}) >= 12
     assert len(RIGHT) >= 40

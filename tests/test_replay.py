@@ -102,7 +102,9 @@ CASES: dict[str, tuple[Callable, Callable, tuple]] = {
         lambda x: jax.nn.softmax(x, -1), lambda x: scipy.special.softmax(x, -1), (X.astype(ml_dtypes.bfloat16),),
     ),
     "float8 arguments": (
-        lambda x: (x.astype(jnp.float32) * 0.1).astype(x.dtype), lambda x: x * TENTH, (X.astype(ml_dtypes.float8_e4m3fn),),
+        lambda x: (x.astype(jnp.float32) * 0.1).astype(x.dtype),
+        lambda x: x * TENTH,
+        (X.astype(ml_dtypes.float8_e4m3fn),),
     ),
     "float iota": (lambda x: x * jnp.arange(12, dtype=x.dtype), lambda x: x * np.arange(12), (V,)),
     "integers and back": (
@@ -126,7 +128,9 @@ CASES: dict[str, tuple[Callable, Callable, tuple]] = {
     "grad": (jax.grad(lambda x: jnp.tanh(x).sum()), lambda x: 1 / np.cosh(x) ** 2, (X,)),
     "solve": (jnp.linalg.solve, np.linalg.solve, (S, X)),
     "triangular solve": (
-        lambda a, b: jax.scipy.linalg.solve_triangular(a, b, lower=True), lambda a, b: np.linalg.solve(np.tril(a), b), (S, X),
+        lambda a, b: jax.scipy.linalg.solve_triangular(a, b, lower=True),
+        lambda a, b: np.linalg.solve(np.tril(a), b),
+        (S, X),
     ),
     "cholesky": (jnp.linalg.cholesky, np.linalg.cholesky, (S,)),
     "eigh": (lambda a: jnp.linalg.eigh(a)[0], np.linalg.eigvalsh, (S,)),
@@ -257,7 +261,7 @@ def test_a_pytree_in_float64():
     assert (wide_tree["s"], wide_tree["f"]) == ("text", 0.5)
     np.testing.assert_array_equal(wide_tree["a"], tree["a"].astype(np.float64))
     assert cast(tree["n"]) is tree["n"]
-    assert wide_dtype(np.dtype(bool)) == bool
+    assert wide_dtype(np.dtype(bool)) == np.dtype(bool)
 
 
 # -- without custom rules ---------------------------------------------------------------------------------------------

@@ -292,7 +292,9 @@ def test_forward_mode_of_a_complex_argument():
     z = lax.complex(X, numbers(2, 4))
     for factor, ok in ((4, True), (2, False)):
         rule = jax.custom_vjp(f)
-        rule.defvjp(lambda z: (rule(z), z), lambda z, c, k=factor: (k * jnp.conj(z) * lax.complex(c, 0 * c),))
+        rule.defvjp(
+            lambda z, rule=rule: (rule(z), z), lambda z, c, k=factor: (k * jnp.conj(z) * lax.complex(c, 0 * c),)
+        )
         report = vjp(rule, z)
         assert (report.values_ok, report.worst.excused) == (ok, "")
 
@@ -361,7 +363,7 @@ def test_what_misleads_autodiff_and_the_rule_alike_is_remarked():
 
 
 def test_a_wrong_row_beside_large_ones_is_caught():
-    """Row 1 of the gradient has size 1e-3, row 0 size 1e6: an error in it is 1e-9 of the leaf, and wrong all the same."""
+    """Row 1 of the gradient has size 1e-3, row 0 size 1e6: an error in it is 1e-9 of the leaf, and still wrong."""
     sizes = np.float32([[1e6], [1e-3], [1.0]]) * np.ones((1, 4), np.float32)
     f = lambda x: jnp.sin(x) * sizes  # noqa: E731
     for factor, ok in ((1.0, True), (1.001, False)):
@@ -399,9 +401,9 @@ def test_custom_jvps_are_found_as_well(place: str):
 
 
 def test_nothing_to_compare_has_a_clear_message():
-    with pytest.raises(InputError, match="but a custom_jvp is: softplus. Use compare_jvp"):
+    with pytest.raises(InputError, match=r"but a custom_jvp is: softplus\. Use compare_jvp"):
         vjp(softplus, X)
-    with pytest.raises(InputError, match="root stands|sine stands under a while loop or in another rule"):
+    with pytest.raises(InputError, match=r"root stands|sine stands under a while loop or in another rule"):
         vjp(lambda x: lax.while_loop(lambda x: jnp.sum(x) > 9, sine, x), X)
     with pytest.raises(InputError, match="no arguments of a float dtype"):
         vjp(lambda n: sine(n.astype(jnp.float32)), np.arange(3))

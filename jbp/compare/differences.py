@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .program import Program
-from .replay import cast
+from .replay import cast, noise_of
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
 TINY = STEPS[-2:]  # the two smallest, by which kinks are told
@@ -43,17 +43,20 @@ class Slope(NamedTuple):
 
 
 @np.errstate(all="ignore")
-def slope(middle: Any, up: np.ndarray, down: np.ndarray) -> Slope:
-    """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps out of the domain (NaN) don't count."""
+def slope(middle: Any, up: np.ndarray, down: np.ndarray, noise: float = 0.0) -> Slope:
+    """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps out of the domain (NaN) don't count.
+
+    `noise`: the ε that ψ is rounded to, where that is not float64's.
+    """
     h = STEPS.reshape(-1, *(1,) * np.ndim(middle))
     table = [(up - down) / (2 * h)]
-    rounding = np.finfo(np.float64).eps * np.maximum(np.abs(up), np.abs(down)) / h
+    floor = max(4 * noise, np.finfo(np.float64).eps) * np.fmax(np.abs(up), np.abs(down)) / h
     value, error = table[0][0], np.full(np.shape(middle), np.inf)
     for j in range(1, len(STEPS)):
         before = table[-1]
         now = before[1:] + (before[1:] - before[:-1]) / (16.0**j - 1)
         change = np.maximum(np.abs(now - before[1:]), np.abs(now - before[:-1]))
-        change = np.maximum(change, rounding[j:])  # two entries may also agree by luck
+        change = np.maximum(change, floor[j:])  # two entries may also agree by luck
         change = np.where(np.isnan(change), np.inf, change)
         best = np.argmin(change, axis=0)[None]
         least = np.take_along_axis(change, best, 0)[0]
@@ -65,11 +68,13 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray) -> Slope:
     level = np.abs(right[-2:]) + np.abs(left[-2:])
     stays = (gap[-1] > 0.5 * gap[-2]) & (gap[-1] < 1.5 * gap[-2])  # at a jump it grows as the step shrinks
     kink = stays & (gap[-1] > 1e-5 * level.max(0)) & np.isfinite(gap[-1])
+    kink &= gap[-1] > 4 * floor[-1]
     both = np.stack([right[-1], left[-1]])
     return Slope(value, error, both.min(0), both.max(0), kink)
 
 
 Pieces = Callable[[list[np.ndarray]], list[np.ndarray]]
+Number = Callable[[Slope], Any]  # what is taken of a slope: its value, or that and its error
 
 
 class Slopes:
@@ -93,7 +98,8 @@ class Slopes:
 
             return jax.lax.map(at, jnp.asarray([0.0, *STEPS, *-STEPS], np.float64))
 
-        self._values = jax.jit(values)
+        self._values = program.derived.setdefault(tuple(self.moving), jax.jit(values))
+        self.noise = noise_of(program.jaxpr)
 
     def units(self) -> list[np.ndarray]:
         """By how much each element moves for a step of 1: its own size, or a tenth of its array's if it is zero.
@@ -117,11 +123,11 @@ class Slopes:
         slopes = []
         for v in values:
             if np.iscomplexobj(v):
-                real, imaginary = (slope(p[0], p[1 : n + 1], p[n + 1 :]) for p in (v.real, v.imag))
+                real, imaginary = (slope(p[0], p[1 : n + 1], p[n + 1 :], self.noise) for p in (v.real, v.imag))
                 value, error, low, high = (a + 1j * b for a, b in zip(real[:4], imaginary[:4], strict=True))
                 slopes.append(Slope(value, error, low, high, real.kink | imaginary.kink))
             else:
-                slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :]))
+                slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :], self.noise))
         return slopes
 
 
@@ -129,18 +135,20 @@ class Numerical:
     """Central differences in the place of autodiff, where JAX has no derivative: used as a `Program` is.
 
     `differentiate(slopes, arrays)` gives the result. As for an error of its own: that of a result that is right but for
-    the last bits of the arguments.
+    the last bits of the arguments; where the function keeps a narrow precision, with the error of its slopes besides.
     """
 
     def __init__(
-        self, slopes: Slopes, like: Program, differentiate: Callable[[Slopes, Sequence[Any]], list[np.ndarray]]
+        self, slopes: Slopes, like: Program, differentiate: Callable[[Slopes, Sequence[Any], Number], list[Any]]
     ):
         self.slopes, self.differentiate = slopes, differentiate
         self.out, self.arguments, self.jaxpr = like.out, like.arguments, slopes.program.jaxpr
         self.notes = [*slopes.program.notes, "JAX can't differentiate the primal: the oracle is central differences."]
 
     def exact(self, *arrays: Any) -> Any:
-        return jax.tree.unflatten(jax.tree.structure(self.out), self.differentiate(self.slopes, arrays))
+        return jax.tree.unflatten(
+            jax.tree.structure(self.out), self.differentiate(self.slopes, arrays, lambda s: s.value)
+        )
 
     def __call__(self, *arrays: Any) -> Any:
         random = np.random.default_rng(1)
@@ -148,11 +156,17 @@ class Numerical:
         for i in self.slopes.moving:
             epsilon = float(jnp.finfo(arrays[i].dtype).eps)
             moved[i] = cast(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
-        return jax.tree.map(lambda g, like: g.astype(like.dtype), self.exact(*moved), self.out)
+        far = lambda s: s.value + s.error if self.slopes.noise else s.value  # noqa: E731
+        result = jax.tree.unflatten(jax.tree.structure(self.out), self.differentiate(self.slopes, moved, far))
+        return jax.tree.map(lambda g, like: g.astype(like.dtype), result, self.out)
 
 
-def gradient_by_differences(slopes: Slopes, arrays: Sequence[Any]) -> list[np.ndarray]:
-    """The gradient of a scalar, element by element."""
+def value_of(slope: Slope) -> Any:
+    return slope.value
+
+
+def gradient_by_differences(slopes: Slopes, arrays: Sequence[Any], number: Number = value_of) -> list[np.ndarray]:
+    """The gradient of a scalar, element by element: `number` of each slope."""
     units = slopes.units()
     gradient = [np.zeros_like(u) for u in units]
     for i, unit in enumerate(units):
@@ -161,7 +175,7 @@ def gradient_by_differences(slopes: Slopes, arrays: Sequence[Any]) -> list[np.nd
                 step = np.abs(unit[at])
                 direction = [np.zeros_like(u) for u in units]
                 direction[i][at] = step * turn
-                gradient[i][at] += slopes.along(direction, arrays)[0].value / step * np.conj(turn)
+                gradient[i][at] += number(slopes.along(direction, arrays)[0]) / step * np.conj(turn)
     return gradient
 
 

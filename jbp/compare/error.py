@@ -116,10 +116,12 @@ def named_parts(result: Any) -> list[Part]:
     """The parts of any pytree, by path and index. A pair whose first member is a scalar is (value, gradients)."""
     if has_value(result):
         value, gradients = result
-        return [Part(VALUE, value, lambda at: VALUE), *named_parts([gradients])]
-    paths, _ = jax.tree_util.tree_flatten_with_path(
-        result[0] if isinstance(result, list) and len(result) == 1 else result
-    )
+        return [Part(VALUE, value, lambda at: VALUE), *_by_path(gradients)]
+    return _by_path(result)
+
+
+def _by_path(result: Any) -> list[Part]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(result)
     names = [(jax.tree_util.keystr(path, simple=True, separator=".") or "gradient", leaf) for path, leaf in paths]
     return [Part(name, leaf, partial(place, name)) for name, leaf in names]
 

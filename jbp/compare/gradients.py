@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import InputError
+from ..layer import InputError, described
 from .checks import of_gradients
 from .differences import Slopes, vjp_probes
 from .error import VALUE, Part, has_value, named_parts
@@ -64,6 +64,7 @@ def compare_with(
     name = name or str(getattr(rule, "__name__", "")).removeprefix("<lambda>")
     programs = Program("compare: the rule", rule, args), Program("compare: the oracle", oracle, args)
     comparison = Comparison("compare", name, *programs, parts)
+    comparison.notes += programs[0].arguments.not_finite(rule)
     comparison.third = _third(comparison, oracle, args, function, pieces)
     if shadow is not None:
         programs[1].instead = shadow
@@ -75,16 +76,18 @@ def _third(comparison: Comparison, oracle: Callable, args: tuple, function: Call
     f = function or _function_behind(oracle, args, has_value(comparison.oracle.out))
     if f is None:
         return None
-    arrays = comparison.arrays
+    arrays, of = comparison.arrays, Program("compare: the function", f, args)
+    if not has_value((*jax.tree.leaves(of.out), None)):
+        got = described(of.out)
+        raise InputError(f"compare: the function must return one scalar, got {got}. Give what they are gradients of.")
     if pieces is not None:
-        return partial(vjp_probes, Slopes(Program("compare: the function", f, args), arrays, [0], *pieces))
+        return partial(vjp_probes, Slopes(of, arrays, [0], *pieces))
     gradients = [part.array for part in comparison.parts(comparison.oracle.out) if part.name != VALUE]
     first = len(jax.tree.leaves(args[0])) if args else 0
     floats = [i for i, a in enumerate(arrays) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
     for moving in ([i for i in floats if i < first], floats):
         if [jnp.shape(arrays[i]) for i in moving] == [jnp.shape(g) for g in gradients]:
-            slopes = Slopes(Program("compare: the function", f, args), arrays, moving)
-            return partial(vjp_probes, slopes)
+            return partial(vjp_probes, Slopes(of, arrays, moving))
     return None
 
 

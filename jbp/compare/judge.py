@@ -21,6 +21,7 @@ from .report import Check, Report
 from .why import explained, hidden, scaled, suspected
 
 NEARBY = 16
+IMPRECISE = 0.01  # of a leaf's scale
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Comparison:
         if not all(leaf.ok for leaf in (*leaves, total)):
             leaves, total, notes = explained(self, arrays, leaves, total)
         else:
-            notes = suspected(self, leaves)
+            notes = [*suspected(self, leaves), *_imprecise(leaves)]
         more: dict[str, Any] = {}
         if timing:
             a, b, ratio = race(partial(self.rule, *arrays), partial(self.oracle, *arrays))
@@ -98,6 +99,16 @@ class Comparison:
             tuple(leaves), total, points=len(points), name=self.name, where=self.where, notes=tuple(notes),
             maps=self.maps, **more,
         )  # fmt: skip
+
+
+def _imprecise(leaves: Sequence[LeafError]) -> Iterator[str]:
+    """Remarks where rule and autodiff are equally far off: right by comparison, and of no use."""
+    for leaf in leaves:
+        if leaf.error > max(IMPRECISE, 16 * leaf.epsilon) * leaf.scale > 0:
+            yield (
+                f"{leaf.name}: in {leaf.dtype} both are off by {leaf.error / leaf.scale:.1e} of its size: the function "
+                "itself loses digits here."
+            )
 
 
 def _nearby(arrays: Sequence[Any]) -> Iterator[list[Any]]:

@@ -1,5 +1,7 @@
 """A function traced once at given arguments: compiled as it is, and run in float64 by the same trace."""
 
+import inspect
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +41,7 @@ class Arguments:
     def of(cls, args: Any) -> "Arguments":
         leaves, treedef = jax.tree.flatten(args)
         leaves = [_canonical(leaf) for leaf in leaves]
-        places = tuple(i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype") or type(leaf) in (float, complex))
+        places = tuple(i for i, leaf in enumerate(leaves) if _is_array(leaf) or type(leaf) in (float, complex))
         return cls(tuple(leaves), treedef, places)
 
     @property
@@ -47,6 +49,33 @@ class Arguments:
         return [
             self.leaves[i] if hasattr(self.leaves[i], "dtype") else jnp.asarray(self.leaves[i]) for i in self.places
         ]
+
+    def names(self, f: Callable[..., Any]) -> list[str]:
+        """Of the arrays, by f's own parameters, where the arguments are the tuple of f's."""
+        try:
+            parameters = list(inspect.signature(f).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        paths, _ = jax.tree_util.tree_flatten_with_path(self.treedef.unflatten(self.leaves))
+        names = []
+        for i in self.places:
+            first, *rest = paths[i][0]
+            name = plain[first.idx] if first.idx < len(plain) else f"argument {first.idx}"
+            inner = jax.tree_util.keystr(tuple(rest), simple=True, separator=".")
+            names.append(f"{name}.{inner}" if inner else name)
+        return names
+
+    def not_finite(self, f: Callable[..., Any]) -> list[str]:
+        """A remark if there is NaN or infinity in them: no error, as an infinite logit may be meant."""
+        found, named = [], zip(self.names(f), self.arrays, strict=True)
+        floats = [(n, np.asarray(a)) for n, a in named if jnp.issubdtype(a.dtype, jnp.inexact)]
+        for name, array in floats:
+            if not (finite := np.isfinite(array)).all():
+                first = tuple(map(int, np.argwhere(~finite)[0]))
+                bad = f", {(~finite).sum():,} of {array.size:,}" if array.size > 1 else ""
+                found.append(f"{name}{list(first) if first else ''} = {array[first]}{bad}")
+        return [f"The arguments hold NaN or infinity: {'; '.join(found)}."] if found else []
 
     def filled(self, arrays: Sequence[Any]) -> Any:
         """The arguments with other arrays."""
@@ -67,6 +96,10 @@ class ClosesOver(InputError):
     """A program holds a value of another trace, which has ended."""
 
 
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and getattr(leaf.dtype, "kind", "V") not in "OSUMm"
+
+
 class Program:
     """`function(*args)` as a program of the arrays in `args`.
 
@@ -76,7 +109,18 @@ class Program:
     def __init__(self, who: str, function: Callable[..., Any], args: Any):
         self.who, self.notes = who, list[str]()
         self.instead: Callable[..., Any] | None = None  # the result in float64 by other means, if memory runs out
+        self.derived: dict[Any, Callable[..., Any]] = {}  # other programs made of this one, compiled once
         self.arguments = arguments = Arguments.of(args)
+        if any(
+            isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer) and a.is_deleted() for a in arguments.arrays
+        ):
+            raise InputError(
+                f"{who.split(':')[0]}: an argument's array has been deleted, perhaps donated. Make it anew."
+            )
+        if any(isinstance(a, jax.core.Tracer) for a in arguments.arrays):
+            raise InputError(
+                f"{who.split(':')[0]}: it reads values, and under jit there are none. Call it outside jit."
+            )
         started = time.perf_counter()
         try:
             self._traced = jax.jit(lambda *arrays: function(*arguments.filled(arrays))).trace(*arguments.arrays)
@@ -90,8 +134,8 @@ class Program:
         more = len(self.jaxpr.jaxpr.invars) > len(arguments.arrays)  # what is not an argument, and not known either
         if more or any(isinstance(value, jax.core.Tracer) for value in _held(self.jaxpr)):
             raise ClosesOver(
-                f"{who} closes over a traced value of the function around it, which jax.grad of a jitted function can't "
-                "do either. Make it an argument of the rule."
+                f"{who} closes over a traced value of the function around it, which jax.grad of a jitted function "
+                "can't do either. Make it an argument of the rule."
             )
         if kept := sorted({e.primitive.name for e in equations(self.jaxpr)} & set(OPAQUE)):
             self.notes.append(f"{who} holds {', '.join(kept)}, which keeps its own precision in the float64 shadow.")
@@ -115,9 +159,10 @@ class Program:
 
     def __call__(self, *arrays: Any) -> Any:
         """The result as the function gives it."""
+        program = self.compiled[0]
         try:
-            return self.compiled[0](*arrays)
-        except jax.errors.JaxRuntimeError as error:
+            return program(*arrays)
+        except Exception as error:
             raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
 
     def exact(self, *arrays: Any) -> Any:
@@ -184,8 +229,12 @@ def _held(jaxpr: ClosedJaxpr) -> Iterator[Any]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else "no message"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "Traceback" in lines[0]:  # of a callback: what it raised stands below
+        lines = [line for line in lines if re.match(r"\w+(Error|Exception)\b", line)] or lines
+    if lines and lines[0].endswith(":"):
+        lines[:2] = [" ".join(lines[:2])]
+    return re.sub(r"function <lambda> at \S*program\.py:\d+ traced for jit", "it", lines[0]) if lines else "no message"
 
 
 class Race(NamedTuple):

@@ -190,6 +190,12 @@ def _own(v: Any, dtype: Any) -> Any:
     return aval_of(v).dtype
 
 
+def noise_of(jaxpr: ClosedJaxpr) -> float:
+    """ε of the widest steps that floats are rounded to in `recast` nevertheless; 0 if there are none."""
+    narrow = [aval_of(v).dtype for e in equations(jaxpr) if e.primitive.name in BITS for v in e.invars]
+    return max((float(jnp.finfo(dtype).eps) for dtype in narrow if jnp.issubdtype(dtype, jnp.inexact)), default=0.0)
+
+
 def _plain(dtype: Any) -> bool:
     """Whether it is a dtype of numbers, not of random keys."""
     return not jnp.issubdtype(dtype, jax.dtypes.extended)

@@ -1,5 +1,6 @@
 """What a comparison found: a table in a terminal, Markdown, JSON, a picture, a page, or an AssertionError."""
 
+import cmath
 import dataclasses
 import json
 import math
@@ -95,6 +96,8 @@ class Report:
             f"The gradients DISAGREE, most in {worst.name}: {pattern}rms error {worst.error:.1e}, allowed "
             f"{worst.allowed:.1e}; {worst.where} is {worst.got:.6g} by the rule and {worst.expected:.6g} in float64."
         )
+        if not cmath.isfinite(worst.expected):
+            text += " The oracle is not finite there, so it vouches for nothing."
         if self.calls and self.enters:
             first = next((call for call in self.calls if not call.ok), None)
             text += (

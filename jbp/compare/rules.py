@@ -1,6 +1,5 @@
 """`compare_vjp` and `compare_jvp`: a function with custom rules in it against autodiff of its own primals."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,10 +85,11 @@ def compare_rules(
     )
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
     task = _Task(who, kind, timing, checks, {} if programs is None else programs)
-    names = _argument_names(f, args, program) if kind == "vjp" else _output_names(program.out)
+    names = _argument_names(f, program) if kind == "vjp" else _output_names(program.out)
     whole = task.comparison(
         name, sites[0].where if alone else "", with_rules, bare, arrays, seeds, names, stacked=False
     )
+    whole.notes += program.arguments.not_finite(f)
     if alone:
         return task.report(whole, with_rules, bare, arrays, seeds)
     missed = hidden(program.jaxpr, kind)
@@ -178,13 +178,15 @@ class _Task:
             return Numerical(
                 slopes,
                 rule,
-                lambda slopes, arrays: [s.value for s in slopes.along(_wide(arrays[-len(slopes.moving) :]), arrays)],
+                lambda slopes, arrays, number: [
+                    number(s) for s in slopes.along(_wide(arrays[-len(slopes.moving) :]), arrays)
+                ],
             )
         if size <= DIFFERENCES:
             return Numerical(slopes, rule, gradient_by_differences)
         raise InputError(
-            f"{reason} Its primal has no derivative to compare with, and {size:,} elements are too many for central "
-            "differences. Use fewer, or compare(rule, oracle)."
+            f"{str(reason).rstrip('.')}. Its primal has no derivative to compare with, and {size:,} elements are too "
+            "many for central differences. Use fewer, or compare(rule, oracle)."
         ) from reason
 
     def _slopes(self, name: str, bare: Flat, floats: list[int], arrays: Any, seeds: Any, stacked: bool) -> Slopes:
@@ -219,6 +221,7 @@ class _Task:
             names = [site.arguments[i] for i in _floats([v.aval for v in site.eqn.invars]) if i >= consts]
         else:
             names = _output_names([v.aval for v in site.eqn.outvars])
+            seeds = seeds[sum(_is_float(v.aval) for v in site.eqn.invars[:consts]) :]  # constants' tangents are 0
         comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked, consts)
         if turns > 1:
             comparison.notes.append(f"{turns} turns, along the first axis.")
@@ -371,22 +374,10 @@ def _seeds(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str, one:
     return [draw(a) for a in floats]
 
 
-def _argument_names(f: Callable, args: tuple, program: Program) -> list[str]:
-    """Names of the float arrays among the arguments, by f's own parameters."""
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    names = []
-    paths, _ = jax.tree_util.tree_flatten_with_path(args)
-    for i in program.arguments.places:
-        (first, *rest), leaf = paths[i]
-        name = plain[first.idx] if first.idx < len(plain) else f"argument {first.idx}"
-        inner = jax.tree_util.keystr(tuple(rest), simple=True, separator=".")
-        if _is_float(leaf):
-            names.append(f"{name}.{inner}" if inner else name)
-    return names
+def _argument_names(f: Callable, program: Program) -> list[str]:
+    """Names of the float arrays among the arguments."""
+    named = zip(program.arguments.names(f), program.arguments.arrays, strict=True)
+    return [name for name, array in named if _is_float(array)]
 
 
 def _output_names(out: Any) -> list[str]:
