@@ -1,8 +1,9 @@
 """Of the gallery every wrong rule is caught, and no right one accused.
 
 Here a fixed part of it runs, chosen by one rule: of each function and of each kind of fault the first wrong rules in
-the gallery's order, and of each function the right rule with the smallest arguments, a numerically hard one if there is
-a small one. All of it, by this checker and by others, is run by `bench/what_each_checker_catches.py`.
+the gallery's order; of each function the right rule with the smallest arguments, a numerically hard one if there is
+any, and of these the 40 smallest. All of it, by this checker and by others, is run by
+`bench/what_each_checker_catches.py`.
 """
 
 import inspect
@@ -16,7 +17,7 @@ from gallery import RIGHT, WRONG, Case
 import jbp
 
 A_FUNCTION, A_KIND = 1, 1  # wrong rules of each
-SMALL = 256  # elements of all arguments of a right rule
+RIGHT_ONES = 40  # right rules
 BY_CHECKS = ("not linear in the cotangent", "cotangent ignored")  # values at one cotangent need not show it
 
 
@@ -33,12 +34,12 @@ def chosen_wrong() -> list[Case]:
 
 
 def chosen_right() -> list[Case]:
-    """Of each function the right rule with the smallest arguments, a hard one if there is any that is `SMALL`."""
+    """Of each function the right rule with the smallest arguments, a hard one if there is any; the 40 smallest."""
     of = defaultdict(list)
     for case in RIGHT:
-        if size(case) <= SMALL:
-            of[case.function].append(case)
-    return [min([case for case in cases if case.hard] or cases, key=size) for cases in of.values()]
+        of[case.function].append(case)
+    chosen = [min([case for case in cases if case.hard] or cases, key=size) for cases in of.values()]
+    return sorted(chosen, key=size)[:RIGHT_ONES]
 
 
 def size(case: Case) -> int:
