@@ -1,4 +1,4 @@
-"""Who is right where rule and autodiff differ, and what is asked where autodiff can't be: the third oracle's part.
+"""Whether an error is too large, who is right where rule and autodiff differ, and what stands in for autodiff.
 
 autodiff of the primal    forward mode, where reverse mode has no derivative    central differences, where none has
 """
@@ -10,9 +10,48 @@ import pytest
 from by_hand import numbers, ruled, vjp
 from jax import lax
 
+import jbp
+from jbp.compare import LeafError
 from jbp.layer import InputError
 
 X, M = numbers(0, 4), numbers(1, 3, 4)
+
+
+# -- how large an error may be ----------------------------------------------------------------------------------------
+
+EPSILON = float(jnp.finfo(jnp.float32).eps)
+# of rule and oracle the rms and the largest error of a leaf of scale 1 with a peak of 10; whether that passes
+ERRORS: dict[str, tuple[float, float, float, float, bool]] = {
+    "a little less than twice autodiff's": (1.99e-3, 1e-3, 1e-2, 1e-2, True),
+    "a little more than twice autodiff's": (2.01e-3, 1e-3, 1e-2, 1e-2, False),
+    "one element within 8 times autodiff's": (1e-3, 1e-3, 7.9e-2, 1e-2, True),
+    "one element beyond 8 times autodiff's": (1e-3, 1e-3, 8.1e-2, 1e-2, False),
+    "within 4 last places of a lucky autodiff": (3.9 * EPSILON, 0.0, 39 * EPSILON, 0.0, True),
+    "beyond 4 last places of a lucky autodiff": (4.1 * EPSILON, 0.0, 39 * EPSILON, 0.0, False),
+    "one element beyond 4 last places": (3.9 * EPSILON, 0.0, 41 * EPSILON, 0.0, False),
+    "NaN": (np.nan, 1e-3, np.nan, 1e-2, False),
+    "none": (0.0, 0.0, 0.0, 0.0, True),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_measured_by_autodiffs_own(name: str):
+    error, oracle, largest, oracle_largest, passes = ERRORS[name]
+    leaf = LeafError("w", 9, 1.0, error, oracle, EPSILON, largest, "w[0]", 0.0, 0.0, oracle_largest, 10.0)
+    assert leaf.ok == passes
+    assert (leaf.excess <= 1) == passes
+
+
+def test_luck_of_the_oracle_does_not_last():
+    """(x + c) − c is exact at 1.5 for c = 128, and loses 17 bits nearby, as it does everywhere for the other c."""
+    x, lucky, close, far = np.float32([1.5]), *np.float32([128, 127.25 + 2**-17, 1023.25 + 2**-14])
+    rule, oracle = (lambda x, c, _: (x + c) - c), (lambda x, _, c: (x + c) - c)
+    report = jbp.compare(rule, oracle, x, close, lucky, timing=False, checks=False)
+    assert (report.ok, report.points) == (True, 17), report
+    assert not jbp.compare(rule, oracle, x, far, lucky, timing=False, checks=False).ok
+
+
+# -- which oracle -----------------------------------------------------------------------------------------------------
 
 
 def root(x):

@@ -44,6 +44,7 @@ PATTERNS: dict[str, tuple[np.ndarray, np.ndarray, str]] = {
     "sign": (W, -W, "sign flipped"),
     "sign of a vector": (W[0], -W[0], "sign flipped"),
     "factor 2": (W, 2 * W, "off by the factor 2.000"),
+    "factor 1.02": (W, 1.02 * W, "off by the factor 1.020"),
     "mean for sum": (W, W / 12, "off by the factor 0.083 = 1/12"),
     "factor of a scalar": (W[0, 0], 3 * W[0, 0], "off by the factor 3.000"),
     "zero": (W, 0 * W, "all zero"),

@@ -94,7 +94,9 @@ CASES: dict[str, tuple[Callable, Callable, tuple]] = {
         lambda x, y: lax.dot(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.bfloat16),
         np.matmul, (X, Y),
     ),
-    "matmul of a given precision": (lambda x, y: jnp.matmul(x, y, precision="highest"), np.matmul, (X, Y)),
+    "matmul of a given precision": (
+        lambda x, y: jnp.matmul(x, y, precision=lax.DotAlgorithmPreset.F32_F32_F32), np.matmul, (X, Y),
+    ),
     "cast down and up": (lambda x: x.astype(jnp.float16).astype(x.dtype) * 3, lambda x: x * 3, (X,)),
     "reduce_precision": (lambda x: lax.reduce_precision(x, 5, 2), lambda x: x, (X,)),
     "a barrier": (lambda x: lax.optimization_barrier(x) * 3, lambda x: x * 3, (X,)),

@@ -100,6 +100,10 @@ def test_each_call_is_judged_on_what_reaches_it():
     relu = ruled(lambda x: jnp.where(x > 0, x, 0 * x), lambda x: jnp.ones_like(x))
     report = vjp(lambda x: jnp.sum(relu(jnp.exp(x))) + jnp.sum(relu(-jnp.exp(x))), X)
     assert wrong(report) == [name for name in names(report) if name.endswith("#2")]
+    # x_t + x_{t+1} + … of 1, 1, -9 is negative three times, and would be once in the other order
+    turns = np.float32([1, 1, -9])
+    f = lambda x: lax.scan(lambda c, x: (c + x, relu(c + x)), jnp.zeros((), x.dtype), x, reverse=True)[1]  # noqa: E731
+    assert np.count_nonzero(vjp(f, turns).calls[0].maps[0]) == 3
     # and on cotangents: one that ignores its own is right where that is 1
     blind = jax.custom_vjp(lambda x: x**2)
     blind.defvjp(lambda x: (x**2, x), lambda x, delta: (2 * x,))
