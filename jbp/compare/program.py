@@ -144,7 +144,7 @@ class Program:
         """The result as the function gives it."""
         program = self.compiled[0]
         try:
-            return program(*arrays)
+            return jax.block_until_ready(program(*arrays))  # an error may come as late as that
         except Exception as error:
             raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
 
@@ -172,7 +172,7 @@ class Program:
         opened = inner.replace(constvars=[], invars=[*inner.constvars, *inner.invars])
         try:
             return [wide(jnp.asarray(out)) for out in widened(ClosedJaxpr(opened, []))(*consts, *arrays)]
-        except InputError:
+        except (InputError, jax.errors.JaxRuntimeError):  # such as no memory, for the caller to see
             raise
         except Exception as error:
             raise InputError(
