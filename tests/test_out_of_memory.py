@@ -1,5 +1,6 @@
 """An oracle whose float64 shadow has no memory: it is run in smaller pieces, with the same result, and that is said."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -204,7 +205,7 @@ cost.compare(theta, x[:8], y[:8], timing=False)  # what this maps once, it keeps
 
 temporary = jax.jit(jax.value_and_grad(cost)).lower(theta, x, y).compile().memory_analysis().temp_size_in_bytes
 (mapped,) = (int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
-limit = mapped + int(1.7 * temporary)  # enough in float32, not in float64
+limit = mapped + int(1.8 * temporary)  # enough in float32, not in float64
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 report = cost.compare(theta, x, y, timing=False)
 print(report.ok, *report.notes)
@@ -229,7 +230,7 @@ def test_for_real_in_a_process_with_little_memory():
 def test_no_memory_in_the_functions_own_dtype_is_a_message_too():
     """It is the rule itself that can't be run; JAX raises only when the result is read."""
     code = (
-        FOR_REAL.replace("1.7 *", "0.7 *")
+        FOR_REAL.replace("1.8 *", "0.7 *")
         .replace("report = ", "try:\n    ")
         .replace("print(report.ok, *report.notes)", "except jbp.InputError as error:\n    print(error)")
     )
@@ -241,6 +242,6 @@ def test_no_memory_in_the_functions_own_dtype_is_a_message_too():
 
 
 def _clean() -> dict[str, str]:
-    import os
-
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    """An environment in which what is freed goes back to the system at once, so that a limit is one."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
