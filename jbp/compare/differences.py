@@ -22,7 +22,7 @@ from .program import Program
 from .replay import cast, noise_of
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
-TINY = STEPS[-2:]  # the two smallest, by which kinks are told
+FULL = 16  # elements of a leaf, up to which the derivative by each is asked for
 
 
 class Slope(NamedTuple):
@@ -193,7 +193,10 @@ Third = Callable[[int | None, tuple[int, ...], str], Iterator[Probe]]
 
 
 def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
-    """Of a gradient's leaf (None: of all): at its element `at`, then along random directions. `slopes`: of ⟨ct, f⟩."""
+    """Of a gradient's leaf (None: of all): at its element `at`, then along random directions. `slopes`: of ⟨ct, f⟩.
+
+    A leaf of at most `FULL` elements is asked at each of them.
+    """
     random, units = np.random.default_rng(0), slopes.units()
     leaves = range(len(units)) if leaf is None else [leaf]
 
@@ -210,6 +213,9 @@ def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str,
 
     if leaf is not None and units[leaf].size:
         yield probe(f"at {name}", pointing(lambda u: _one_hot(u, at)))
+        for other in np.ndindex(units[leaf].shape) if units[leaf].size <= FULL else ():
+            if other != tuple(at):
+                yield probe(f"at {list(other)}", pointing(lambda u, other=other: _one_hot(u, other)))
     for _ in range(count):
         yield probe("along a random direction", pointing(lambda u: u * random.standard_normal(u.shape)))
 
