@@ -243,9 +243,9 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: s
     shape = np.shape(slope.value)
     if np.size(slope.value):
         turn = 0.8 - 0.6j if np.iscomplexobj(slope.value) else 1.0
-        yield pick(_one_hot(np.ones(shape), at) * turn, f"at {name}")
+        yield pick(np.asarray(_one_hot(np.ones(shape), at) * turn), f"at {name}")
         for _ in range(count):
-            yield pick(random.standard_normal(shape) * turn, "of a random sum")
+            yield pick(np.asarray(random.standard_normal(shape) * turn), "of a random sum")
 
 
 def _one_hot(like: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
