@@ -263,7 +263,7 @@ def _determinism(comparison: "Comparison", again: Callable[[], Program]) -> Chec
     if _small(arrays):
         pairs = zip(*(jax.tree.leaves(p.exact(*arrays)) for p in (again(), comparison.rule)), strict=True)
         if max((_distance(a, b) for a, b in pairs), default=0.0) > EXACT:
-            text = "it is another function when it is traced again: it depends on more than its arguments"
+            text = "traced again it is another function: it depends on more than its arguments"
             return Check("determinism", False, text)
     return Check("determinism", True, "two runs are equal bit by bit")
 

@@ -12,6 +12,7 @@ derivative.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -215,7 +216,7 @@ def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str,
         yield probe(f"at {name}", pointing(lambda u: _one_hot(u, at)))
         for other in np.ndindex(units[leaf].shape) if units[leaf].size <= FULL else ():
             if other != tuple(at):
-                yield probe(f"at {list(other)}", pointing(lambda u, other=other: _one_hot(u, other)))
+                yield probe(f"at {list(other)}", pointing(partial(_one_hot, at=other)))
     for _ in range(count):
         yield probe("along a random direction", pointing(lambda u: u * random.standard_normal(u.shape)))
 

@@ -1,7 +1,7 @@
 """`compare_vjp` and `compare_jvp`: a function with custom rules in it against autodiff of its own primals."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,9 @@ from .derivatives import (
 from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
 from .error import Part, place
 from .judge import Comparison
-from .program import ClosesOver, Program
+from .program import Program
 from .replay import without_rules
-from .report import Report
+from .report import Check, Report
 from .sites import RULES, Site, Tapped, hidden, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
@@ -101,24 +101,44 @@ def compare_rules(
     )
     whole.notes += program.arguments.not_finite(f)
     if alone:
-        return task.report(whole, with_rules, bare, arrays, seeds)
+        return _also_in_float32(task.report(whole, with_rules, bare, arrays, seeds), f, args, task, seed)
     missed = hidden(program.jaxpr, kind)
     if missed:
-        whole.notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
-    what = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
+        whole.notes.append(f"Not looked into, under a while loop, a shard_map or another rule: {', '.join(missed)}.")
+    what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
 
     def looked_into(site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
         try:
             return task.call(site, arrays, seeds, turns)
-        except ClosesOver as error:
+        except InputError as error:
             whole.notes.append(f"Not looked into: {str(error).removeprefix(f'{who}: ')}")
             return None
 
-    calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, what, strict=True))))
-    skipped = [site.name for site, (_, _, n) in zip(sites, what, strict=True) if not n]
+    calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, what_reached, strict=True))))
+    skipped = [site.name for site, (_, _, n) in zip(sites, what_reached, strict=True) if not n]
+    if len(skipped) == len(sites):
+        raise InputError(
+            f"{who}: with these arguments no custom_{kind} is reached ({', '.join(skipped)}), so there is nothing to "
+            "compare. Give arguments that lead to one."
+        )
     if skipped:
         whole.notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
-    return whole.report(timing, None, lambda: calls, always=True)
+    return _also_in_float32(whole.report(timing, None, lambda: calls, always=True), f, args, task, seed)
+
+
+def _also_in_float32(report: Report, f: Callable, args: tuple, task: "_Task", seed: Any) -> Report:
+    """The report; for float16 and narrower with a check where rounding hides less, at float32 arguments."""
+    narrow = lambda a: is_float(a) and float(jnp.finfo(a.dtype).eps) > 1e-6  # noqa: E731
+    if not task.checks or not any(hasattr(a, "dtype") and narrow(a) for a in jax.tree.leaves(args)):
+        return report
+    wider = jax.tree.map(lambda a: a.astype(np.float32) if hasattr(a, "dtype") and narrow(a) else a, args)
+    try:
+        found = compare_rules(f, wider, seed, task.kind, False, False)
+    except InputError as error:
+        check = Check("in float32", None, f"can't be tried: {error}")
+    else:
+        check = Check("in float32", found.ok, found.verdict)
+    return replace(report, checks=(*report.checks, check))
 
 
 @dataclass
@@ -235,6 +255,10 @@ class _Task:
         comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked, consts)
         if turns > 1:
             comparison.notes.append(f"{turns} turns, along the first axis.")
+        outs = [i for i in range(len(site.eqn.outvars)) if is_float(site.eqn.outvars[i].aval)]
+        for i, s in zip(outs, seeds, strict=True) if self.kind == "vjp" else ():
+            if np.size(s) and not np.any(np.asarray(s)):
+                comparison.notes.append(f"The cotangent of output {i} is 0: what the rule makes of it is not seen.")
         if stacked:
             arrays, seeds = [a[0] for a in arrays], [s[0] for s in seeds]
         return self.report(comparison, ruled, bare, arrays, seeds)
@@ -277,7 +301,8 @@ def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
     name = getattr(f, "__name__", repr(f))
     text = f"{who}: no custom_{kind} is called in {name} on a path that a derivative takes"
     if missed := hidden(jaxpr, kind):
-        return f"{text}; {', '.join(missed)} stands under a while loop or in another rule. Compare it by itself."
+        where = "under a while loop, a shard_map or pmap, or in another rule"
+        return f"{text}; {', '.join(missed)} stands {where}. Compare it by itself."
     if found := sites_of(jaxpr, other):
         return f"{text}, but a custom_{other} is: {found[0].name}. Use compare_{other}."
     return f"{text}. To compare two gradient functions use compare(rule, oracle, ...)."
