@@ -8,6 +8,7 @@ custom_gradient, defvjp and defjvp in the three packages (rules of primitives, `
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -310,8 +311,18 @@ OUTSIDE: list[Outside] = [
     jvp("jax.scipy.special.entr", sp.entr, PROB),
     jvp("jax.scipy.special.kl_div", sp.kl_div, PROB, PROB[::-1].copy()),
     jvp("jax.scipy.special.zeta", sp.zeta, at(1.1, 2, 3.5, 12), at(0.6, 1, 2.5, 7), plain="none"),
-    jvp("jax.scipy.special.log_ndtr", sp.log_ndtr, at(-8, -1, 0, 1, 4.9)),
-    jvp("jax.scipy.special.log_ndtr, tails", sp.log_ndtr, at(-30, -21, -11, 5.5, 9)),
+    jvp(
+        "jax.scipy.special.log_ndtr",
+        sp.log_ndtr,
+        at(-8, -1, 0, 1, 4.9),
+        found="exp(logpdf − ans) cancels: 8 units in the last place at −8, where plain autodiff is within one",
+    ),
+    jvp(
+        "jax.scipy.special.log_ndtr, tails",
+        sp.log_ndtr,
+        at(-30, -21, -11, 5.5, 9),
+        found="the same: 191 units in the last place at −30",
+    ),
     jvp(
         "jax.scipy.special.log_ndtr, far tail",
         sp.log_ndtr,
@@ -549,10 +560,15 @@ def _all_notes(report: jbp.Report) -> Iterator[str]:
 def _verdict(report: jbp.Report) -> str:
     if report.ok:
         excused = next((leaf.excused for leaf in (*report.leaves, report.total) if leaf.excused), "")
-        return f"right; {excused}" if excused else f"right: {report.total.ratio:.2f} times autodiff's error"
+        if excused:
+            return f"right; {excused}"
+        ratio = report.total.ratio
+        return (
+            f"right: {ratio:.2f} times autodiff's error" if math.isfinite(ratio) else "right, where autodiff is exact"
+        )
     inner = next((call for call in report.calls if not call.ok), report)
     leaf = inner.worst
-    where = f"{leaf.where} is {leaf.got:.4g}, in float64 {leaf.expected:.4g}"
+    where = f"{leaf.where} is {leaf.got:.7g}, in float64 {leaf.expected:.7g}"
     return f"WRONG in {inner.name}: {leaf.pattern + '; ' if leaf.pattern else ''}{where}"
 
 
@@ -576,7 +592,8 @@ def main() -> None:
         rows.append(found := row(rule))
         short = found.name.replace("jax.experimental.pallas.ops", "pallas")
         print(f"{short:58} {found.kind}  {found.oracle:19}  {found.verdict}", flush=True)
-        for text in (*found.notes, found.meant and f"meant: {found.meant}", found.found and f"known: {found.found}"):
+        meant, known = found.meant and f"meant: {found.meant}", found.found and f"known: {found.found}"
+        for text in (*found.notes, meant, known):
             if text:
                 print(f"    {text}", flush=True)
     unexplained = [r.name for r in rows if r.ok is False and not (r.meant or r.found)]

@@ -15,6 +15,7 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
+from jax.experimental import io_callback
 
 import jbp
 from jbp import losses
@@ -45,8 +46,51 @@ def fit(data=None, **settings):
     return jbp.fit(mlp(), THETA, (X, Y) if data is None else data, **settings)
 
 
-def compare(rule, oracle, *args):
-    return jbp.compare(rule, oracle, *args, timing=False)
+def compare(rule, oracle, *args, **settings):
+    return jbp.compare(rule, oracle, *args, timing=False, **settings)
+
+
+def compare_vjp(f, *args, **settings):
+    return jbp.compare_vjp(f, *args, timing=False, **settings)
+
+
+def compare_jvp(f, *args, **settings):
+    return jbp.compare_jvp(f, *args, timing=False, **settings)
+
+
+def product(forward=None, backward=None):
+    """x w with a custom_vjp: the right one, unless given others."""
+
+    def product(x, w):
+        return x @ w
+
+    f = jax.custom_vjp(product)
+    f.defvjp(forward or (lambda x, w: (x @ w, (x, w))), backward or (lambda saved, g: (g @ saved[1].T, saved[0].T @ g)))
+    return f
+
+
+def raises(*args):
+    raise KeyError("no such thing")
+
+
+def writes(x):
+    """Twice x, with a side effect."""
+    io_callback(lambda a: None, None, x)
+    return 2 * x
+
+
+def divides_by_zero(x):
+    """What raises as it runs, not as it is traced."""
+    return jax.pure_callback(lambda a: 1 / 0, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+def deleted(a):
+    a.delete()
+    return a
+
+
+def under_jit(compare, *functions):
+    return jax.jit(lambda x: compare(*functions, x) and x)(X)
 
 
 def with_nan(a):
@@ -54,6 +98,7 @@ def with_nan(a):
 
 
 THETA, X, Y = jnp.zeros(26), jnp.ones((5, 3)), jnp.ones((5, 2))
+W = jnp.ones((3, 2))
 THETA4, LABELS = jnp.zeros(16), jnp.array([0, 1, 2, 3, 0])
 KEY = jax.random.key(0)
 WEIGHTS = jnp.ones(5)
@@ -310,6 +355,116 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: compare(lambda x: x.astype(jnp.bfloat16), lambda x: x, X),
      "compare: leaf gradient is float32[5, 3] by the oracle, bfloat16[5, 3] by the rule. A gradient has its "
      "argument's shape and dtype."),
+    (lambda: compare(lambda x: {"w": x, "b": {"c": x}}, lambda x: {"w": x, "b": {"d": x}}, X),
+     "compare: rule and oracle return different structures: the oracle has leaves b.d, w; missing from the rule: b.d; "
+     "only in the rule: b.c. Return gradients in one structure."),
+    (lambda: compare(lambda x: (x.sum(), x), lambda x: x, X),
+     "compare: rule and oracle return different structures: the oracle has leaves gradient; missing from the rule: "
+     "none; only in the rule: value. Return gradients in one structure."),
+    (lambda: compare(lambda x: {"w": x, "b": None}, lambda x: {"w": x, "b": x}, X),
+     "compare: rule and oracle return different structures: the oracle has leaves b, w; missing from the rule: b; only "
+     "in the rule: none. Return gradients in one structure."),
+    (lambda: compare(lambda x: 2 * x[None] * jnp.ones((4, 5, 3)), lambda x: 8 * x, X),
+     "compare: leaf gradient is float32[5, 3] by the oracle, float32[4, 5, 3] by the rule. A gradient has its "
+     "argument's shape and dtype. It is not summed over the batch: its first axis sums to the oracle’s."),
+    (lambda: compare(lambda x: 2 * x[None] * jnp.ones((4, 5, 3)), lambda x: 3 * x, X),
+     "compare: leaf gradient is float32[5, 3] by the oracle, float32[4, 5, 3] by the rule. A gradient has its "
+     "argument's shape and dtype. It is not summed over the batch: it has a first axis too many."),
+    (lambda: compare(lambda x: {"w": x.T}, lambda x: {"w": x}, X),
+     "compare: leaf w is float32[5, 3] by the oracle, float32[3, 5] by the rule. A gradient has its argument's shape "
+     "and dtype. It is transposed."),
+    (lambda: compare(raises, lambda x: x, X), "compare: the rule raises KeyError: 'no such thing'"),
+    (lambda: compare(lambda x: x, raises, X), "compare: the oracle raises KeyError: 'no such thing'"),
+    (lambda: compare(lambda x, y: x, lambda x: x, X),
+     "compare: the rule raises TypeError: <lambda>.<locals>.<lambda>() missing 1 required positional argument: 'y'"),
+    (lambda: compare(lambda x: x, jax.grad(lambda x: x), X),
+     "compare: the oracle raises TypeError: Gradient only defined for scalar-output functions. Output had shape: "
+     "(5, 3)."),
+    (lambda: compare(lambda x: x if x[0, 0] > 0 else -x, lambda x: x, X),
+     "compare: the rule raises TracerBoolConversionError: Attempted boolean conversion of traced array with shape "
+     "bool[]."),
+    (lambda: compare(lambda x: "relu", lambda x: x, X),
+     "compare: the rule raises TypeError: it returned a value of type <class 'str'>, which is not a valid JAX type"),
+    (lambda: compare(divides_by_zero, lambda x: x, X),
+     "compare: the rule fails as it runs: ZeroDivisionError: division by zero"),
+    (lambda: compare(lambda x: x, divides_by_zero, X),
+     "compare: the oracle fails as it runs: ZeroDivisionError: division by zero"),
+    (lambda: compare(writes, lambda x: 2 * x, X),
+     "compare: the rule has side effects (IO), and it is run many times. Take them out to compare."),
+    (lambda: compare(lambda x: 2 * x, writes, X),
+     "compare: the oracle has side effects (IO), and it is run many times. Take them out to compare."),
+    (lambda: compare(lambda x: x > 0, lambda x: x > 0, X),
+     "compare: gradient is bool; a gradient has a float dtype. Return floats."),
+    (lambda: compare(lambda x: x, lambda x: x, deleted(X + 1)),
+     "compare: an argument's array has been deleted, perhaps donated. Make it anew."),
+    (lambda: under_jit(compare, lambda x: x, lambda x: x),
+     "compare: it reads values, and under jit there are none. Call it outside jit."),
+    (lambda: compare(lambda x: 2 * x, lambda x: 3 * x, X, function=lambda x: x),
+     "compare: the function must return one scalar, got float32[5, 3]. Give what they are gradients of."),
+    (lambda: compare(lambda x: 2 * x, lambda x: 3 * x, X, function=raises),
+     "compare: the function raises KeyError: 'no such thing'"),
+    # compare_vjp
+    (lambda: compare_vjp("softmax", X), "compare_vjp: expected a function, got 'softmax'. As in compare_vjp(f, x)."),
+    (lambda: compare_vjp(jnp.sin, X),
+     "compare_vjp: no custom_vjp is called in sin on a path that a derivative takes. To compare two gradient functions "
+     "use compare(rule, oracle, ...)."),
+    (lambda: compare_vjp(jax.nn.relu, X),
+     "compare_vjp: no custom_vjp is called in relu on a path that a derivative takes, but a custom_jvp is: relu. Use "
+     "compare_jvp."),
+    (lambda: compare_vjp(
+        lambda x: jax.lax.while_loop(lambda a: a.sum() < 9, lambda a: product()(a, W[:, :1]) + a, x), X),
+     "compare_vjp: no custom_vjp is called in <lambda> on a path that a derivative takes; product stands under a while "
+     "loop, a shard_map or pmap, or in another rule. Compare it by itself."),
+    (lambda: compare_vjp(lambda x: product()(x.astype(float), W), X.astype(int)),
+     "compare_vjp: f has no arguments of a float dtype, got int32[5, 3]: nothing to differentiate."),
+    (lambda: compare_vjp(lambda x: product()(x, W).astype(int), X),
+     "compare_vjp: f has no outputs of a float dtype, got int32[5, 2]: nothing to differentiate."),
+    (lambda: compare_vjp(lambda: product()(X, W)),
+     "compare_vjp: f has no arguments of a float dtype, got nothing: nothing to differentiate."),
+    (lambda: compare_vjp(product(), X, W, cotangent=X),
+     "compare_vjp: the cotangent must be like float32[5, 2], got float32[5, 3]. Leave it out for random numbers."),
+    (lambda: compare_vjp(product(), X, W, cotangent=(Y, Y)),
+     "compare_vjp: the cotangent must be like float32[5, 2], got (float32[5, 2], float32[5, 2]). Leave it out for "
+     "random numbers."),
+    (lambda: compare_vjp(raises, X), "compare_vjp: f raises KeyError: 'no such thing'"),
+    (lambda: compare_vjp(product(), X, X),
+     "compare_vjp: f raises TypeError: dot_general requires contracting dimensions to have the same shape, got (3,) "
+     "and (5,)."),
+    (lambda: compare_vjp(product(), X),
+     "compare_vjp: f raises TypeError: The input arguments to the custom_vjp-decorated function product could not be "
+     "resolved to positional-only arguments. Binding failed with the error: missing a required argument: 'w'"),
+    (lambda: compare_vjp(jax.custom_vjp(lambda x: x), X),
+     "compare_vjp: f raises AttributeError: No VJP defined for custom_vjp function <lambda> using defvjp."),
+    (lambda: compare_vjp(product(backward=raises), X, W),
+     "compare_vjp: the rule of product raises KeyError: 'no such thing'"),
+    (lambda: compare_vjp(product(forward=raises), X, W),
+     "compare_vjp: the rule of product raises KeyError: 'no such thing'"),
+    (lambda: compare_vjp(product(backward=lambda saved, g: (g @ saved[1].T, g.T @ saved[0])), X, W),
+     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule must produce an output with the same "
+     "type as the args tuple of the primal function, but at output[1] the bwd rule produced an output of type "
+     "float32[2,3] corresponding to an input of type float32[3,2], so the shapes do not match"),
+    (lambda: compare_vjp(product(backward=lambda saved, g: (g @ saved[1].T, saved[0][:, :, None] * g[:, None])), X, W),
+     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule must produce an output with the same "
+     "type as the args tuple of the primal function, but at output[1] the bwd rule produced an output of type "
+     "float32[5,3,2] corresponding to an input of type float32[3,2], so the shapes do not match"),
+    (lambda: compare_vjp(lambda x: product()(writes(x), W), X),
+     "compare_vjp: f has side effects (IO), and it is run many times. Take them out to compare."),
+    (lambda: compare_vjp(product(backward=lambda saved, g: (writes(saved[0]), saved[0].T @ g)), X, W),
+     "compare_vjp: the rule of product has side effects (IO), and it is run many times. Take them out to compare."),
+    (lambda: under_jit(compare_vjp, lambda x: product()(x, W)),
+     "compare_vjp: it reads values, and under jit there are none. Call it outside jit."),
+    # compare_jvp
+    (lambda: compare_jvp(3, X), "compare_jvp: expected a function, got 3. As in compare_jvp(f, x)."),
+    (lambda: compare_jvp(jnp.sin, X),
+     "compare_jvp: no custom_jvp is called in sin on a path that a derivative takes. To compare two gradient functions "
+     "use compare(rule, oracle, ...)."),
+    (lambda: compare_jvp(product(), X, W),
+     "compare_jvp: no custom_jvp is called in product on a path that a derivative takes, but a custom_vjp is: product. "
+     "Use compare_vjp."),
+    (lambda: compare_jvp(jax.nn.relu, X, tangent=(X[0],)),
+     "compare_jvp: the tangent must be like float32[5, 3], got float32[3]. Leave it out for random numbers."),
+    (lambda: compare_jvp(lambda x: jax.nn.relu(x > 0), X),
+     "compare_jvp: f has no outputs of a float dtype, got int32[5, 3]: nothing to differentiate."),
     # fit
     (lambda: fit(epochs=0), EPOCHS.format("0 and 64")),
     (lambda: fit(epochs=1.5), EPOCHS.format("1.5 and 64")),
@@ -360,6 +515,100 @@ def test_a_wrong_call_is_told_what_to_do(call: Callable, message: str):
     with pytest.raises(jbp.InputError) as error:
         call()
     assert str(error.value) == message
+
+
+def _random(x):
+    """Twice x, nearly: another one each time."""
+    noisy = lambda a: np.float32(2 + 1e-2 * np.random.default_rng().standard_normal()) * np.asarray(a)  # noqa: E731
+    return jax.pure_callback(noisy, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
+
+
+class _Counted:
+    """2x and as many times 0.1 as it has been traced."""
+
+    times = 0
+
+    def __call__(self, x):
+        self.times += 1
+        return 2 * x + 0.1 * self.times
+
+
+NAN = "The arguments hold NaN or infinity: "
+NO_VOUCHING = " The oracle is not finite there, so it vouches for nothing."
+# What is no error, but said in the report: a call, and lines that its text must hold.
+SAID: dict[str, tuple[Callable, list[str]]] = {
+    "NaN in an argument of compare": (
+        lambda: compare(lambda x, w: w, lambda x, w: w, {"a": X, "b": [with_nan(X)]}, 1.5),
+        [f"{NAN}x.b.0[1, 0] = nan, 3 of 15."],
+    ),
+    "infinity in arguments of compare_vjp": (
+        lambda: compare_vjp(product(), X.at[4, 2].set(-jnp.inf), with_nan(W)),
+        [f"{NAN}x[4, 2] = -inf, 1 of 15; w[1, 0] = nan, 2 of 6."],
+    ),
+    "a scalar that is NaN": (
+        lambda: compare_vjp(lambda scale: product()(X, W).sum() * scale, float("nan"), checks=False),
+        [f"{NAN}scale = nan."],
+    ),
+    "NaN in compare_jvp": (lambda: compare_jvp(jax.nn.relu, with_nan(X)), [f"{NAN}x[1, 0] = nan, 3 of 15."]),
+    "NaN in bfloat16, and a key": (
+        lambda: compare(lambda key, x: x, lambda key, x: x, KEY, with_nan(X.astype(jnp.bfloat16)), checks=False),
+        [f"{NAN}x[1, 0] = nan, 3 of 15."],
+    ),
+    "a gradient that is NaN by both": (
+        lambda: compare(lambda x: x * jnp.nan, lambda x: x * jnp.nan, X, checks=False),
+        ["The gradients DISAGREE, most in gradient: rms error nan, allowed nan; gradient[0,0] is nan by the rule and "
+         f"nan in float64.{NO_VOUCHING}"],
+    ),
+    "a rule that is another each time": (
+        lambda: compare(_random, lambda x: 2 * x, X),
+        ["determinism  FAILS  two runs of one compiled program differ"],
+    ),
+    "a rule that is another each time it is traced": (
+        lambda: compare(_Counted(), lambda x: 2 * x, X),
+        ["determinism  FAILS  it is another function when it is traced again: it depends on more than its arguments"],
+    ),
+    "an oracle that is another each time": (
+        lambda: compare(lambda x: 2 * x, _random, X),
+        ["determinism  FAILS  two runs of the oracle differ, so what it says is chance",
+         "The values agree, but determinism FAILS: two runs of the oracle differ, so what it says is chance"],
+    ),
+    "a while loop hides a rule beside another": (
+        lambda: compare_vjp(
+            lambda x: product()(x, W) + jax.lax.while_loop(
+                lambda a: a.sum() < 99, lambda a: product()(a, 2 * jnp.eye(2)), Y), X, checks=False,
+        ),
+        ["Not looked into, under a while loop, a shard_map or another rule: product."],
+    ),
+    "words among the arguments": (
+        lambda: compare(lambda x, kind, names: x, lambda x, kind, names: x, X, "relu", np.array(["a"]), checks=False),
+        ["The gradients agree: the rms difference is 0.0e+00, 4.8e-07 allowed."],
+    ),
+    "right, and of no use": (
+        lambda: compare(lambda x: 1 - jnp.cos(x), lambda x: 1 - jnp.cos(x), 1e-4 * X, checks=False),
+        ["gradient: in float32 both are off by 1.0e+00 of its size: the function itself loses digits here."],
+    ),
+    "a callback keeps its precision": (
+        lambda: compare(lambda x: x, lambda x: jax.pure_callback(np.copy, x, x), X, checks=False),
+        ["compare: the oracle holds pure_callback, which keeps its own precision in the float64 shadow."],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_what_is_no_error_is_said_in_the_report(what: str):
+    call, lines = SAID[what]
+    report = call()
+    for line in lines:
+        assert line in str(report).splitlines()
+
+
+@pytest.mark.parametrize("call", [
+    lambda: compare(jnp.cos, jnp.cos, X), lambda: compare_vjp(product(), X, W), lambda: compare_jvp(jax.nn.relu, X)
+])  # fmt: skip
+def test_of_finite_arguments_nothing_is_said(call: Callable):
+    report = call()
+    assert report.ok
+    assert report.notes == ()
 
 
 def test_an_input_error_is_a_value_error():

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module i
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch):
     """Times are of no interest here, and each size of an axis is compiled anew."""
     monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
-    monkeypatch.setattr(INPUTS, "LARGEST", 3)
+    monkeypatch.setattr(INPUTS, "SIZES", (1, 2, 3))
 
 
 def drawn(shapes: str, count: int = 100, **settings: Any) -> list[tuple[np.ndarray, ...]]:
@@ -111,8 +111,7 @@ def test_the_same_seed_draws_the_same():
 TEXT = 'Write for example "N I, I O" or "V D, N T: int32 < V".'
 BAD_TEXTS = {
     "N; I": f"shapes: expected arguments with commas between, each its axes and perhaps a dtype, got 'N; I'. {TEXT}",
-    "N, I: float33": "shapes: expected arguments with commas between, each its axes and perhaps a dtype, got "
-    f"'I: float33'. {TEXT}",
+    "N, I: float33": "shapes: no dtype is called 'float33'. Write for example float32 or bfloat16.",
     "N:": f"shapes: expected arguments with commas between, each its axes and perhaps a dtype, got 'N:'. {TEXT}",
     "N: int32 <": "shapes: expected arguments with commas between, each its axes and perhaps a dtype, got "
     f"'N: int32 <'. {TEXT}",

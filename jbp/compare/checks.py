@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
 
 from ..layer import InputError, described
 from .differences import Slopes
 from .error import check_same, errors
-from .program import Program
+from .program import Program, said
 from .replay import BITS, equations
 from .report import Check
+from .saved import saved
 
 if TYPE_CHECKING:
     from .judge import Comparison
@@ -141,7 +141,7 @@ def of_vjp(
         for check in _equal(comparison, tried, args)
     ]
     return (*_types(comparison), *_float0(ruled, arrays), *told, *found,
-            *_saved(of_floats(ruled, arrays), of_floats(bare, arrays), [arrays[i] for i in floats]))  # fmt: skip
+            saved(of_floats(ruled, arrays), of_floats(bare, arrays), [arrays[i] for i in floats]))  # fmt: skip
 
 
 # -- equal in float64 -------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def _equal(comparison: "Comparison", tried: dict[str, Callable], arrays: Sequenc
             able[name] = pair
             rounds |= {name} if any(eqn.primitive.name in BITS for eqn in equations(jaxpr)) else set()
         except Exception as error:  # whatever a stranger's rule raises is the answer
-            reasons[name] = f"can't be tried: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            reasons[name] = f"can't be tried: {said(error)}"
     try:
         program = Program("checks", lambda *a: {name: pair(list(a)) for name, pair in able.items()}, tuple(arrays))
         results = program.exact(*arrays)
@@ -250,22 +250,28 @@ def _float0(ruled: Callable, arrays: Sequence[Any]) -> Iterator[Check]:
                  if not jnp.issubdtype(a.dtype, jnp.inexact) and g.dtype != jax.dtypes.float0]  # fmt: skip
         yield Check("integer arguments", not wrong, "; ".join(wrong) or "gradients of dtype float0")
     except Exception as error:  # whatever a stranger's rule raises is the answer
-        yield Check("integer arguments", False, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        yield Check("integer arguments", False, f"{said(error)}")
 
 
 def _determinism(comparison: "Comparison", again: Callable[[], Program]) -> Check:
     """Two runs must be equal bit by bit, and a second trace the same function."""
     arrays = comparison.arrays
-    first, second = ([np.asarray(a).tobytes() for a in jax.tree.leaves(comparison.rule(*arrays))] for _ in range(2))
-    if first != second:
+    if not _repeats(comparison.rule, arrays):
         return Check("determinism", False, "two runs of one compiled program differ")
+    if isinstance(comparison.oracle, Program) and not _repeats(comparison.oracle, arrays):
+        return Check("determinism", False, "two runs of the oracle differ, so what it says is chance")
     if _small(arrays):
         pairs = zip(*(jax.tree.leaves(p.exact(*arrays)) for p in (again(), comparison.rule)), strict=True)
         if max((_distance(a, b) for a, b in pairs), default=0.0) > EXACT:
-            return Check(
-                "determinism", False, "traced again it is another function: it depends on more than its arguments"
-            )
+            text = "traced again it is another function: it depends on more than its arguments"
+            return Check("determinism", False, text)
     return Check("determinism", True, "two runs are equal bit by bit")
+
+
+def _repeats(program: Program, arrays: Sequence[Any]) -> bool:
+    """Whether two runs are equal bit by bit."""
+    first, second = (jax.tree.leaves(program(*arrays)) for _ in range(2))
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(first, second, strict=True))
 
 
 def _small(arrays: Sequence[Any]) -> bool:
@@ -281,64 +287,6 @@ def _without_jit(comparison: "Comparison", run: Callable[[], Any]) -> Check:
         compiled = errors(comparison.got, plain, comparison.exact)
         eager = errors(got, plain, comparison.exact)
     except Exception as error:  # whatever a stranger's rule raises is the answer
-        return Check(
-            "without jit", None, f"can't be tried: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        )
+        return Check("without jit", None, f"can't be tried: {said(error)}")
     worse = [e.name for e, c in zip(eager, compiled, strict=True) if c.ok and not e.ok and e.error > 8 * c.allowed]
     return Check("without jit", not worse, f"wrong in {worse[0]}" if worse else "as with it")
-
-
-def _saved(ruled: Callable, bare: Callable, moving: Sequence[Any]) -> Iterator[Check]:
-    """What forward keeps for backward besides its arguments, and what of it backward does not use."""
-    try:
-        rule, oracle = _residuals(ruled, moving), _residuals(bare, moving)
-    except Exception as error:  # whatever a stranger's rule raises is the answer
-        yield Check("saved", None, f"can't be tried: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
-        return
-    text = f"{rule[0]:,} bytes besides the arguments, autodiff {oracle[0]:,}"
-    if rule[1]:
-        text += f"; not used by backward: {', '.join(rule[1][:4])}"
-    if rule[2]:
-        text += f"; kept twice: {', '.join(rule[2][:4])}"
-    yield Check("saved", None if rule[1] or rule[2] else True, text)
-
-
-def _residuals(function: Callable, moving: Sequence[Any]) -> tuple[int, list[str], list[str]]:
-    """(bytes kept besides the arguments, what backward does not use of it, what is kept twice)."""
-    shapes: list[Any] = []
-
-    def forward(*moving: Any) -> list[Any]:
-        outs, pull = jax.vjp(function, *moving)
-        leaves, treedef = jax.tree.flatten(pull)
-        shapes.append((outs, treedef))
-        return leaves
-
-    jaxpr = jax.make_jaxpr(forward)(*moving)
-    outs, treedef = shapes[0]
-    specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.jaxpr.outvars]
-    cotangents = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in outs]
-    backward = jax.make_jaxpr(lambda leaves, c: treedef.unflatten(leaves)(c))(specs, cotangents)
-    used = _used(backward)
-    given = set(jaxpr.jaxpr.invars)
-    seen: set[Any] = set()
-    size, idle, twice = 0, [], []
-    for i, v in enumerate(jaxpr.jaxpr.outvars):
-        if isinstance(v, Literal) or v in given or jnp.issubdtype(v.aval.dtype, jax.dtypes.float0):
-            continue
-        if v in seen:
-            twice.append(v.aval.str_short())
-            continue
-        seen.add(v)
-        size += v.aval.size * v.aval.dtype.itemsize
-        if i not in used:
-            idle.append(v.aval.str_short())
-    return size, idle, twice
-
-
-def _used(jaxpr: ClosedJaxpr) -> set[int]:
-    """Which arguments the outputs depend on."""
-    needed = {v for v in jaxpr.jaxpr.outvars if not isinstance(v, Literal)}
-    for eqn in reversed(jaxpr.eqns):
-        if needed & set(eqn.outvars) or eqn.effects:
-            needed |= {v for v in eqn.invars if not isinstance(v, Literal)}
-    return {i for i, v in enumerate(jaxpr.jaxpr.invars) if v in needed}

@@ -12,6 +12,7 @@ derivative.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from .program import Program
 from .replay import cast, noise_of
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
-TINY = STEPS[-2:]  # the two smallest, by which kinks are told
+FULL = 16  # elements of a leaf, up to which the derivative by each is asked for
 
 
 class Slope(NamedTuple):
@@ -193,7 +194,10 @@ Third = Callable[[int | None, tuple[int, ...], str], Iterator[Probe]]
 
 
 def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
-    """Of a gradient's leaf (None: of all): at its element `at`, then along random directions. `slopes`: of ⟨ct, f⟩."""
+    """Of a gradient's leaf (None: of all): at its element `at`, then along random directions. `slopes`: of ⟨ct, f⟩.
+
+    A leaf of at most `FULL` elements is asked at each of them.
+    """
     random, units = np.random.default_rng(0), slopes.units()
     leaves = range(len(units)) if leaf is None else [leaf]
 
@@ -210,6 +214,9 @@ def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str,
 
     if leaf is not None and units[leaf].size:
         yield probe(f"at {name}", pointing(lambda u: _one_hot(u, at)))
+        for other in np.ndindex(units[leaf].shape) if units[leaf].size <= FULL else ():
+            if other != tuple(at):
+                yield probe(f"at {list(other)}", pointing(partial(_one_hot, at=other)))
     for _ in range(count):
         yield probe("along a random direction", pointing(lambda u: u * random.standard_normal(u.shape)))
 
@@ -237,9 +244,9 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: s
     shape = np.shape(slope.value)
     if np.size(slope.value):
         turn = 0.8 - 0.6j if np.iscomplexobj(slope.value) else 1.0
-        yield pick(_one_hot(np.ones(shape), at) * turn, f"at {name}")
+        yield pick(np.asarray(_one_hot(np.ones(shape), at) * turn), f"at {name}")
         for _ in range(count):
-            yield pick(random.standard_normal(shape) * turn, "of a random sum")
+            yield pick(np.asarray(random.standard_normal(shape) * turn), "of a random sum")
 
 
 def _one_hot(like: np.ndarray, at: tuple[int, ...]) -> np.ndarray:

@@ -26,7 +26,7 @@ from .report import Report
 from .rules import compare_rules
 from .sites import sites_of
 
-LARGEST = 4  # size of an axis that a letter stands for
+SIZES = (1, 2, 3, 4, 8, 17)  # of an axis that a letter stands for: a few small ones, as each shape is compiled anew
 SHOWN = 256  # elements of an array, up to which it is printed number by number
 
 # How values are made: (name, function of a random generator, shape and dtype); simple ones first, as things shrink.
@@ -74,7 +74,7 @@ def parse(shapes: str, dtype: str = "float32") -> list[Spec]:
         try:
             jnp.dtype(kind)
         except TypeError:
-            match = None
+            raise InputError(f"shapes: no dtype is called {kind!r}. Write for example float32 or bfloat16.") from None
         if match is None:
             raise InputError(
                 "shapes: expected arguments with commas between, each its axes and perhaps a dtype, got "
@@ -103,7 +103,7 @@ def arrays(shapes: str, dtype: str = "float32", empty: bool = False) -> Any:
 
     @st.composite
     def draw(draw: Any) -> tuple[np.ndarray, ...]:
-        sizes = {a: draw(st.integers(0 if empty else 1, LARGEST)) for a in letters}
+        sizes = {a: draw(st.sampled_from((0, *SIZES) if empty else SIZES)) for a in letters}
         return tuple(
             _values(spec, sizes, draw(st.sampled_from(list(STYLES))), draw(st.integers(0, 999))) for spec in specs
         )
@@ -164,13 +164,16 @@ def search(
     """Compare the custom rules in `f` on generated inputs, and report the smallest on which one is wrong.
 
     With an `oracle` both are functions that return gradients, as for `compare`. `shapes` as for `arrays`; read off
-    jaxtyping's annotations unless given. The report's `reproduce` is code that makes the comparison again. If none of
+    jaxtyping's annotations unless given; sizes are those of `SIZES`, so a rule that is wrong only at others (a tile of
+    128) needs them as numbers. The report's `reproduce` is code that makes the comparison again. If none of
     `examples` fails, the report is that of a usual one, and says how many there were.
 
     Raises `InputError` if a rule itself raises (with the same code), if every example is refused, or if no shapes are
     known.
     """
     shapes = shapes or annotated(f)
+    if examples < 1:
+        raise InputError(f"search: examples must be at least 1, got {examples}.")
     if shapes is None:
         raise InputError("search: f's arguments are not annotated with shapes. Give them, as in search(f, 'N I, I O').")
     hypothesis = _hypothesis()

@@ -127,7 +127,7 @@ class Program:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{who} raises {type(error).__name__}: {_first_line(error)}") from error
+            raise InputError(f"{who} raises {said(error)}") from error
         self._tracing = time.perf_counter() - started
         self.out: Any = self._traced.out_info
         self.jaxpr: ClosedJaxpr = self._traced.jaxpr
@@ -151,7 +151,7 @@ class Program:
         try:
             program = self._traced.lower().compile()
         except Exception as error:
-            raise InputError(f"{self.who} can't be compiled: {type(error).__name__}: {_first_line(error)}") from error
+            raise InputError(f"{self.who} can't be compiled: {said(error)}") from error
         memory: Any = program.memory_analysis()
         cost: Any = program.cost_analysis()
         flops = (cost[0] if isinstance(cost, list) else cost or {}).get("flops")
@@ -161,7 +161,7 @@ class Program:
         """The result as the function gives it."""
         program = self.compiled[0]
         try:
-            return program(*arrays)
+            return jax.block_until_ready(program(*arrays))  # an error may come as late as that
         except Exception as error:
             raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
 
@@ -199,12 +199,10 @@ class Program:
         opened = inner.replace(constvars=[], invars=[*inner.constvars, *inner.invars])
         try:
             return [cast(jnp.asarray(out), to) for out in recast(ClosedJaxpr(opened, []), to)(*consts, *arrays)]
-        except InputError:
+        except (InputError, jax.errors.JaxRuntimeError):  # such as no memory, for the caller to see
             raise
         except Exception as error:
-            raise InputError(
-                f"{self.who} can't be run in float64: {type(error).__name__}: {_first_line(error)}"
-            ) from error
+            raise InputError(f"{self.who} can't be run in float64: {said(error)}") from error
 
     def _step_by_step(self, arrays: Sequence[Any]) -> list[Any]:
         """As `in_float64`, one operation at a time: each value is let go after its last use."""
@@ -226,6 +224,11 @@ def _held(jaxpr: ClosedJaxpr) -> Iterator[Any]:
     yield from jaxpr.consts
     for eqn in equations(jaxpr):
         yield from (c for inner in inner_jaxprs(eqn) if isinstance(inner, ClosedJaxpr) for c in inner.consts)
+
+
+def said(error: Exception) -> str:
+    """What an exception says, in one line, with its type."""
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

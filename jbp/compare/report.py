@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .error import LeafError
+from .error import K, LeafError
 from .program import Measured, Race
 
 
@@ -87,14 +87,22 @@ class Report:
             return (
                 f"The gradients agree: the rms difference is {self.total.error:.1e}, {self.total.allowed:.1e} allowed."
             )
-        return f"The gradients agree: the error is {self.total.ratio:.2f} times autodiff's own."
+        floor = ", within a few units in the last place" if self.total.ratio > K else ""
+        return f"The gradients agree: the error is {self.total.ratio:.2f} times autodiff's own{floor}."
 
     def _disagreement(self) -> str:
         worst = self.worst if not self.worst.ok else self.total
+        if not math.isfinite(worst.scale):
+            return (
+                f"UNDECIDED: in {worst.name} the oracle itself is not finite in float64, and vouches for nothing; "
+                f"{worst.where} is {worst.got:.6g} by the rule and {worst.expected:.6g} in float64."
+            )
         pattern = f"{worst.pattern}; " if worst.pattern else ""
+        error = f"rms error {worst.error:.1e}, allowed {worst.allowed:.1e}; " if not worst.hidden else ""
+        digits = 6 if abs(worst.got - worst.expected) > 1e-5 * abs(worst.expected) else 9
         text = (
-            f"The gradients DISAGREE, most in {worst.name}: {pattern}rms error {worst.error:.1e}, allowed "
-            f"{worst.allowed:.1e}; {worst.where} is {worst.got:.6g} by the rule and {worst.expected:.6g} in float64."
+            f"The gradients DISAGREE, most in {worst.name}: {pattern}{error}{worst.where} is "
+            f"{worst.got:.{digits}g} by the rule and {worst.expected:.{digits}g} in float64."
         )
         if not cmath.isfinite(worst.expected):
             text += " The oracle is not finite there, so it vouches for nothing."
@@ -141,6 +149,7 @@ class Report:
         pooled = f", pooled over {self.points} points" if self.points > 1 else ""
         yield from ("", f"errors: rms difference from float64, relative to the leaf's rms{pooled}")
         yield from self.notes
+        yield from (f"{call.name}: {note}" for call in self.calls if call.ok for note in call.notes)
         yield self.verdict
         if self.reproduce:
             yield from ("", "To make it again:", "", self.reproduce)
@@ -157,7 +166,8 @@ class Report:
         for leaf in self._shown():
             name, size, error, plain, ratio, ulps, _, _, where, _ = _row(leaf)
             what = "" if leaf.ok else f"**{leaf.pattern or 'wrong'}**"
-            lines.append(f"| `{name}` | {size} | {error} | {plain} | {ratio} | {ulps} | `{where}` | {what} |")
+            cells = [f"`{name}`", size, error, plain, ratio, ulps, f"`{where}`", what]
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
         if self.race:
             lines += ["", f"Time: {_race(self.race)}."]

@@ -1,7 +1,7 @@
 """`compare_vjp` and `compare_jvp`: a function with custom rules in it against autodiff of its own primals."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,18 +12,28 @@ from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
 from .checks import of_vjp
+from .derivatives import (
+    Flat,
+    floats_of,
+    in_pieces,
+    is_float,
+    paired,
+    pulled,
+    pulled_forward,
+    pushed,
+    reached,
+    seeds_like,
+)
 from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
 from .error import Part, place
 from .judge import Comparison
-from .program import ClosesOver, Program
+from .program import Program
 from .replay import without_rules
-from .report import Report
+from .report import Check, Report
 from .sites import RULES, Site, Tapped, hidden, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
 FORWARD = 4096  # elements of the arguments, up to which a gradient is taken in forward mode where reverse mode can't be
-
-Flat = Callable[..., Sequence[Any]]
 
 
 def compare_vjp(
@@ -68,9 +78,9 @@ def compare_rules(
     if not sites:
         raise InputError(_nothing_found(who, kind, f, program.jaxpr))
     arrays = program.arguments.arrays
-    floats = _floats(arrays)
+    floats = floats_of(arrays)
     outs = jax.tree.leaves(program.out)
-    if not floats or not _floats(outs):
+    if not floats or not floats_of(outs):
         what = "arguments" if not floats else "outputs"
         got = described(args if not floats else program.out)
         raise InputError(f"{who}: f has no {what} of a float dtype, got {got}: nothing to differentiate.")
@@ -80,7 +90,7 @@ def compare_rules(
 
     bare = without_rules(program.jaxpr, RULES[kind])
     alone = len(sites) == 1 and _is_all(program.jaxpr)
-    seeds = _seeds(
+    seeds = seeds_like(
         who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone
     )
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
@@ -91,24 +101,44 @@ def compare_rules(
     )
     whole.notes += program.arguments.not_finite(f)
     if alone:
-        return task.report(whole, with_rules, bare, arrays, seeds)
+        return _also_in_float32(task.report(whole, with_rules, bare, arrays, seeds), f, args, task, seed)
     missed = hidden(program.jaxpr, kind)
     if missed:
-        whole.notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
-    reached = _reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
+        whole.notes.append(f"Not looked into, under a while loop, a shard_map or another rule: {', '.join(missed)}.")
+    what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
 
     def looked_into(site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
         try:
             return task.call(site, arrays, seeds, turns)
-        except ClosesOver as error:
+        except InputError as error:
             whole.notes.append(f"Not looked into: {str(error).removeprefix(f'{who}: ')}")
             return None
 
-    calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, reached, strict=True))))
-    skipped = [site.name for site, (_, _, n) in zip(sites, reached, strict=True) if not n]
+    calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, what_reached, strict=True))))
+    skipped = [site.name for site, (_, _, n) in zip(sites, what_reached, strict=True) if not n]
+    if len(skipped) == len(sites):
+        raise InputError(
+            f"{who}: with these arguments no custom_{kind} is reached ({', '.join(skipped)}), so there is nothing to "
+            "compare. Give arguments that lead to one."
+        )
     if skipped:
         whole.notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
-    return whole.report(timing, None, lambda: calls, always=True)
+    return _also_in_float32(whole.report(timing, None, lambda: calls, always=True), f, args, task, seed)
+
+
+def _also_in_float32(report: Report, f: Callable, args: tuple, task: "_Task", seed: Any) -> Report:
+    """The report; for float16 and narrower with a check where rounding hides less, at float32 arguments."""
+    narrow = lambda a: is_float(a) and float(jnp.finfo(a.dtype).eps) > 1e-6  # noqa: E731
+    if not task.checks or not any(hasattr(a, "dtype") and narrow(a) for a in jax.tree.leaves(args)):
+        return report
+    wider = jax.tree.map(lambda a: a.astype(np.float32) if hasattr(a, "dtype") and narrow(a) else a, args)
+    try:
+        found = compare_rules(f, wider, seed, task.kind, False, False)
+    except InputError as error:
+        check = Check("in float32", None, f"can't be tried: {error}")
+    else:
+        check = Check("in float32", found.ok, found.verdict)
+    return replace(report, checks=(*report.checks, check))
 
 
 @dataclass
@@ -137,8 +167,8 @@ class _Task:
         No derivative is taken for the first `consts` arrays.
         """
         one = [a[0] for a in arrays] if stacked else arrays
-        floats = [i for i in _floats(one) if i >= consts]
-        derivative = _pulled if self.kind == "vjp" else _pushed
+        floats = [i for i in floats_of(one) if i >= consts]
+        derivative = pulled if self.kind == "vjp" else pushed
         notes: list[str] = []
 
         def program(who: str, function: Flat, derivative: Callable) -> Program:
@@ -171,7 +201,7 @@ class _Task:
             reason = error
         if self.kind == "vjp" and size <= FORWARD:
             try:
-                return program(f"autodiff of {name}, forward mode", bare, _pulled_forward)
+                return program(f"autodiff of {name}, forward mode", bare, pulled_forward)
             except InputError as error:
                 reason = error
         if self.kind == "jvp":
@@ -179,7 +209,7 @@ class _Task:
                 slopes,
                 rule,
                 lambda slopes, arrays, number: [
-                    number(s) for s in slopes.along(_wide(arrays[-len(slopes.moving) :]), arrays)
+                    number(s) for s in slopes.along(in_pieces(arrays[-len(slopes.moving) :]), arrays)
                 ],
             )
         if size <= DIFFERENCES:
@@ -196,7 +226,7 @@ class _Task:
             return jax.lax.map(lambda a: list(bare(*a)), arrays) if stacked else list(bare(*arrays))
 
         def function(arrays: Any, seeds: Any) -> Any:
-            return _paired(run(arrays), seeds) if self.kind == "vjp" else [out for out in run(arrays) if _is_float(out)]
+            return paired(run(arrays), seeds) if self.kind == "vjp" else [out for out in run(arrays) if is_float(out)]
 
         return Slopes(self.program(name, function, (arrays, seeds)), [*arrays, *seeds], floats)
 
@@ -205,7 +235,7 @@ class _Task:
             return partial(vjp_probes, slopes)
 
         def third(leaf: int | None, at: tuple[int, ...], where: str) -> Any:
-            along = slopes.along(_wide(seeds))
+            along = slopes.along(in_pieces(seeds))
             for i in range(len(along)) if leaf is None else [leaf]:
                 yield from jvp_probes(along, i, at if leaf is not None else (0,) * np.ndim(along[i].value), where)
 
@@ -218,13 +248,17 @@ class _Task:
         stacked = bool(site.loops) or turns > 1
         ruled, bare, consts = site.call, without_rules(site.primal, RULES[self.kind]), site.eqn.params["num_consts"]
         if self.kind == "vjp":
-            names = [site.arguments[i] for i in _floats([v.aval for v in site.eqn.invars]) if i >= consts]
+            names = [site.arguments[i] for i in floats_of([v.aval for v in site.eqn.invars]) if i >= consts]
         else:
             names = _output_names([v.aval for v in site.eqn.outvars])
-            seeds = seeds[sum(_is_float(v.aval) for v in site.eqn.invars[:consts]) :]  # constants' tangents are 0
+            seeds = seeds[sum(is_float(v.aval) for v in site.eqn.invars[:consts]) :]  # constants' tangents are 0
         comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked, consts)
         if turns > 1:
             comparison.notes.append(f"{turns} turns, along the first axis.")
+        outs = [i for i in range(len(site.eqn.outvars)) if is_float(site.eqn.outvars[i].aval)]
+        for i, s in zip(outs, seeds, strict=True) if self.kind == "vjp" else ():
+            if np.size(s) and not np.any(np.asarray(s)):
+                comparison.notes.append(f"The cotangent of output {i} is 0: what the rule makes of it is not seen.")
         if stacked:
             arrays, seeds = [a[0] for a in arrays], [s[0] for s in seeds]
         return self.report(comparison, ruled, bare, arrays, seeds)
@@ -237,147 +271,13 @@ class _Task:
         return comparison.report(self.timing, partial(of_vjp, ruled, bare, arrays, seeds, comparison))
 
 
-# -- derivatives of flat functions ------------------------------------------------------------------------------------
-
-
-def _is_float(a: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
-
-
-def _floats(arrays: Sequence[Any]) -> list[int]:
-    return [i for i, a in enumerate(arrays) if jnp.issubdtype(a.dtype, jnp.inexact)]
-
-
-def _of_floats(function: Flat, floats: list[int], arrays: Sequence[Any]) -> Flat:
-    """The function of its float arguments, and its float outputs."""
-
-    def run(*moving: Any) -> list[Any]:
-        filled = list(arrays)
-        for i, a in zip(floats, moving, strict=True):
-            filled[i] = a
-        return [out for out in function(*filled) if _is_float(out)]
-
-    return run
-
-
-def _pulled(function: Flat, floats: list[int], arrays: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
-    """The gradients of ⟨cotangents, function⟩."""
-    _, pull = jax.vjp(_of_floats(function, floats, arrays), *(arrays[i] for i in floats))
-    return list(pull(list(cotangents)))
-
-
-def _pushed(function: Flat, floats: list[int], arrays: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
-    """The tangents of the function's outputs."""
-    run = _of_floats(function, floats, arrays)
-    return list(jax.jvp(run, [arrays[i] for i in floats], list(tangents))[1])
-
-
-def _pulled_forward(function: Flat, floats: list[int], arrays: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
-    """As `_pulled`, in forward mode: one run for each element; for a complex one two, ∂/∂x − i ∂/∂y."""
-    run, moving = _of_floats(function, floats, arrays), [jnp.asarray(arrays[i]) for i in floats]
-
-    def gradient(k: int) -> Any:
-        dtype, is_complex = moving[k].dtype, jnp.iscomplexobj(moving[k])
-
-        def along(i: Any, step: Any) -> Any:
-            hot = [jnp.zeros(a.size, a.dtype) for a in moving]
-            hot[k] = hot[k].at[i].set(jnp.asarray(step, dtype))
-            tangents = [h.reshape(a.shape) for h, a in zip(hot, moving, strict=True)]
-            return _paired(jax.jvp(run, moving, tangents)[1], cotangents)
-
-        def element(i: Any) -> Any:
-            real = along(i, 1)
-            return (jax.lax.complex(real, -along(i, 1j)) if is_complex else real).astype(dtype)
-
-        return jax.lax.map(element, jnp.arange(moving[k].size)).reshape(moving[k].shape)
-
-    return [gradient(k) for k in range(len(moving))]
-
-
-def _wide(arrays: Sequence[Any]) -> list[np.ndarray]:
-    return [np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) for a in arrays]
-
-
-def _paired(outs: Sequence[Any], cotangents: Sequence[Any]) -> Any:
-    """Re Σ cotangent · output: the scalar whose gradient a vjp is."""
-    floats = [out for out in outs if _is_float(out)]
-    terms = [jnp.real(c * out) for c, out in zip(cotangents, floats, strict=True)]
-    wide = jnp.float64 if any(t.dtype == np.float64 for t in terms) else jnp.float32  # float8 promotes to nothing
-    return sum((t.astype(wide).sum() for t in terms), jnp.zeros((), wide))
-
-
-def _reached(kind: str, tapped: Tapped, arrays: Sequence[Any], floats: list[int], seeds: Sequence[Any]) -> list[Any]:
-    """(inputs, cotangents or tangents, number of turns) of each call; with a first axis of turns if there are loops."""
-    probes = tapped.probes()
-
-    def backward(arrays: Any, seeds: Any) -> Any:
-        def run(probes: Any) -> Any:
-            outs, inputs, hit = tapped(arrays, probes)
-            return [out for out in outs if _is_float(out)], (inputs, hit)
-
-        _, pull, (inputs, hit) = jax.vjp(run, probes, has_aux=True)
-        return inputs, [[c for c in site if c is not None] for site in pull(list(seeds))[0]], hit
-
-    def forward(arrays: Any, seeds: Any) -> Any:
-        def run(*moving: Any) -> Any:
-            filled = list(arrays)
-            for i, a in zip(floats, moving, strict=True):
-                filled[i] = a
-            _, inputs, hit = tapped(filled, probes)
-            return [[a for a in site if _is_float(a)] for site in inputs], (inputs, hit)
-
-        _, tangents, (inputs, hit) = jax.jvp(run, [arrays[i] for i in floats], list(seeds), has_aux=True)
-        return inputs, tangents, hit
-
-    program = Program(
-        "compare: f with its calls tapped", backward if kind == "vjp" else forward, (list(arrays), list(seeds))
-    )
-    inputs, seeds, hits = program(*arrays, *seeds)
-    return [_turns(tapped.sites[i], inputs[i], seeds[i], hits[i]) for i in range(len(tapped.sites))]
-
-
-def _turns(site: Site, inputs: Sequence[Any], seeds: Sequence[Any], hit: Any) -> tuple[list[Any], list[Any], int]:
-    """What reached a call, turn by turn along one axis; as it is, if there is no loop around it."""
-    if not site.loops:
-        return list(inputs), list(seeds), int(hit)
-    places = np.flatnonzero(np.asarray(hit).reshape(-1))
-    axes = len(site.loops)
-    pick = lambda a: a.reshape(-1, *a.shape[axes:])[places]  # noqa: E731
-    return [pick(a) for a in inputs], [pick(s) for s in seeds], len(places)
-
-
-# -- seeds and names --------------------------------------------------------------------------------------------------
-
-
-def _seeds(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str, one: bool) -> list[Any]:
-    """Cotangents of the float outputs (tangents of the float arguments): as given, or random; `one`: 1 for a scalar."""
-    floats = [a for a in like if jnp.issubdtype(a.dtype, jnp.inexact)]
-    what = "cotangent" if kind == "vjp" else "tangent"
-    if given is not None:
-        leaves = [leaf for leaf in jax.tree.leaves(given) if getattr(leaf, "dtype", None) != jax.dtypes.float0]
-        if [jnp.shape(leaf) for leaf in leaves] != [a.shape for a in floats]:
-            raise InputError(
-                f"{who}: the {what} must be like {described(tree)}, got {described(given)}. "
-                "Leave it out for random numbers."
-            )
-        return [jnp.asarray(leaf, a.dtype) for leaf, a in zip(leaves, floats, strict=True)]
-    if one and kind == "vjp" and len(floats) == 1 and not floats[0].shape:
-        return [jnp.ones((), floats[0].dtype)]
-    random = np.random.default_rng(0)
-
-    def draw(a: Any) -> Any:
-        numbers = random.standard_normal(a.shape)
-        if jnp.issubdtype(a.dtype, jnp.complexfloating):
-            numbers = numbers + 1j * random.standard_normal(a.shape)
-        return jnp.asarray(np.asarray(numbers).astype(a.dtype))
-
-    return [draw(a) for a in floats]
+# -- names ------------------------------------------------------------------------------------------------------------
 
 
 def _argument_names(f: Callable, program: Program) -> list[str]:
     """Names of the float arrays among the arguments."""
     named = zip(program.arguments.names(f), program.arguments.arrays, strict=True)
-    return [name for name, array in named if _is_float(array)]
+    return [name for name, array in named if is_float(array)]
 
 
 def _output_names(out: Any) -> list[str]:
@@ -401,7 +301,8 @@ def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
     name = getattr(f, "__name__", repr(f))
     text = f"{who}: no custom_{kind} is called in {name} on a path that a derivative takes"
     if missed := hidden(jaxpr, kind):
-        return f"{text}; {', '.join(missed)} stands under a while loop or in another rule. Compare it by itself."
+        where = "under a while loop, a shard_map or pmap, or in another rule"
+        return f"{text}; {', '.join(missed)} stands {where}. Compare it by itself."
     if found := sites_of(jaxpr, other):
         return f"{text}, but a custom_{other} is: {found[0].name}. Use compare_{other}."
     return f"{text}. To compare two gradient functions use compare(rule, oracle, ...)."

@@ -74,6 +74,8 @@ def sites_of(jaxpr: ClosedJaxpr, kind: str) -> list[Site]:
 def _sites(jaxpr: ClosedJaxpr | Jaxpr, rule: str, path: Path, loops: tuple[int, ...]) -> Iterator[Site]:
     for i, eqn in enumerate(jaxpr.eqns):
         name = eqn.primitive.name
+        if name == rule and not (eqn.invars and eqn.outvars):
+            continue  # what Flax's nn.scan leaves behind: a call of nothing
         if name == rule:
             yield Site(named(eqn), (*path, i), eqn, loops, line_of(eqn))
         elif name in INLINE or name in ("cond", "scan"):

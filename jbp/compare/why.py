@@ -31,6 +31,7 @@ TOLD = {
     "formula": "in float64 the rule agrees with the oracle: the formula is right, its arithmetic loses digits",
     "rule": "autodiff and central differences agree with each other, and the rule with neither",
     "none": "the rule, autodiff and central differences: no two of them agree",
+    "hidden": "in float64 rule and autodiff differ there by far more than rounding; central differences can't tell",
     "differences": "rule and autodiff differ by less than central differences can tell",
 }
 
@@ -65,6 +66,8 @@ def explained(
         else:
             verdict = _asked(comparison.third, i - skip, leaves[i], rule, oracle)
         told = TOLD.get(verdict, "")
+        if verdict == "formula" and not leaves[i].pattern:
+            leaves[i] = dataclasses.replace(leaves[i], pattern="its formula is right, its arithmetic loses digits")
         if verdict in ("autodiff", "kink"):
             if _poor(comparison, arrays, i, leaves[i]):
                 told += "; but it loses digits"
@@ -160,20 +163,22 @@ def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafErr
         return not rms(got.astype(exact.dtype) - exact) <= allowed
 
 
-def _asked(third: Third, leaf: int, error: LeafError, rule: Sequence[Any], oracle: Sequence[Any]) -> str:
+def _asked(third: Third, leaf: int, leaf_error: LeafError, rule: Sequence[Any], oracle: Sequence[Any]) -> str:
     """Who is right about a leaf: what the probes say of the rule and of the oracle, both in float64."""
     answers = [
-        (_agrees(probe, rule, error.epsilon), _agrees(probe, oracle, error.epsilon), bool(np.any(probe.slope.kink)))
-        for probe in third(leaf, error.at, error.where)
+        (*(_agrees(probe, r, leaf_error.epsilon) for r in (rule, oracle)), bool(np.any(probe.slope.kink)))
+        for probe in third(leaf, leaf_error.at, leaf_error.where)
     ]
     answers = [answer for answer in answers if answer[0] is not None]
     if not answers:
         return ""
     rules, oracles, kinks = zip(*answers, strict=True)
     if all(rules) and all(oracles):
+        if leaf_error.hidden:
+            return "hidden"
         if any(kinks):
             return "kink"
-        return "formula" if _same(rule[leaf], oracle[leaf], error) else "differences"
+        return "formula" if _same(rule[leaf], oracle[leaf], leaf_error) else "differences"
     if all(rules):
         return "autodiff"
     return "rule" if all(oracles) else "none"
@@ -187,13 +192,14 @@ def _agrees(probe: Probe, result: Sequence[Any], epsilon: float) -> bool | None:
     if not np.isfinite(probe.slope.value) or not np.isfinite(probe.slope.error):
         return None
     value, mass = probe.ask(result)
-    return bool(probe.slope.agrees(value, (8 * epsilon + 1e-7) * mass)) if math.isfinite(value) else False
+    return bool(probe.slope.agrees(value, (2 * epsilon + 1e-7) * mass)) if math.isfinite(value) else False
 
 
 def _same(a: Any, b: Any, leaf: LeafError) -> bool:
-    """Whether two leaves in float64 are the same mathematics."""
+    """Whether two leaves in float64 are the same mathematics, but for constants rounded to the leaf's dtype."""
     with np.errstate(all="ignore"):
-        return bool(np.max(np.abs(a - b), initial=0) <= (8 * leaf.epsilon + 1e-9) * leaf.peak)
+        rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2))) if np.size(a) else 0.0  # noqa: E731
+        return not leaf.hidden and bool(rms(a - b) <= (2 * leaf.epsilon + 1e-9) * rms(b))
 
 
 def scaled(a: Any, factor: Any, dtype: Any = None) -> Any:
