@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import scipy.special
 
-from jbp.compare.differences import STEPS, Numerical, Slopes, gradient_by_differences, jvp_probes, slope, vjp_probes
+from jbp.compare.differences import (
+    FULL,
+    STEPS,
+    Numerical,
+    Slopes,
+    gradient_by_differences,
+    jvp_probes,
+    slope,
+    vjp_probes,
+)
 from jbp.compare.program import Program
 
 
@@ -170,18 +179,27 @@ def test_central_differences_stand_in_for_autodiff():
 
 
 def test_probes_of_a_gradient_tell_the_right_from_the_wrong():
-    """At the element asked about and along random directions, of one leaf or of all."""
+    """At the element asked about, at the others of a small leaf, and along random directions; of one leaf or of all."""
     x, w = np.float32([0.5, -2, 1]), np.float32([1, 2, 3])
     slopes = slopes_of(lambda x, w: jnp.sum(jnp.sin(x) * w), x, w)
     right = [np.cos(np.float64(x)) * w, np.sin(np.float64(x))]
     swapped, off = right[::-1], [right[0] * [1, 1.001, 1], right[1]]
-    for leaf, at in ((0, (1,)), (1, (1,)), (None, ())):
-        probes = list(vjp_probes(slopes, leaf, at, "x[1]"))
-        assert len(probes) == 3 + (leaf is not None)
-        assert [p.where for p in probes[: leaf is not None]] == ["at x[1]"] * (leaf is not None)
-        for result, agrees in ((right, True), (swapped, False), (off, leaf == 1)):
-            said = [bool(p.slope.agrees(p.ask(result)[0], 1e-9 * p.ask(result)[1])) for p in probes]
-            assert all(said) if agrees else not any(said), (leaf, said)
+
+    def said(leaf: int | None, result: list) -> list[bool]:
+        probes = vjp_probes(slopes, leaf, (1,), "x[1]")
+        return [bool(p.slope.agrees(p.ask(result)[0], 1e-9 * p.ask(result)[1])) for p in probes]
+
+    assert said(0, right) == said(1, right) == said(1, off) == [True] * 6
+    assert said(0, swapped) == said(1, swapped) == [False] * 6
+    assert said(0, off) == [False, True, True] + [False] * 3
+    assert [said(None, result) for result in (right, swapped, off)] == [[True] * 3, [False] * 3, [False] * 3]
+    assert next(vjp_probes(slopes, 0, (1,), "x[1]")).where == "at x[1]"
+
+
+def test_a_large_leaf_is_asked_at_one_element_only():
+    x = np.ones(FULL + 1, np.float32)
+    probes = list(vjp_probes(slopes_of(lambda x: jnp.sum(x * x), x), 0, (3,), "x[3]"))
+    assert [p.where for p in probes] == ["at x[3]", *["along a random direction"] * 3]
 
 
 def test_probes_of_a_tangent_tell_the_right_from_the_wrong():
