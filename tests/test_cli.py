@@ -28,7 +28,7 @@ ERRORS = {
     "--foo 3": "--foo: expected a command first, then options --name VALUE. See: jbp --help",
     "--epoch 3": "--epoch: expected a command first, then options --name VALUE. Did you mean --epochs?",
     "train compare": "compare: expected a command first, then options --name VALUE. See: jbp --help",
-    "trian": "command: expected one of train, compare, draw, explain, flow, got 'trian'. Did you mean train?",
+    "trian": "command: expected one of train, compare, check, draw, explain, flow, got 'trian'. Did you mean train?",
     "--widths": "--widths: expected one argument. See: jbp --help",
     "--widths 0": "--widths: expected whole numbers from 1 to 65536 with commas between, got '0'. "
     "Write for example 30,20.",

@@ -43,7 +43,8 @@ class Settings:
         "float32", lambda t: (parse_shapes("N", t), t)[1], "a dtype", "bfloat16", "of the floats"
     )
     oracle: str | None = options.option(
-        None, _reference, "a function as package.module:function", "mine.layers:gradient", "the reference, if the function is a gradient itself"
+        None, _reference, "a function as package.module:function", "mine.layers:gradient",
+        "the reference, if the function is a gradient itself"
     )  # fmt: skip
     examples: int = options.number(50, int, 1, 10**6, "a whole number above 0", "generated inputs")
     seed: int = options.number(0, int, 0, 2**31 - 1, "a whole number from 0 to 2147483647", "for the inputs")

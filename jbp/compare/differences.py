@@ -4,9 +4,10 @@
 
 with Richardson's extrapolation over steps h = 2^-4, 2^-6, …: T_{i,0} is the difference at the i-th step, and
 T_{i,j} = (16^j T_{i,j−1} − T_{i−1,j−1}) / (16^j − 1) cancels the error of order h^{2j}. The entry that changes least
-from its neighbours is taken, and that change is its error (Ridders 1982, doi:10.1016/S0141-1195(82)80057-0). An
-element moves in proportion to its own size. Where the slopes from both sides differ however small the step, there is a
-kink, and every value between them is a derivative.
+from its neighbours is taken, and that change is its error (Ridders 1982, doi:10.1016/S0141-1195(82)80057-0), which is
+never less than what the rounding of ψ makes of it. An element moves in proportion to its own size. Where the slopes
+from both sides differ, by the same however small the step, there is a kink, and every value between them is a
+derivative.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .program import Program
-from .replay import noise_of, wide
+from .replay import cast, noise_of
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
 TINY = STEPS[-2:]  # the two smallest, by which kinks are told
@@ -43,19 +44,20 @@ class Slope(NamedTuple):
 
 @np.errstate(all="ignore")
 def slope(middle: Any, up: np.ndarray, down: np.ndarray, noise: float = 0.0) -> Slope:
-    """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps that leave the domain (NaN) don't count.
+    """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps out of the domain (NaN) don't count.
 
     `noise`: the ε that ψ is rounded to, where that is not float64's.
     """
     h = STEPS.reshape(-1, *(1,) * np.ndim(middle))
     table = [(up - down) / (2 * h)]
-    floor = 4 * noise * np.fmax(np.abs(up), np.abs(down)) / h
+    floor = max(4 * noise, np.finfo(np.float64).eps) * np.fmax(np.abs(up), np.abs(down)) / h
     value, error = table[0][0], np.full(np.shape(middle), np.inf)
     for j in range(1, len(STEPS)):
         before = table[-1]
         now = before[1:] + (before[1:] - before[:-1]) / (16.0**j - 1)
         change = np.maximum(np.abs(now - before[1:]), np.abs(now - before[:-1]))
-        change = np.where(np.isnan(change), np.inf, np.maximum(change, floor[j:]))
+        change = np.maximum(change, floor[j:])  # two entries may also agree by luck
+        change = np.where(np.isnan(change), np.inf, change)
         best = np.argmin(change, axis=0)[None]
         least = np.take_along_axis(change, best, 0)[0]
         value = np.where(least < error, np.take_along_axis(now, best, 0)[0], value)
@@ -64,12 +66,14 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray, noise: float = 0.0) -> 
     right, left = (up - middle) / h, (middle - down) / h
     gap = np.abs(right - left)
     level = np.abs(right[-2:]) + np.abs(left[-2:])
-    kink = (gap[-1] > 0.5 * gap[-2]) & (gap[-1] > 1e-5 * level.max(0)) & np.isfinite(gap[-1])
+    stays = (gap[-1] > 0.5 * gap[-2]) & (gap[-1] < 1.5 * gap[-2])  # at a jump it grows as the step shrinks
+    kink = stays & (gap[-1] > 1e-5 * level.max(0)) & np.isfinite(gap[-1])
     kink &= gap[-1] > 4 * floor[-1]
     both = np.stack([right[-1], left[-1]])
     return Slope(value, error, both.min(0), both.max(0), kink)
 
 
+Pieces = Callable[[list[np.ndarray]], list[np.ndarray]]
 Number = Callable[[Slope], Any]  # what is taken of a slope: its value, or that and its error
 
 
@@ -81,16 +85,15 @@ class Slopes:
     """
 
     def __init__(
-        self, program: Program, arrays: Sequence[Any], moving: Sequence[int],
-        split: Callable[[list[np.ndarray]], list[np.ndarray]] = list, join: Callable[[list[np.ndarray]], list[np.ndarray]] = list,
-    ):  # fmt: skip
+        self, program: Program, arrays: Sequence[Any], moving: Sequence[int], split: Pieces = list, join: Pieces = list
+    ):
         self.program, self.arrays, self.moving, self.split, self.join = program, list(arrays), list(moving), split, join
 
         def values(consts: Any, arrays: Sequence[Any], direction: Sequence[Any]) -> Any:
             def at(t: Any) -> list[Any]:
-                moved = [wide(jnp.asarray(a)) for a in arrays]
+                moved = [cast(jnp.asarray(a)) for a in arrays]
                 for i, v in zip(self.moving, direction, strict=True):
-                    moved[i] = moved[i] + t * v
+                    moved[i] = moved[i] + t.astype(v.dtype) * v
                 return program.in_float64(consts, moved)
 
             return jax.lax.map(at, jnp.asarray([0.0, *STEPS, *-STEPS], np.float64))
@@ -121,8 +124,8 @@ class Slopes:
         for v in values:
             if np.iscomplexobj(v):
                 real, imaginary = (slope(p[0], p[1 : n + 1], p[n + 1 :], self.noise) for p in (v.real, v.imag))
-                parts = (a + 1j * b for a, b in zip(real[:4], imaginary[:4], strict=True))
-                slopes.append(Slope(*parts, real.kink | imaginary.kink))
+                value, error, low, high = (a + 1j * b for a, b in zip(real[:4], imaginary[:4], strict=True))
+                slopes.append(Slope(value, error, low, high, real.kink | imaginary.kink))
             else:
                 slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :], self.noise))
         return slopes
@@ -152,13 +155,17 @@ class Numerical:
         moved = list(arrays)
         for i in self.slopes.moving:
             epsilon = float(jnp.finfo(arrays[i].dtype).eps)
-            moved[i] = wide(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
+            moved[i] = cast(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
         far = lambda s: s.value + s.error if self.slopes.noise else s.value  # noqa: E731
         result = jax.tree.unflatten(jax.tree.structure(self.out), self.differentiate(self.slopes, moved, far))
         return jax.tree.map(lambda g, like: g.astype(like.dtype), result, self.out)
 
 
-def gradient_by_differences(slopes: Slopes, arrays: Sequence[Any], number: Number) -> list[np.ndarray]:
+def value_of(slope: Slope) -> Any:
+    return slope.value
+
+
+def gradient_by_differences(slopes: Slopes, arrays: Sequence[Any], number: Number = value_of) -> list[np.ndarray]:
     """The gradient of a scalar, element by element: `number` of each slope."""
     units = slopes.units()
     gradient = [np.zeros_like(u) for u in units]
@@ -186,12 +193,12 @@ Third = Callable[[int | None, tuple[int, ...], str], Iterator[Probe]]
 
 
 def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
-    """Of a gradient's leaf (None: of all): at its element `at`, and along random directions. `slopes` are of ⟨ct, f⟩."""
+    """Of a gradient's leaf (None: of all): at its element `at`, then along random directions. `slopes`: of ⟨ct, f⟩."""
     random, units = np.random.default_rng(0), slopes.units()
     leaves = range(len(units)) if leaf is None else [leaf]
 
     def pointing(fill: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-        return [fill(u) if i in leaves else np.zeros_like(u) for i, u in enumerate(units)]
+        return [np.asarray(fill(u)) if i in leaves else np.zeros_like(u) for i, u in enumerate(units)]
 
     def probe(where: str, direction: list[np.ndarray]) -> Probe:
         def ask(result: Sequence[Any]) -> tuple[float, float]:
@@ -211,7 +218,7 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: s
     """Of a tangent's leaf: at its element `at`, and of random sums of its elements."""
     slope, random = outputs[leaf], np.random.default_rng(0)
 
-    def pick(weights: np.ndarray, where: str) -> Probe:
+    def pick(weights: Any, where: str) -> Probe:
         def ask(result: Sequence[Any]) -> tuple[float, float]:
             with np.errstate(invalid="ignore"):
                 terms = np.real(np.asarray(result[leaf]) * weights)

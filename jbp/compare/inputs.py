@@ -77,7 +77,8 @@ def parse(shapes: str, dtype: str = "float32") -> list[Spec]:
             match = None
         if match is None:
             raise InputError(
-                f"shapes: expected arguments with commas between, each its axes and perhaps a dtype, got {text.strip()!r}. "
+                "shapes: expected arguments with commas between, each its axes and perhaps a dtype, got "
+                f"{text.strip()!r}. "
                 'Write for example "N I, I O" or "V D, N T: int32 < V".'
             )
         specs.append(Spec(tuple(match[1].split()), kind, match[3]))
@@ -85,7 +86,8 @@ def parse(shapes: str, dtype: str = "float32") -> list[Spec]:
     for spec in specs:
         if spec.below and not spec.below.isdigit() and spec.below not in letters:
             raise InputError(
-                f"shapes: no axis is called {spec.below!r}, which whole numbers should stay below. Name one of {', '.join(sorted(letters))}."
+                f"shapes: no axis is called {spec.below!r}, which whole numbers should stay below. "
+                f"Name one of {', '.join(sorted(letters))}."
             )
     return specs
 
@@ -131,7 +133,7 @@ def annotated(f: Callable[..., Any]) -> str | None:
         return None
     found = []
     for parameter in parameters:
-        hint = hints.get(parameter.name)
+        hint: Any = hints.get(parameter.name)
         if parameter.default is not parameter.empty and not hasattr(hint, "dim_str"):
             continue
         if not hasattr(hint, "dim_str"):
@@ -165,7 +167,8 @@ def search(
     jaxtyping's annotations unless given. The report's `reproduce` is code that makes the comparison again. If none of
     `examples` fails, the report is that of a usual one, and says how many there were.
 
-    Raises `InputError` if a rule itself raises (with the same code), if every example is refused, or no shapes are known.
+    Raises `InputError` if a rule itself raises (with the same code), if every example is refused, or if no shapes are
+    known.
     """
     shapes = shapes or annotated(f)
     if shapes is None:

@@ -2,7 +2,7 @@
 
 Rounding is a matter of luck in a leaf of few elements: autodiff may happen to hit one of them to the last bit. So a
 rule that fails at the arguments given is tried at `NEARBY` points close by as well, and the errors of all are pooled.
-Bad luck does not last; a wrong rule stays wrong, also one that is wrong at the one point given. `why` explains the rest.
+Bad luck does not last; a wrong rule stays wrong, also one that is wrong at the one point given. `why` explains it then.
 """
 
 import math
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from .differences import Numerical, Third
-from .error import LeafError, Part, check_same, errors, pooled
+from .error import EXACT, LeafError, Part, amplified, check_same, errors, pooled
 from .program import Program, race
 from .report import Check, Report
 from .why import explained, hidden, scaled, suspected
@@ -40,7 +40,9 @@ class Comparison:
     where: str = ""
     notes: list[str] = field(default_factory=list)
     maps: tuple[Any, ...] = ()
-    exact: list[Part] = field(default_factory=list)  # the shadow at the arguments themselves
+    got: list[Part] = field(default_factory=list)  # at the arguments themselves: the rule, the oracle, the shadow
+    plain: list[Part] = field(default_factory=list)
+    exact: list[Part] = field(default_factory=list)
     arrays: list[Any] = field(default_factory=list)  # the rule's own arguments, unless given others of their shapes
 
     def __post_init__(self) -> None:
@@ -51,9 +53,13 @@ class Comparison:
         got, plain = self.parts(self.rule(*arrays)), self.parts(self.oracle(*arrays))
         check_same(self.who, got, plain)
         exact = self.parts(self.oracle.exact(*arrays))
-        if not self.maps:
-            self.maps, self.exact = tuple(map(_map, got, exact)), exact
-        return errors(got, plain, exact)
+        if not self.exact:
+            self.maps, self.got, self.plain, self.exact = tuple(map(_map, got, exact)), got, plain, exact
+        found = errors(got, plain, exact)
+        if isinstance(self.oracle, Program) and any(leaf.epsilon < EXACT and not leaf.ok for leaf in found):
+            single = errors(self.parts(self.oracle.single(*arrays)), plain, exact)
+            found = [amplified(leaf, s.error) for leaf, s in zip(found, single, strict=True)]
+        return found
 
     def report(
         self,
@@ -117,7 +123,7 @@ def _nearby(arrays: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def _map(got: Part, exact: Part) -> np.ndarray:
-    """|rule − shadow| of a leaf as a matrix of at most 64 × 64: its last axis across, rows and columns evenly spread."""
+    """|rule − shadow| of a leaf as a matrix of at most 64 × 64, the last axis across, both evenly spread."""
     shape = np.shape(exact.array)
     if not math.prod(shape):
         return np.zeros((0, 0))

@@ -1,4 +1,4 @@
-"""Where in a network of layers an error enters: each layer by itself, on the values and the δ that really reached it."""
+"""Where in a network of layers an error enters: each layer by itself, on the values and the δ that reached it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,11 +22,12 @@ def step_reports(record: Any, loss: Any, y: Any) -> tuple[Report, ...]:
     found: list[Report] = []
     programs: dict[str, Program] = {}
     for name, rule, oracle, args in _steps(record, loss, y):
-        pair = []
-        for who, function in (("rule", rule), ("autodiff", oracle)):
+
+        def shared(who: str, function: Callable, name: str = name, args: tuple = args) -> Program:
             program = Program(f"compare: the {who} of {name}", function, args)
-            pair.append(programs.setdefault(f"{who}{program.jaxpr}", program))
-        comparison = Comparison("compare", name, *pair, _parts)
+            return programs.setdefault(f"{who}{program.jaxpr}", program)
+
+        comparison = Comparison("compare", name, shared("rule", rule), shared("autodiff", oracle), _parts)
         comparison.arrays = Arguments.of(args).arrays
         found.append(comparison.report(timing=False))
         if not found[-1].ok:

@@ -37,16 +37,18 @@ def pattern_of(leaf: LeafError, got: Any, exact: Any, others: dict[str, Any] = {
         return np.shape(a) == np.shape(b) and _rms(np.subtract(a, b)) <= tolerance
 
     with np.errstate(all="ignore"):
-        return next(_patterns(got, exact, scale, close, others), "")
+        return next(_patterns(got, exact, scale, close, others, 2 * leaf.oracle_largest), "")
 
 
 def _rms(a: Any) -> float:
     return float(np.sqrt(np.mean(np.square(np.abs(a))))) if np.size(a) else 0.0
 
 
-def _patterns(got: np.ndarray, exact: np.ndarray, scale: float, close: Close, others: dict[str, Any]) -> Iterator[str]:
+def _patterns(
+    got: np.ndarray, exact: np.ndarray, scale: float, close: Close, others: dict[str, Any], noise: float
+) -> Iterator[str]:
     if close(got, exact):  # too far by rounding alone
-        yield from _few(got, exact)
+        yield from _few(got, exact, noise)
         return
     if not got.any():
         yield "all zero"
@@ -54,11 +56,11 @@ def _patterns(got: np.ndarray, exact: np.ndarray, scale: float, close: Close, ot
         return
     yield from _factor(got, exact, close)
     if got.size > LIMIT:
-        yield from _few(got, exact)
+        yield from _few(got, exact, noise)
         return
     if np.iscomplexobj(exact):
-        yield from (name for name, other in (("conjugate", exact.conj()), ("conjugate with its sign flipped", -exact.conj()))
-                    if close(got, other))  # fmt: skip
+        conjugates = {"conjugate": exact.conj(), "conjugate with its sign flipped": -exact.conj()}
+        yield from (name for name, other in conjugates.items() if close(got, other))
     yield from (f"the gradient of {name}" for name, other in others.items() if close(got, other))
     for i, j in itertools.combinations(range(exact.ndim), 2):
         if exact.shape[i] == exact.shape[j] and close(got, np.swapaxes(exact, i, j)):
@@ -72,7 +74,7 @@ def _patterns(got: np.ndarray, exact: np.ndarray, scale: float, close: Close, ot
     limit = np.abs(got).max()
     if np.sum(np.abs(got) == limit) > 1 and np.isrealobj(got) and close(got, np.clip(exact, -limit, limit)):
         yield f"clipped at {limit:.4g}"
-    yield from _few(got, exact)
+    yield from _few(got, exact, noise)
 
 
 def _factor(got: np.ndarray, exact: np.ndarray, close: Close) -> Iterator[str]:
@@ -145,10 +147,9 @@ def _terms(got: np.ndarray, exact: np.ndarray, scale: float, axis: int, n: int, 
             yield f"the {name} along axis {axis}, at each element"
 
 
-def _few(got: np.ndarray, exact: np.ndarray) -> Iterator[str]:
-    """Few elements are wrong, and the others right."""
-    off = np.abs(got - exact)
-    wrong = off > np.maximum(FAR * np.abs(exact), FAR * FAR * np.abs(exact).max(initial=0))
+def _few(got: np.ndarray, exact: np.ndarray, noise: float) -> Iterator[str]:
+    """Few elements are wrong, and the others right but for noise."""
+    wrong = np.abs(got - exact) > np.maximum(FAR * np.abs(exact), max(noise, FAR * FAR * np.abs(exact).max(initial=0)))
     count = int(wrong.sum())
     if 0 < count <= max(1, got.size // 10):
         zero = " (they are zero)" if not got[wrong].any() else ""

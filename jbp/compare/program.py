@@ -4,7 +4,7 @@ import inspect
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,10 +15,9 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError
-from .replay import equations, wide, widened
+from .replay import OPAQUE, Dtypes, cast, equations, inner_jaxprs, recast, single_dtype, wide_dtype
 
 SECONDS = 0.5  # spent on timing
-OPAQUE = ("pure_callback", "ffi_call", "pallas_call", "call_exported")
 
 
 class Measured(NamedTuple):
@@ -41,6 +40,7 @@ class Arguments:
     @classmethod
     def of(cls, args: Any) -> "Arguments":
         leaves, treedef = jax.tree.flatten(args)
+        leaves = [_canonical(leaf) for leaf in leaves]
         places = tuple(i for i, leaf in enumerate(leaves) if _is_array(leaf) or type(leaf) in (float, complex))
         return cls(tuple(leaves), treedef, places)
 
@@ -85,6 +85,17 @@ class Arguments:
         return self.treedef.unflatten(leaves)
 
 
+def _canonical(leaf: Any) -> Any:
+    """A NumPy array in the dtype in which JAX takes it: with x64 off, int64 as int32 and float64 as float32."""
+    if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "iufc":
+        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+    return leaf
+
+
+class ClosesOver(InputError):
+    """A program holds a value of another trace, which has ended."""
+
+
 def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and getattr(leaf.dtype, "kind", "V") not in "OSUMm"
 
@@ -120,6 +131,12 @@ class Program:
         self._tracing = time.perf_counter() - started
         self.out: Any = self._traced.out_info
         self.jaxpr: ClosedJaxpr = self._traced.jaxpr
+        more = len(self.jaxpr.jaxpr.invars) > len(arguments.arrays)  # what is not an argument, and not known either
+        if more or any(isinstance(value, jax.core.Tracer) for value in _held(self.jaxpr)):
+            raise ClosesOver(
+                f"{who} closes over a traced value of the function around it, which jax.grad of a jitted function "
+                "can't do either. Make it an argument of the rule."
+            )
         if kept := sorted({e.primitive.name for e in equations(self.jaxpr)} & set(OPAQUE)):
             self.notes.append(f"{who} holds {', '.join(kept)}, which keeps its own precision in the float64 shadow.")
         if effects := [str(e) for e in self.jaxpr.effects if "debug" not in str(e).lower()]:
@@ -162,16 +179,26 @@ class Program:
                 leaves = self._step_by_step(arrays)
         return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
 
+    def single(self, *arrays: Any) -> Any:
+        """The result in float32, in the same structure: what rounding makes of it shows there."""
+        with jax.enable_x64(True):
+            leaves = jax.device_get(self._single(self.jaxpr.consts, arrays))
+        return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
+
     @cached_property
     def _wide(self) -> Callable[..., list[Any]]:
         return jax.jit(self.in_float64)
 
-    def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
-        """The flat result in float64, to be traced with x64 on."""
+    @cached_property
+    def _single(self) -> Callable[..., list[Any]]:
+        return jax.jit(lambda consts, arrays: self.in_float64(consts, arrays, single_dtype))
+
+    def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any], to: Dtypes = wide_dtype) -> list[Any]:
+        """The flat result in float64, or in other dtypes; to be traced with x64 on."""
         inner = self.jaxpr.jaxpr
         opened = inner.replace(constvars=[], invars=[*inner.constvars, *inner.invars])
         try:
-            return [wide(jnp.asarray(out)) for out in widened(ClosedJaxpr(opened, []))(*consts, *arrays)]
+            return [cast(jnp.asarray(out), to) for out in recast(ClosedJaxpr(opened, []), to)(*consts, *arrays)]
         except (InputError, jax.errors.JaxRuntimeError):  # such as no memory, for the caller to see
             raise
         except Exception as error:
@@ -192,6 +219,13 @@ class Program:
     def measured(self, seconds: float) -> Measured:
         _, temp, compile_seconds, flops = self.compiled
         return Measured(seconds, temp, compile_seconds, flops)
+
+
+def _held(jaxpr: ClosedJaxpr) -> Iterator[Any]:
+    """The constants of a program, wherever they stand."""
+    yield from jaxpr.consts
+    for eqn in equations(jaxpr):
+        yield from (c for inner in inner_jaxprs(eqn) if isinstance(inner, ClosedJaxpr) for c in inner.consts)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,14 +1,16 @@
 """A traced function run again, equation by equation, with one thing changed.
 
-    widened           every float is a float64 (complex128): the same mathematics with next to no rounding
+    recast            every float is a float64 (complex128): the same mathematics with next to no rounding
     without_rules     a call of a custom_vjp (or custom_jvp) function is its own primal, and autodiff goes through it
     first_nonfinite   which equation makes the first NaN or infinity out of finite numbers
 
-`widened` changes the program that was traced, not the function: casts to a fixed dtype inside it don't stop it,
+`recast` changes the program that was traced, not the function: casts to a fixed dtype inside it don't stop it,
 constants stay as they were rounded, and random bits are those of the original dtype. So it is the same function.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +23,8 @@ from ..layer import InputError
 # What `change` gets: an equation, the values that go in, and `again`, which makes an inner jaxpr a function under the
 # same change. It returns the values that come out.
 Change = Callable[[JaxprEqn, list[Any], Callable[[Any], Callable[..., list[Any]]]], Sequence[Any]]
+
+Dtypes = Callable[[Any], Any]  # from a dtype to that which takes its place
 
 
 def replay(jaxpr: ClosedJaxpr | Jaxpr, change: Change, read: Callable[[Any], Any] = lambda value: value) -> Callable:
@@ -49,8 +53,13 @@ def replay(jaxpr: ClosedJaxpr | Jaxpr, change: Change, read: Callable[[Any], Any
     return run
 
 
+def aval_of(v: Any) -> Any:
+    """The shape and dtype of a variable or literal."""
+    return v.aval
+
+
 def _literal(v: Literal) -> Any:
-    return np.asarray(v.val, v.aval.dtype) if isinstance(v.val, (int, float, complex, bool)) else v.val
+    return np.asarray(v.val, aval_of(v).dtype) if isinstance(v.val, (int, float, complex, bool)) else v.val
 
 
 def bind(eqn: JaxprEqn, values: Sequence[Any], params: dict[str, Any] | None = None) -> Sequence[Any]:
@@ -62,8 +71,15 @@ def bind(eqn: JaxprEqn, values: Sequence[Any], params: dict[str, Any] | None = N
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
     """The jaxprs among an equation's params: of a loop, a branch, a call."""
-    leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
-    return [leaf for leaf in leaves if _is_jaxpr(leaf)]
+    return list(_jaxprs_in(eqn.params.values()))
+
+
+def _jaxprs_in(values: Iterable[Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    for value in values:
+        if _is_jaxpr(value):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _jaxprs_in(value)
 
 
 def equations(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
@@ -78,7 +94,7 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, (ClosedJaxpr, Jaxpr))
 
 
-def _with_inner(eqn: JaxprEqn, values: Sequence[Any], again: Callable, dtype: Callable[[Any], Any]) -> Sequence[Any]:
+def _with_inner(eqn: JaxprEqn, values: Sequence[Any], again: Callable, dtype: Dtypes) -> Sequence[Any]:
     """The equation with its inner jaxprs traced again under the change; `dtype` maps those of their arguments."""
 
     def traced(value: Any) -> Any:
@@ -103,18 +119,11 @@ def _holds_jaxpr(value: Any) -> bool:
     return any(_is_jaxpr(leaf) for leaf in jax.tree.leaves(value, is_leaf=_is_jaxpr))
 
 
-# -- in float64 -------------------------------------------------------------------------------------------------------
+# -- in another dtype -------------------------------------------------------------------------------------------------
 
 ROUNDS = ("reduce_precision", "optimization_barrier")  # what rounds, and what only stands in the way
-BITS = (
-    "bitcast_convert_type",
-    "nextafter",
-    "pure_callback",
-    "rng_uniform",
-    "ffi_call",
-    "pallas_call",
-    "call_exported",
-)  # only in the original dtype
+OPAQUE = ("pure_callback", "ffi_call", "pallas_call", "call_exported")  # can't be looked into
+BITS = (*OPAQUE, "bitcast_convert_type", "nextafter", "rng_uniform")  # mean something in the original dtype alone
 CALLS = ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 
 
@@ -125,54 +134,65 @@ def wide_dtype(dtype: Any) -> Any:
     return np.dtype(np.float64) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
-def wide(value: Any) -> Any:
-    """An array with its floats in float64, exactly."""
+def single_dtype(dtype: Any) -> Any:
+    """float32 for a float, complex64 for a complex, any other dtype itself."""
+    return {np.float64: np.dtype(np.float32), np.complex128: np.dtype(np.complex64)}.get(wide_dtype(dtype).type, dtype)
+
+
+def cast(value: Any, to: Dtypes = wide_dtype) -> Any:
+    """An array in the dtype that takes the place of its own; in float64, and exactly, unless told otherwise."""
     dtype = getattr(value, "dtype", None)
-    if dtype is None or wide_dtype(dtype) == dtype:
+    if dtype is None or to(dtype) == dtype:
         return value
     if isinstance(value, (np.ndarray, np.generic)):
-        return np.asarray(value).astype(wide_dtype(dtype))
-    return jax.lax.convert_element_type(value, wide_dtype(dtype))
+        return np.asarray(value).astype(to(dtype))
+    return jax.lax.convert_element_type(value, to(dtype))
 
 
 def in_float64(tree: Any) -> Any:
     """A pytree with its floats as NumPy arrays in float64 (complex128), exactly; what is no float stays."""
-    return jax.tree.map(lambda a: wide(np.asarray(a)) if _is_float(a) else a, tree)
+    return jax.tree.map(lambda a: cast(np.asarray(a)) if _is_float(a) else a, tree)
 
 
 def _is_float(a: Any) -> bool:
     return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
 
 
-def widened(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
-    """The jaxpr as a function that runs in float64, whatever the dtypes of its arguments. To be called with x64 on."""
-    return replay(jaxpr, _float64, wide)
+def recast(jaxpr: ClosedJaxpr, to: Dtypes = wide_dtype) -> Callable[..., list[Any]]:
+    """The jaxpr as a function that runs in float64, whatever the dtypes of its arguments; or in other dtypes.
+
+    To be called with x64 on.
+    """
+
+    def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
+        name = eqn.primitive.name
+        if name in ROUNDS:
+            return values
+        if name in CALLS:
+            return again(eqn.params["call_jaxpr"])(*values)
+        if name in BITS:
+            own = [cast(a, partial(_own, v)) for a, v in zip(values, eqn.invars, strict=True)]
+            return [cast(out, to) for out in bind(eqn, own)]
+        if inner_jaxprs(eqn):
+            return _with_inner(eqn, values, again, to)
+        params = dict(eqn.params)
+        for key, value in params.items():
+            if key == "precision" and value is not None:
+                params[key] = None
+            elif value is not None and ("dtype" in key or key == "preferred_element_type") and _plain(value):
+                params[key] = to(np.dtype(value))
+        return bind(eqn, values, params)
+
+    return replay(jaxpr, change, lambda value: cast(value, to))
 
 
-def _float64(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
-    name = eqn.primitive.name
-    if name in ROUNDS:
-        return values
-    if name in CALLS:
-        return again(eqn.params["call_jaxpr"])(*values)
-    if name in BITS:
-        narrow = [jax.lax.convert_element_type(a, v.aval.dtype) if wide_dtype(v.aval.dtype) != v.aval.dtype else a
-                  for a, v in zip(values, eqn.invars, strict=True)]  # fmt: skip
-        return [wide(out) for out in bind(eqn, narrow)]
-    if inner_jaxprs(eqn):
-        return _with_inner(eqn, values, again, wide_dtype)
-    params = dict(eqn.params)
-    for key, value in params.items():
-        if key == "precision" and value is not None:
-            params[key] = None
-        elif "dtype" in key or key == "preferred_element_type":
-            params[key] = value if value is None else wide_dtype(np.dtype(value)) if _plain(value) else value
-    return bind(eqn, values, params)
+def _own(v: Any, dtype: Any) -> Any:
+    return aval_of(v).dtype
 
 
 def noise_of(jaxpr: ClosedJaxpr) -> float:
-    """ε of the widest steps that floats are rounded to in `widened` nevertheless; 0 if there are none."""
-    narrow = [v.aval.dtype for eqn in equations(jaxpr) if eqn.primitive.name in BITS for v in eqn.invars]
+    """ε of the widest steps that floats are rounded to in `recast` nevertheless; 0 if there are none."""
+    narrow = [aval_of(v).dtype for e in equations(jaxpr) if e.primitive.name in BITS for v in e.invars]
     return max((float(jnp.finfo(dtype).eps) for dtype in narrow if jnp.issubdtype(dtype, jnp.inexact)), default=0.0)
 
 
@@ -218,10 +238,8 @@ def first_nonfinite(jaxpr: ClosedJaxpr, args: Sequence[Any]) -> str | None:
             raise StopIteration
         return outs
 
-    try:
+    with suppress(StopIteration):
         replay(jaxpr, change)(*args)
-    except StopIteration:
-        pass
     return found[0] if found else None
 
 

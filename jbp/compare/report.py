@@ -64,7 +64,7 @@ class Report:
 
     @property
     def enters(self) -> str | None:
-        """Where, in the order of the reverse pass, an error enters first: a call's name, or a leaf's; None if nowhere."""
+        """Where an error enters first, in the order of the reverse pass: a call or a leaf by name; None if nowhere."""
         for call in self.calls:
             if not call.ok:
                 return call.name

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from .replay import bind, equations, inner_jaxprs, line_of, replay
+from .replay import aval_of, bind, equations, inner_jaxprs, line_of, replay
 
 RULES = {"vjp": "custom_vjp_call", "jvp": "custom_jvp_call"}
-INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint")
+INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
 
 
 Path = tuple[int, ...]  # of an equation: its place in the jaxpr, which inner jaxpr of it, the place in there, …
@@ -137,7 +137,7 @@ class Tapped:
         def nothing(i: int) -> tuple[list[Any], Any]:
             site, done = self.sites[i], _depth(probes[i], self.sites[i])
             loops = site.loops[done:]
-            avals = [v.aval for v in site.eqn.invars]
+            avals = [aval_of(v) for v in site.eqn.invars]
             return [jnp.zeros((*loops, *a.shape), a.dtype) for a in avals], jnp.zeros(loops, bool)
 
         def branch(k: int, jaxpr: Any) -> Callable:
@@ -173,5 +173,5 @@ def _depth(probes: Sequence[Any], site: Site) -> int:
     """How many loops around a site we are in, told by what its probes have lost of their first axes."""
     for probe, v in zip(probes, site.eqn.outvars, strict=True):
         if probe is not None:
-            return len(site.loops) - (probe.ndim - len(v.aval.shape))
+            return len(site.loops) - (probe.ndim - len(aval_of(v).shape))
     return len(site.loops)

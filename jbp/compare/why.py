@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .differences import Probe, Third
-from .error import FLOOR, VALUE, LeafError
+from .error import EXACT, FLOOR, VALUE, LeafError
 from .patterns import pattern_of
 from .replay import first_nonfinite
 
@@ -40,7 +40,7 @@ def explained(
 ) -> tuple[list[LeafError], LeafError, list[str]]:
     """The leaves with patterns and what the third oracle says of them; the total; remarks."""
     notes: list[str] = []
-    got, exact = comparison.parts(comparison.rule(*arrays)), comparison.exact
+    got, exact = comparison.got, comparison.exact
     right = {part.name: part.array for part in exact}
     failing = [i for i, leaf in enumerate(leaves) if not leaf.ok]
     for i in failing:
@@ -98,14 +98,14 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
     An element is suspected if it is far off for its own size; it is wrong if rule and oracle differ there in float64 by
     more than what a last bit of the arguments makes of it.
     """
-    got, plain = comparison.parts(comparison.rule(*arrays)), comparison.parts(comparison.oracle(*arrays))
+    got, plain = comparison.got, comparison.plain
     suspects: dict[int, np.ndarray] = {}
     for i, leaf in enumerate(leaves):
-        if not leaf.ok or not 1 < leaf.size <= LOOKED_AT or leaf.name == VALUE:
-            continue
+        if not leaf.ok or not 1 < leaf.size <= LOOKED_AT or leaf.name == VALUE or leaf.epsilon < EXACT:
+            continue  # for float64 a leaf is judged by 1e-12 of its scale: little hides behind that
         exact = np.asarray(comparison.exact[i].array)
         a, b = (np.abs(np.asarray(p.array).astype(exact.dtype) - exact) for p in (got[i], plain[i]))
-        suspect = (a > FAR * (leaf.epsilon * np.abs(exact) + b)) & (a > 2 * leaf.oracle_error)
+        suspect = a > FAR * (leaf.epsilon * np.abs(exact) + b)
         suspects |= {i: suspect} if suspect.any() else {}
     if not suspects:
         return leaves
@@ -118,14 +118,17 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
         mathematics, exact, *near = (np.asarray(parts[i].array) for parts in (rule, comparison.exact, *moved))
         rounding = leaves[i].epsilon * np.abs(exact) + np.max([np.abs(n - exact) for n in near], axis=0)
         off = np.where(suspect, np.abs(mathematics - exact), 0)
-        wrong = off > FAR * rounding
+        wrong = off > FAR * np.maximum(rounding, np.finfo(np.float64).eps * leaves[i].peak)
         if not wrong.any():
             continue
         at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(wrong, off, -1))), off.shape)))
-        values = np.asarray(got[i].array)[at], exact[at]
+        values, what = (
+            (np.asarray(got[i].array)[at], exact[at]),
+            f"{int(wrong.sum()):,} of {wrong.size:,} elements wrong",
+        )
         leaves[i] = dataclasses.replace(
             leaves[i], at=at, where=comparison.exact[i].symbol(at), got=values[0].item(), expected=values[1].item(),
-            hidden=int(wrong.sum()), pattern=f"{int(wrong.sum()):,} of {wrong.size:,} elements wrong, small beside the rest",
+            hidden=int(wrong.sum()), pattern=f"{what}, small beside the rest",
         )  # fmt: skip
     return leaves
 
@@ -181,7 +184,7 @@ def _agrees(probe: Probe, result: Sequence[Any], epsilon: float) -> bool | None:
 
     Constants in a program are rounded to its dtype, so the mathematics of two programs may differ by as much.
     """
-    if not np.isfinite(probe.slope.value):
+    if not np.isfinite(probe.slope.value) or not np.isfinite(probe.slope.error):
         return None
     value, mass = probe.ask(result)
     return bool(probe.slope.agrees(value, (8 * epsilon + 1e-7) * mass)) if math.isfinite(value) else False
