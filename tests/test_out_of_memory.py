@@ -96,14 +96,14 @@ def test_a_custom_vjp_without_memory(memory: Callable):
 
 
 def test_no_memory_for_one_operation_either(memory: Callable, monkeypatch: pytest.MonkeyPatch):
-    def widened(jaxpr: Any) -> Callable:
+    def recast(jaxpr: Any, to: Any) -> Callable:
         def run(*args: Any) -> Any:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
 
         return run
 
     memory(0)
-    monkeypatch.setattr(PROGRAM, "widened", widened)
+    monkeypatch.setattr(PROGRAM, "recast", recast)
     with pytest.raises(jbp.InputError) as error:
         compared(rule)
     assert str(error.value) == (
