@@ -67,8 +67,8 @@ def sites_of(jaxpr: ClosedJaxpr, kind: str) -> list[Site]:
     found = list(_sites(jaxpr, RULES[kind], (), ()))
     total = Counter(site.name for site in found)
     count = {name: itertools.count(1) for name in total}
-    named = [with_changes(s, name=f"{s.name}#{next(count[s.name])}") if total[s.name] > 1 else s for s in found]
-    return named[::-1]
+    numbered = [with_changes(s, name=f"{s.name}#{next(count[s.name])}") if total[s.name] > 1 else s for s in found]
+    return numbered[::-1]
 
 
 def _sites(jaxpr: ClosedJaxpr | Jaxpr, rule: str, path: Path, loops: tuple[int, ...]) -> Iterator[Site]:
@@ -77,11 +77,16 @@ def _sites(jaxpr: ClosedJaxpr | Jaxpr, rule: str, path: Path, loops: tuple[int, 
         if name == rule and not (eqn.invars and eqn.outvars):
             continue  # what Flax's nn.scan leaves behind: a call of nothing
         if name == rule:
-            yield Site(named(eqn), (*path, i), eqn, loops, line_of(eqn))
+            yield Site(named(eqn), (*path, i), eqn, loops, _where(eqn))
         elif name in INLINE or name in ("cond", "scan"):
             more = (eqn.params["length"],) if name == "scan" else ()
             for k, inner in enumerate(inner_jaxprs(eqn)):
                 yield from _sites(inner, rule, (*path, i, k), (*loops, *more))
+
+
+def _where(eqn: JaxprEqn) -> str:
+    """The line of a call; if nothing but JAX stands around it, that of the function."""
+    return line_of(eqn) or str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info).rpartition("/")[2]
 
 
 def hidden(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
