@@ -192,14 +192,19 @@ def _agrees(probe: Probe, result: Sequence[Any], epsilon: float) -> bool | None:
     if not np.isfinite(probe.slope.value) or not np.isfinite(probe.slope.error):
         return None
     value, mass = probe.ask(result)
-    return bool(probe.slope.agrees(value, (2 * epsilon + 1e-7) * mass)) if math.isfinite(value) else False
+    return bool(probe.slope.agrees(value, (_constants(epsilon) + 1e-7) * mass)) if math.isfinite(value) else False
+
+
+def _constants(epsilon: float) -> float:
+    """By how much constants that are rounded to a dtype may change a result: several units in the last place."""
+    return min(8 * epsilon, 2 * epsilon + 1e-6)
 
 
 def _same(a: Any, b: Any, leaf: LeafError) -> bool:
     """Whether two leaves in float64 are the same mathematics, but for constants rounded to the leaf's dtype."""
     with np.errstate(all="ignore"):
         rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2))) if np.size(a) else 0.0  # noqa: E731
-        return not leaf.hidden and bool(rms(a - b) <= (2 * leaf.epsilon + 1e-9) * rms(b))
+        return not leaf.hidden and bool(rms(a - b) <= (_constants(leaf.epsilon) + 1e-9) * rms(b))
 
 
 def scaled(a: Any, factor: Any, dtype: Any = None) -> Any:
