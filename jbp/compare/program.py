@@ -139,7 +139,7 @@ class Program:
             )
         if kept := sorted({e.primitive.name for e in equations(self.jaxpr)} & set(OPAQUE)):
             self.notes.append(f"{who} holds {', '.join(kept)}, which keeps its own precision in the float64 shadow.")
-        if effects := [str(e) for e in self.jaxpr.effects if "debug" not in str(e).lower()]:
+        if effects := sorted(str(e) for e in self.jaxpr.effects if "debug" not in str(e).lower()):
             raise InputError(
                 f"{who} has side effects ({', '.join(effects)}), and it is run many times. Take them out to compare."
             )
