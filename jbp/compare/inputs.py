@@ -276,7 +276,10 @@ def _literal(a: Any) -> str:
     a = np.asarray(a)
     if a.size > SHOWN:
         return f"np.zeros({a.shape}, {_dtype(a)})  # {a.size:,} elements: put yours here"
-    wide = a.astype(np.complex128 if np.iscomplexobj(a) else float) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+    if np.iscomplexobj(a) and a.size:  # part by part: written as one, signs of zeros and infinities are lost
+        real, imaginary = (_literal(part.astype(np.float64)) for part in (a.real, a.imag))
+        return f"np.vectorize(complex)({real}, {imaginary}).astype({_dtype(a)})"
+    wide = a.astype(float) if jnp.issubdtype(a.dtype, jnp.floating) else a
     text = repr(wide.tolist()).replace("nan", "np.nan").replace("inf", "np.inf")
     return f"np.array({text}, {_dtype(a)})" + (f".reshape{a.shape}" if not a.size else "")
 
