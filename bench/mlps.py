@@ -86,5 +86,5 @@ def plain_costs(of: Problem) -> dict[str, tuple[Callable, Any]]:
     activations, params = ACTIVATIONS[of.cost.network.layers[1]], of.plain_params
     ways = {f"{a}, {l}": (plain(activations[a], LOSSES[l]), params) for a in activations for l in LOSSES}
     name, (on_list, _) = next(iter(ways.items()))
-    on_dicts = lambda params, x, y: on_list([(layer["W"], layer["b"]) for layer in params], x, y)  # noqa: E731
+    on_dicts = lambda params, x, y: on_list([(layer["W"], layer["b"]) for layer in params], x, y)
     return ways | {f"{name}, dicts": (on_dicts, [{"W": w, "b": b} for w, b in params])}

@@ -33,7 +33,7 @@ def by_definition(plain: Callable, chunk: int | None) -> Callable:
 def measure(report: harness.Report) -> None:
     problem = mlps.wide()
     batch, ways = (problem.x, problem.y), mlps.plain_costs(problem)
-    squared_norms = lambda *arguments: problem.cost.measure(*arguments, jbp.SquaredNorms())[1]  # noqa: E731
+    squared_norms = lambda *arguments: problem.cost.measure(*arguments, jbp.SquaredNorms())[1]
     ours = {"jbp's squared norms": harness.compiled(squared_norms, problem.theta, *batch)}
     gradients = {f"jax.grad: {way}": harness.compiled(jax.grad(f), params, *batch) for way, (f, params) in ways.items()}
 

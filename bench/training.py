@@ -34,7 +34,7 @@ def in_a_scan(value_and_grad: Callable, optimizer: Any, batch_size: int) -> Call
     """The epoch as one lax.scan that gathers each batch by its rows. To be compiled as a whole."""
 
     def train(params, x, y, key):
-        step = lambda state, rows: _step(value_and_grad, optimizer, state, x[rows], y[rows])  # noqa: E731
+        step = lambda state, rows: _step(value_and_grad, optimizer, state, x[rows], y[rows])
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), _shuffled(key, x, batch_size))
         return params
 
@@ -46,7 +46,7 @@ def in_a_scan_of_batches(value_and_grad: Callable, optimizer: Any, batch_size: i
 
     def train(params, x, y, key):
         rows = _shuffled(key, x, batch_size)
-        step = lambda state, batch: _step(value_and_grad, optimizer, state, *batch)  # noqa: E731
+        step = lambda state, batch: _step(value_and_grad, optimizer, state, *batch)
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), (x[rows], y[rows]))
         return params
 

@@ -80,7 +80,7 @@ def one_partial_derivative():
     """
     symbol = "w^2_{3←1}"
     i = LAYOUT.index(symbol)
-    composition = lambda w: COST(THETA.at[i].set(w), X, Y)  # noqa: E731
+    composition = lambda w: COST(THETA.at[i].set(w), X, Y)
     pair = COST.pairs(THETA, X, Y)["0.w"]
     delta, a = pair.delta[0, 0, 3], pair.a[0, 0, 1]
     assert a == X[0, 1]  # g′(w): what the weight meets
@@ -130,7 +130,7 @@ def what_the_induction_reuses():
 
 def path_sums():
     """(∇C by summing over paths, the multiplications that it took), in NumPy, with nothing kept from path to path."""
-    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))
     L, count = len(WIDTHS), 0
     leaves = LAYOUT.unflatten(THETA)
     w = {l: np.asarray(LAYOUT.matrix(THETA, l), np.float64) for l in range(2, L + 1)}

@@ -174,7 +174,7 @@ def _advance(cost, optimizer, x, y, rows, key, first, params, state, start, stop
         batch = jax.tree.map(lambda a: a.at[rows[i]].get(mode="clip"), (x, y))
         context = Context(jax.random.fold_in(key, first + i))
         C, gradient = cost.value_and_grad_leaves(params, *batch, context=context)
-        value_fn = lambda p: cost.value_leaves(p, *batch, context=context)  # noqa: E731  for line searches
+        value_fn = lambda p: cost.value_leaves(p, *batch, context=context)  # for line searches
         updates, state = update(gradient, state, params, value=C, grad=gradient, value_fn=value_fn)
         return optax.apply_updates(params, updates), state, costs.at[i].set(C)
 

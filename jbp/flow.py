@@ -72,7 +72,7 @@ class Flow:
     def to_json(self) -> str:
         """All of the table as JSON text. What is not finite stands as a string."""
         rows = [asdict(row) | {"ratio": row.ratio} for row in self.rows]
-        plain = lambda v: str(v) if isinstance(v, float) and not math.isfinite(v) else v  # noqa: E731
+        plain = lambda v: str(v) if isinstance(v, float) and not math.isfinite(v) else v
         told = {
             "cost": plain(self.cost),
             "examples": self.examples,
@@ -142,8 +142,8 @@ def _leaves(cost: Cost, vector: Any) -> dict[str, np.ndarray]:
 
 def _row(record: Record, step: Step, theta: dict, gradient: dict, update: dict) -> Row:
     names = record.owned.get(step.path, [])
-    own = lambda vector: [record.leaves[name].block(vector[name], step.turn) for name in names]  # noqa: E731
-    norm = lambda vector: _norm(own(vector)) if names else None  # noqa: E731
+    own = lambda vector: [record.leaves[name].block(vector[name], step.turn) for name in names]
+    norm = lambda vector: _norm(own(vector)) if names else None
     return Row(
         step.name,
         step.kind,
@@ -223,7 +223,7 @@ def _verdicts(rows: tuple[Row, ...]) -> Any:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    number = lambda value: "" if value is None else f"{value:.1e}"  # noqa: E731
+    number = lambda value: "" if value is None else f"{value:.1e}"
     dead = "" if row.dead is None else f"{row.dead:.0%}"
     return row.layer, row.kind, *map(number, (row.output, row.delta, row.gradient, row.ratio)), dead
 

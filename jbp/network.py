@@ -40,7 +40,7 @@ class Network:
         if not isinstance(layers, Sequence):
             raise InputError(f"Network: expected a list of layers, got {layers!r}. As in Network([Dense(10)], (784,)).")
         layers = layers[0].layers if len(layers) == 1 and isinstance(layers[0], Sequential) else layers
-        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  frozen, but not yet finished
+        set_ = lambda name, value: object.__setattr__(self, name, value)  # frozen, but not yet finished
         set_("layers", tuple(layers))
         set_("dtype", _float_dtype("dtype", self.dtype or jnp.result_type(float)))
         set_("compute_dtype", self.compute_dtype and _float_dtype("compute_dtype", self.compute_dtype))

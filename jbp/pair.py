@@ -103,7 +103,7 @@ class Outer(Pair):
         if t == 1:
             return sum_over_examples("ni,no->io", jnp.square(wide(self.a[:, 0])), jnp.square(wide(self.delta[:, 0])))
         zero = jnp.zeros((i, o), wide(self.delta).dtype)
-        add = lambda total, pair: (total + jnp.square(einsum("ti,to->io", *pair)), None)  # noqa: E731
+        add = lambda total, pair: (total + jnp.square(einsum("ti,to->io", *pair)), None)
         return jax.lax.scan(add, zero, (self.a, self.delta))[0]
 
     def dots(self, other: Pair) -> Float[Array, "N M"]:

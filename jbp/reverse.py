@@ -138,7 +138,7 @@ class Cost:
         Convert once per compiled program and use this inside: a vector in a hot step costs up to twice the time.
         """
         x, y = self._check(x, y, weights, feedback, context)
-        read = lambda pair: pair.gradient()  # noqa: E731
+        read = lambda pair: pair.gradient()
         C, _, gradient = reverse(
             self.network.layer, params, x, self._seed(y, weights, scaled=True), read, context, feedback
         )
@@ -214,7 +214,7 @@ class Cost:
         shadow = partial(in_blocks, summed, theta, (x, y, w), total) if alone else None
 
         def calls():
-            gradients = lambda path: lambda pair: pair.gradient()  # noqa: E731
+            gradients = lambda path: lambda pair: pair.gradient()
             return step_reports(run(self, theta, x, y, **settings, mark=gradients), self.loss, y)
 
         return compare_with(

@@ -189,7 +189,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def recorded(layer: Layer, record: Record, path: tuple[str, ...] = ()) -> Recorder:
     """A layer and all layers inside it, each with a recorder around it."""
-    is_layer = lambda value: isinstance(value, Layer) and not isinstance(value, type)  # noqa: E731
+    is_layer = lambda value: isinstance(value, Layer) and not isinstance(value, type)
     changes: dict[str, Any] = {}
     named: list[str] = [f.name for f in fields(layer)] if is_dataclass(layer) else []
     for name in named:

@@ -22,7 +22,7 @@ def of_plain_jax(layer: jbp.Layer) -> Any:
 def gradients(f: Any, params: Any, x: Any, delta: Any, *context: Any) -> Any:
     """The gradient of Σ δ·f with respect to the params, and to x where it is of floats."""
     floats = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(x))
-    cost = lambda params, x: (f(params, x, *context) * delta).sum()  # noqa: E731
+    cost = lambda params, x: (f(params, x, *context) * delta).sum()
     return jax.jit(jax.grad(cost, argnums=(0, 1) if floats else 0))(params, x)
 
 
@@ -42,7 +42,7 @@ def test_it_runs_eagerly_and_under_vmap_and_scan(x64: None):
     case = LayerCase("", DENSE, (3,), None)
     args = case.draw(jnp.float64, 4)
     f = jbp.as_function(DENSE)
-    step = lambda params, x, delta: gradients(f, params, x, delta)  # noqa: E731
+    step = lambda params, x, delta: gradients(f, params, x, delta)
     expected = jax.vmap(lambda *args: gradients(of_plain_jax(DENSE), *args, jbp.Context()))(*args)
     assert_close(jax.vmap(step)(*args), expected)
     assert_close(jax.lax.scan(lambda carry, args: (carry, step(*args)), None, args)[1], expected)

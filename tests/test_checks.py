@@ -214,7 +214,7 @@ def test_a_rule_that_calls_itself_has_no_second_order_in_forward_mode():
 def test_second_order_at_a_kink_may_be_any_of_its_slopes():
     """relu(x − 1)² has at 1 a first derivative of 0, and beside it second ones of 0 and 2; 2 max(x − 1, 0) has 1."""
     x = np.float32([1.0, 1.7, -1.2])
-    square = lambda x: jnp.where(x > 1, x - 1, 0 * x) ** 2  # noqa: E731
+    square = lambda x: jnp.where(x > 1, x - 1, 0 * x) ** 2
 
     def with_slope(slope: Callable) -> dict[str, Check]:
         return checks_of(ruled(square, lambda x: (square(x), x), lambda x, d: (slope(x) * d,)), x)
@@ -268,7 +268,7 @@ def test_what_forward_saves_is_counted(name: str):
 
 
 def test_any_two_gradient_functions_have_checks_too():
-    f = lambda x: jnp.sum(x**3)  # noqa: E731
+    f = lambda x: jnp.sum(x**3)
     right = jbp.compare(lambda x: 3 * x**2, jax.grad(f), X, timing=False)
     assert {check.name: check.ok for check in right.checks} == dict.fromkeys(
         ("weak types", "determinism", "without jit", "vmap", "scan"), True

@@ -81,7 +81,7 @@ def on_pair(change: Callable) -> Callable:
     """A right backward, but for a change of each kernel's pair."""
 
     def wrong(layer, params, saved, delta, read):
-        changed = lambda pair: read(change(pair) if isinstance(pair, jbp.Outer) else pair)  # noqa: E731
+        changed = lambda pair: read(change(pair) if isinstance(pair, jbp.Outer) else pair)
         return layer.backward(params, saved, delta, changed)
 
     return wrong
@@ -235,7 +235,7 @@ def test_the_right_plain_function_passes():
 
 
 def test_a_wrong_value_is_caught_beside_right_gradients():
-    rule = lambda *args: (f(*args) + 0.01, GRADIENT(*args))  # noqa: E731
+    rule = lambda *args: (f(*args) + 0.01, GRADIENT(*args))
     report = jbp.compare(rule, jax.value_and_grad(f), PARAMS, POINTS, timing=False, checks=False)
     assert [leaf.name for leaf in report.leaves if not leaf.ok] == ["value"]
     assert report.total.ok
@@ -245,7 +245,7 @@ def test_a_wrong_value_is_caught_beside_right_gradients():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_reference_that_is_not_finite_never_passes(bad: float):
-    same = lambda x: bad * x  # noqa: E731
+    same = lambda x: bad * x
     report = jbp.compare(same, same, POINTS, timing=False, checks=False)
     assert not report.ok
     assert not report.total.ok
@@ -262,7 +262,7 @@ def test_a_leaf_that_is_zero_must_be_zero():
 
 
 def test_an_empty_leaf_passes():
-    function = lambda x: {"empty": x[:0], "full": 2 * x}  # noqa: E731
+    function = lambda x: {"empty": x[:0], "full": 2 * x}
     report = jbp.compare(function, function, POINTS, timing=False, checks=False)
     assert [leaf.size for leaf in report.leaves] == [0, 15]
     assert report.ok
@@ -270,7 +270,7 @@ def test_an_empty_leaf_passes():
 
 def test_huge_and_tiny_gradients_are_measured():
     for size in (1e-37, 1e37):
-        grow = lambda x, size=size: x * jnp.asarray(size, x.dtype)  # noqa: E731
+        grow = lambda x, size=size: x * jnp.asarray(size, x.dtype)
         assert jbp.compare(grow, grow, POINTS, timing=False, checks=False).ok
         assert not jbp.compare(lambda x: 1.001 * grow(x), grow, POINTS, timing=False, checks=False).ok  # noqa: B023
 
@@ -390,7 +390,7 @@ def test_a_report_with_timing_has_time_and_memory(monkeypatch: pytest.MonkeyPatc
 
 def test_a_report_as_text():
     """Powers of two are exact, so the numbers of this report are the same everywhere."""
-    oracle = lambda x: {"a": 2 * x, "b": x[:1]}  # noqa: E731
+    oracle = lambda x: {"a": 2 * x, "b": x[:1]}
     *table, verdict = str(
         jbp.compare(oracle, oracle, np.ones((2, 8), np.float32), timing=False, checks=False)
     ).splitlines()
@@ -406,8 +406,8 @@ def test_a_report_as_text():
 
 
 def test_a_report_of_a_fault_as_text():
-    oracle = lambda x: {"a": 2 * x, "b": x[:1]}  # noqa: E731
-    rule = lambda x: {"a": 2 * x.at[1, 2].multiply(2), "b": x[:1]}  # noqa: E731
+    oracle = lambda x: {"a": 2 * x, "b": x[:1]}
+    rule = lambda x: {"a": 2 * x.at[1, 2].multiply(2), "b": x[:1]}
     lines = str(jbp.compare(rule, oracle, np.ones((2, 8), np.float32), timing=False, checks=False)).splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["leaf", "a", "b", "total"]
     assert [line.endswith("  a[1,2]  WRONG") for line in lines[1:4]] == [True, False, True]
@@ -421,8 +421,8 @@ def test_a_report_of_a_fault_as_text():
 
 def test_worst_is_judged_by_what_is_allowed():
     """A large error in a large leaf may be right, and a small one in a small leaf wrong."""
-    oracle = lambda x: {"large": 1e6 * x, "small": 1e-6 * x}  # noqa: E731
-    rule = lambda x: {"large": 1e6 * x * (1 + 1e-3), "small": 1e-6 * x * 2}  # noqa: E731
+    oracle = lambda x: {"large": 1e6 * x, "small": 1e-6 * x}
+    rule = lambda x: {"large": 1e6 * x * (1 + 1e-3), "small": 1e-6 * x * 2}
     report = jbp.compare(rule, oracle, POINTS, timing=False, checks=False)
     assert report.worst.name == "small"
     assert report.leaves[0].error > report.leaves[1].error

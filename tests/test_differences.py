@@ -142,7 +142,7 @@ def test_the_gradient_by_differences_is_autodiffs():
 def test_the_gradient_of_a_complex_argument_is_in_jaxs_convention():
     """∂/∂x − i ∂/∂y of a real function of z = x + iy."""
     z = np.complex64([1 + 2j, -0.5 + 0.1j, 3j])
-    f = lambda z: jnp.sum(jnp.real(jnp.exp(z) * np.complex64(1 - 2j)) + jnp.abs(z) ** 2)  # noqa: E731
+    f = lambda z: jnp.sum(jnp.real(jnp.exp(z) * np.complex64(1 - 2j)) + jnp.abs(z) ** 2)
     found = gradient_by_differences(slopes := slopes_of(f, z), slopes.arrays)[0]
     np.testing.assert_allclose(found, jax.grad(f)(z), rtol=1e-5)
     np.testing.assert_allclose(found, np.exp(np.complex128(z)) * (1 - 2j) + 2 * np.conj(np.complex128(z)), rtol=1e-8)
@@ -165,7 +165,7 @@ def test_a_complex_output_has_complex_slopes():
 def test_central_differences_stand_in_for_autodiff():
     """`Numerical` has the float64 gradient, and as its own error that of arguments off by a last bit."""
     x = np.random.default_rng(1).standard_normal(50).astype(np.float32)
-    f = lambda x: jnp.sum(jnp.sin(30 * x))  # noqa: E731
+    f = lambda x: jnp.sum(jnp.sin(30 * x))
     oracle = Numerical(slopes_of(f, x), Program("rule", lambda x: [jnp.cos(x)], (x,)), gradient_by_differences)
     true = 30 * np.cos(30 * np.float64(x))
     np.testing.assert_allclose(oracle.exact(x)[0], true, rtol=1e-6, atol=1e-6)

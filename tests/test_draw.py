@@ -217,7 +217,7 @@ class Looped:
         return jax.tree.map(lambda a: jnp.stack([a, a]), self.layer.init(key, x))
 
     def forward(self, params, x, context):
-        step = lambda x, p: (self.layer.forward(p, x, context)[0], None)  # noqa: E731
+        step = lambda x, p: (self.layer.forward(p, x, context)[0], None)
         return jax.lax.scan(step, x, params)[0], ()
 
     def backward(self, params, saved, delta, read): ...

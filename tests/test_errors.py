@@ -519,7 +519,7 @@ def test_a_wrong_call_is_told_what_to_do(call: Callable, message: str):
 
 def _random(x):
     """Twice x, nearly: another one each time."""
-    noisy = lambda a: np.float32(2 + 1e-2 * np.random.default_rng().standard_normal()) * np.asarray(a)  # noqa: E731
+    noisy = lambda a: np.float32(2 + 1e-2 * np.random.default_rng().standard_normal()) * np.asarray(a)
     return jax.pure_callback(noisy, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
 
 
@@ -734,7 +734,7 @@ def test_readouts_of_a_function_follow_their_definition(x64: None):
     cost = _function_cost()
     theta = jnp.cos(jnp.arange(cost.layout.size, dtype=jnp.float64))
     x, y = jnp.sin(jnp.arange(15.0).reshape(5, 3)), jnp.cos(jnp.arange(10.0).reshape(5, 2))
-    one = lambda x, y: jax.grad(cost)(theta, x[None], y[None])  # noqa: E731
+    one = lambda x, y: jax.grad(cost)(theta, x[None], y[None])
     each = jax.vmap(one)(x, y)
     _, (got, norms) = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms())
     np.testing.assert_allclose(got, each, rtol=1e-12, atol=1e-14)

@@ -82,7 +82,7 @@ class Mapped:
         return self.layer.init(key, x)
 
     def forward(self, params, x, context):
-        each = lambda x: self.layer.forward(params, x[None], context)  # noqa: E731
+        each = lambda x: self.layer.forward(params, x[None], context)
         y, saved = jax.vmap(each)(x)
         return y[:, 0], saved
 
@@ -106,7 +106,7 @@ def nested():
     layers = [jbp.Dense(3), Loop(block, 2), Fork(jbp.Dense(3), f), jbp.Sequential([jbp.Dense(2), jbp.Softmax()])]
     cost = jbp.Cost(jbp.Network(layers, (2, 4)), HALF, "sum")
     rng = np.random.default_rng(0)
-    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), cost.network.dtype)  # noqa: E731
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), cost.network.dtype)
     return cost, normal(cost.layout.size), normal(3, 2, 4), normal(3, 2, 2)
 
 
@@ -186,7 +186,7 @@ def test_every_leaf_of_any_network(x64):
         assert [path for part in e.parts for path in part.layers] == route
     cost, theta, _, y = args
     through = [part for part in explain(*args, "0.b[0]").parts if part.before]
-    tail = lambda a: cost.loss.value(jbp.Softmax().forward((), a @ w + b[None, None], jbp.Context())[0], y).sum()  # noqa: E731
+    tail = lambda a: cost.loss.value(jbp.Softmax().forward((), a @ w + b[None, None], jbp.Context())[0], y).sum()
     w, b = cost.layout.unflatten(theta)[3][0]
     a = trace.run(*args).rows[-2].x
     n = explain(*args, "0.b[0]").example

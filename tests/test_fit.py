@@ -54,7 +54,7 @@ def loop(cost: jbp.Cost, theta: Any, batches: Any, optimizer: Any, f: Callable =
     @jax.jit
     def step(params, state, x, y):
         value, gradient = jax.value_and_grad(f)(params, x, y)
-        value_fn = lambda params: f(params, x, y)  # noqa: E731
+        value_fn = lambda params: f(params, x, y)
         updates, state = optax.with_extra_args_support(optimizer).update(
             gradient, state, params, value=value, grad=gradient, value_fn=value_fn
         )
@@ -188,7 +188,7 @@ def test_a_batch_is_no_larger_than_the_data(x64: None):
 
 
 def test_the_key_alone_decides_the_order(x64: None, monkeypatch: pytest.MonkeyPatch):
-    order = lambda seed: rows_by_step(10, 3, 6, key=jax.random.key(seed))  # noqa: E731
+    order = lambda seed: rows_by_step(10, 3, 6, key=jax.random.key(seed))
     first = order(0)
     np.testing.assert_array_equal(first, order(0))
     assert np.any(first != order(1))

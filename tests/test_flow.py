@@ -37,7 +37,7 @@ def test_numbers_are_numpys(x64):
     rng = np.random.default_rng(0)
     theta, x, y = rng.standard_normal(26), rng.standard_normal((5, 3)), rng.random((5, 2))
     W2, b2, W3, b3 = theta[:12].reshape(3, 4), theta[12:16], theta[16:24].reshape(4, 2), theta[24:]
-    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))
     z2 = x @ W2 + b2
     a2 = sigmoid(z2)
     z3 = a2 @ W3 + b3
@@ -47,8 +47,8 @@ def test_numbers_are_numpys(x64):
     d_a2 = d_z3 @ W3.T
     d_z2 = d_a2 * a2 * (1 - a2)
     g = [x.T @ d_z2 / 5, d_z2.mean(0), a2.T @ d_z3 / 5, d_z3.mean(0)]
-    rms = lambda a: np.sqrt(np.mean(a**2))  # noqa: E731
-    norm = lambda *parts: np.sqrt(sum(np.sum(p**2) for p in parts))  # noqa: E731
+    rms = lambda a: np.sqrt(np.mean(a**2))
+    norm = lambda *parts: np.sqrt(sum(np.sum(p**2) for p in parts))
     update = rng.standard_normal(26)
     for given in (None, jnp.asarray(update)):
         found = flow(cost, jnp.asarray(theta), jnp.asarray(x), jnp.asarray(y), given)

@@ -80,7 +80,7 @@ def exact(case: CostCase) -> dict[str, Any]:
             v = jnp.cos(jnp.arange(theta.size, dtype=theta.dtype))
             leaves = cost.value_and_grad_leaves(cost.layout.unflatten(theta), x, y, weights=weights)[1]
             by_hand = partial(cost.value_and_grad, x=x, y=y, weights=weights)
-            by_autodiff = lambda theta: jax.value_and_grad(cost)(theta, x, y, weights=weights)  # noqa: E731
+            by_autodiff = lambda theta: jax.value_and_grad(cost)(theta, x, y, weights=weights)
             pairs = cost.pairs(theta, x, y).values()
             (hand, hand_along_v), (auto, auto_along_v) = (jax.jvp(f, (theta,), (v,)) for f in (by_hand, by_autodiff))
             return {
@@ -126,7 +126,7 @@ def test_delta_is_the_gradient_of_the_value(case: LossCase, x64: None):
 
 def assert_at_most_twice_the_error(by_hand: Any, by_autodiff: Any, exact: Any, dtype: Any) -> None:
     """Each leaf's RMS error is at most twice autodiff's, plus what a correct rounding to `dtype` may cost."""
-    rms = lambda a: np.sqrt(np.mean(np.square(a)))  # noqa: E731
+    rms = lambda a: np.sqrt(np.mean(np.square(a)))
     half_ulp = float(jnp.finfo(dtype).eps) / 2
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(exact)[0]]
     for path, *leaves in zip(paths, *map(jax.tree.leaves, (by_hand, by_autodiff, exact)), strict=True):
@@ -411,8 +411,8 @@ def test_feedback_by_other_weights_is_feedback_alignment(x64: None):
 def test_backward_is_linear_in_delta(case: LayerCase, x64: None):
     params, x, delta1 = case.draw(jnp.float64, REPEATS)
     delta2 = case.draw(jnp.float64, REPEATS, seed=10)[2]
-    back = lambda delta: passes(case)(params, x, delta)["by hand"]  # noqa: E731
-    combined = lambda one, two: jax.tree.map(lambda a, b: 2 * a - 3 * b, one, two)  # noqa: E731
+    back = lambda delta: passes(case)(params, x, delta)["by hand"]
+    combined = lambda one, two: jax.tree.map(lambda a, b: 2 * a - 3 * b, one, two)
     assert_close(back(combined(delta1, delta2)), combined(back(delta1), back(delta2)))
 
 
@@ -420,7 +420,7 @@ def test_backward_is_linear_in_delta(case: LayerCase, x64: None):
 def test_saved_holds_no_parameter(case: LayerCase):
     """Nothing that is saved follows the params while it stays the same under another x."""
     (params, x, delta), (other_params, other_x, _) = (case.draw(jnp.float32, REPEATS, seed) for seed in (0, 10))
-    save = lambda params, x: jax.tree.leaves(passes(case)(params, x, delta)["saved"])  # noqa: E731
+    save = lambda params, x: jax.tree.leaves(passes(case)(params, x, delta)["saved"])
     for leaf, by_params, by_x in zip(save(params, x), save(other_params, x), save(params, other_x), strict=True):
         assert np.array_equal(leaf, by_params) or not np.array_equal(leaf, by_x)
 
@@ -437,7 +437,7 @@ def test_the_derivative_of_the_gradient_is_the_hessian_product(case: CostCase):
 def test_the_gradient_under_scan(case: CostCase, x64: None):
     """Under jit and vmap every case is in `exact`."""
     cost, args = case.cost(), cast(case.draw(case.cost(dtype=jnp.float32), REPEATS), jnp.float64)
-    step = lambda carry, args: (carry, cost.value_and_grad(*args, weights=WEIGHTS))  # noqa: E731
+    step = lambda carry, args: (carry, cost.value_and_grad(*args, weights=WEIGHTS))
     assert_close(jax.lax.scan(step, None, args)[1], exact(case)["by autodiff"])
 
 
@@ -520,7 +520,7 @@ def test_the_hessian_of_a_loss(case: LossCase, x64: None):
 
     @jax.jit
     def ask(output, y, v):
-        one = lambda output, y: case.loss.value(output[None], y[None])[0]  # noqa: E731
+        one = lambda output, y: case.loss.value(output[None], y[None])[0]
         derivative = jax.jvp(lambda output: case.loss.delta(output, y), (output,), (v,))[1]
         products = (case.loss.hessian_product(output, y, v), derivative)
         return jax.vmap(jax.hessian(one))(output, y), products, case.loss.hessian_root(output, y)

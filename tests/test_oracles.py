@@ -76,7 +76,7 @@ def test_forward_mode_of_a_complex_argument():
     """|z|² summed in a loop has the gradient 2 z̄ for each turn: both the real and the imaginary part move."""
 
     def f(z):
-        turn = lambda s: (s[0] + 1, s[1] + jnp.real(z * jnp.conj(z)))  # noqa: E731
+        turn = lambda s: (s[0] + 1, s[1] + jnp.real(z * jnp.conj(z)))
         return lax.while_loop(lambda s: s[0] < 2, turn, (0, jnp.zeros(z.shape, z.real.dtype)))[1]
 
     z = lax.complex(X, numbers(2, 4))
@@ -101,7 +101,7 @@ def test_a_primal_without_a_derivative(factor: float):
 
 def test_where_autodiff_is_wrong_the_rule_is_excused():
     """sin x / x at 0 by `where`: autodiff gives NaN, the rule the derivative, and central differences side with it."""
-    f = lambda x: jnp.where(x == 0, jnp.ones_like(x), jnp.sin(x) / x)  # noqa: E731
+    f = lambda x: jnp.where(x == 0, jnp.ones_like(x), jnp.sin(x) / x)
     x = np.float32([0.0, 0.5, -1.5])
 
     def slope(x):
@@ -119,8 +119,8 @@ def test_where_autodiff_is_wrong_the_rule_is_excused():
 def test_at_a_kink_any_value_between_the_slopes_is_excused():
     """|x| at 0: autodiff says 0 (or 1), the rule ½; not 2."""
     x = np.float32([0.0, 0.5, -1.5])
-    f = lambda x: jnp.where(x > 0, x, -x)  # noqa: E731
-    at_zero = lambda value: lambda x: jnp.where(x == 0, value + 0 * x, jnp.sign(x))  # noqa: E731
+    f = lambda x: jnp.where(x > 0, x, -x)
+    at_zero = lambda value: lambda x: jnp.where(x == 0, value + 0 * x, jnp.sign(x))
     report = vjp(ruled(f, at_zero(0.5)), x)
     assert report.ok, report
     assert report.worst.excused.startswith("a kink")
@@ -129,7 +129,7 @@ def test_at_a_kink_any_value_between_the_slopes_is_excused():
 
 def test_a_jump_excuses_nothing():
     """A step function has the derivative 0 beside its jump: a straight-through 3 at the jump itself is no kink's."""
-    f = lambda x: jnp.where(x >= 0, jnp.ones_like(x), 0 * x)  # noqa: E731
+    f = lambda x: jnp.where(x >= 0, jnp.ones_like(x), 0 * x)
     x = np.float32([0.0, 0.5, -1.5])
     assert vjp(ruled(f, jnp.zeros_like), x).ok
     assert not vjp(ruled(f, lambda x: jnp.where(x == 0, 3 + 0 * x, 0 * x)), x).ok
@@ -137,7 +137,7 @@ def test_a_jump_excuses_nothing():
 
 def test_what_misleads_autodiff_and_the_rule_alike_is_remarked():
     """A stop_gradient, or a wrong custom_jvp further in: both follow it, central differences do not."""
-    held = lambda x: x * lax.stop_gradient(x)  # noqa: E731
+    held = lambda x: x * lax.stop_gradient(x)
     inner = jax.custom_jvp(jnp.exp)
     inner.defjvp(lambda p, t: (jnp.exp(p[0]), 2 * t[0]))
     for f, slope in ((held, lambda x: x), (lambda x: inner(x) ** 2, lambda x: 4 * jnp.exp(x))):
@@ -155,7 +155,7 @@ def test_what_misleads_autodiff_and_the_rule_alike_is_remarked():
 def test_a_wrong_row_beside_large_ones_is_caught():
     """Row 1 of the gradient has size 1e-3, row 0 size 1e6: an error in it is 1e-9 of the leaf, and still wrong."""
     sizes = np.float32([[1e6], [1e-3], [1.0]]) * np.ones((1, 4), np.float32)
-    f = lambda x: jnp.sin(x) * sizes  # noqa: E731
+    f = lambda x: jnp.sin(x) * sizes
     for factor, ok in ((1.0, True), (1.001, False)):
         factors = np.float32([[1], [factor], [1]])
         report = vjp(ruled(f, lambda x, s=sizes * factors: jnp.cos(x) * s), M)

@@ -281,7 +281,7 @@ def test_many_leaves_are_elided_and_counted():
 
 
 def test_what_a_log_axis_has_no_place_for_is_drawn():
-    ticks = lambda axes: [label.get_text() for label in axes.get_xticklabels()]  # noqa: E731
+    ticks = lambda axes: [label.get_text() for label in axes.get_xticklabels()]
     left, right, *_ = figure(reports()["wrong"]).get_axes()
     assert "NaN, ∞" in ticks(left)
     assert "NaN, ∞" in ticks(right)

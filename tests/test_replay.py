@@ -292,9 +292,9 @@ def test_without_rules_autodiff_goes_through_the_primal(around: str):
     """with_vjp is sin with a gradient of 7: without its rule the derivative is that of sin."""
     f, plain = AROUND[around](with_vjp), AROUND[around](jnp.sin)
     if around == "another rule":
-        plain = lambda x: 3 * jnp.sin(x)  # noqa: E731
+        plain = lambda x: 3 * jnp.sin(x)
     jaxpr = jax.make_jaxpr(f)(V)
-    bare = lambda x: without_rules(jaxpr, "custom_vjp_call")(x)[0]  # noqa: E731
+    bare = lambda x: without_rules(jaxpr, "custom_vjp_call")(x)[0]
     assert not [e for e in equations(jax.make_jaxpr(bare)(V)) if e.primitive.name == "custom_vjp_call"]
     gradients = [jax.jit(jax.grad(lambda x, g=g: jnp.sum(g(x))))(V) for g in (bare, plain, f)]
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)

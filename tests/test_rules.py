@@ -78,7 +78,7 @@ def test_a_rule_is_found_wherever_it_sits(place: str):
 
 
 def test_a_branch_that_is_not_taken_is_said():
-    f = lambda x, n: lax.switch(n, [sine, wrong_sine, cube], x)  # noqa: E731
+    f = lambda x, n: lax.switch(n, [sine, wrong_sine, cube], x)
     right, fails = vjp(f, X, np.int32(0)), vjp(f, X, np.int32(1))
     assert (names(right), right.ok) == (["sine"], True)
     assert "Not reached with these arguments: cube, wrong_sine." in right.notes
@@ -102,7 +102,7 @@ def test_each_call_is_judged_on_what_reaches_it():
     assert wrong(report) == [name for name in names(report) if name.endswith("#2")]
     # x_t + x_{t+1} + … of 1, 1, -9 is negative three times, and would be once in the other order
     turns = np.float32([1, 1, -9])
-    f = lambda x: lax.scan(lambda c, x: (c + x, relu(c + x)), jnp.zeros((), x.dtype), x, reverse=True)[1]  # noqa: E731
+    f = lambda x: lax.scan(lambda c, x: (c + x, relu(c + x)), jnp.zeros((), x.dtype), x, reverse=True)[1]
     assert np.count_nonzero(vjp(f, turns).calls[0].maps[0]) == 3
     # and on cotangents: one that ignores its own is right where that is 1
     blind = jax.custom_vjp(lambda x: x**2)
@@ -234,7 +234,7 @@ def test_given_cotangents_and_tangents_enter_at_the_ends():
 
 def test_complex_rules():
     """f(z) = z |z|² has, for a cotangent c, the gradient 2 |z|² c + z̄² c̄ in JAX's convention."""
-    f = lambda z: z * (z * jnp.conj(z))  # noqa: E731
+    f = lambda z: z * (z * jnp.conj(z))
     rule, dropped = jax.custom_vjp(f), jax.custom_vjp(f)
     rule.defvjp(lambda z: (f(z), z), lambda z, c: (2 * z * jnp.conj(z) * c + jnp.conj(z * z * c),))
     dropped.defvjp(lambda z: (f(z), z), lambda z, c: (2 * z * jnp.conj(z) * c + z * z * jnp.conj(c),))

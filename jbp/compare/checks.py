@@ -74,8 +74,8 @@ def of_vjp(
     def linearity(args: Sequence[Any]) -> Pair:
         arrays, u = args[:n], args[n:]
         v = [jnp.flip(c) for c in u]
-        scaled = lambda factor, tree: [(factor * t).astype(t.dtype) for t in tree]  # noqa: E731
-        add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]  # noqa: E731
+        scaled = lambda factor, tree: [(factor * t).astype(t.dtype) for t in tree]
+        add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
         mixed = gradient(ruled, arrays, add(scaled(3, u), scaled(-2, v)))
         apart = add(scaled(3, gradient(ruled, arrays, u)), scaled(-2, gradient(ruled, arrays, v)))
         up = 16.0 if min(c.dtype.itemsize for c in u) == 1 else 1024.0  # what every dtype holds
@@ -114,13 +114,13 @@ def of_vjp(
             return run
 
         # beside the first derivative: a second that is zero but for rounding is then no larger than it should be
-        join = lambda seconds, firsts: [jnp.stack([a, b]) for a, b in zip(seconds, firsts, strict=True)]  # noqa: E731
+        join = lambda seconds, firsts: [jnp.stack([a, b]) for a, b in zip(seconds, firsts, strict=True)]
         first = once(ruled)(*moving)
         if reverse:
             return tuple(join(jax.vjp(once(g), *moving)[1](direction), first) for g in (ruled, bare))  # type: ignore[return-value]
         return tuple(join(jax.jvp(once(g), moving, direction)[1], first) for g in (ruled, bare))  # type: ignore[return-value]
 
-    plain = lambda args: gradient(ruled, args[:n], args[n:])  # noqa: E731
+    plain = lambda args: gradient(ruled, args[:n], args[n:])
     tried: dict[str, Callable[[Sequence[Any]], Pair]] = {
         "forward value": forward,
         "linear in the cotangent": linearity,

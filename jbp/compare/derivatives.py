@@ -116,7 +116,7 @@ def _turns(site: Site, inputs: Sequence[Any], seeds: Sequence[Any], hit: Any) ->
         return list(inputs), list(seeds), int(hit)
     places = np.flatnonzero(np.asarray(hit).reshape(-1))
     axes = len(site.loops)
-    pick = lambda a: a.reshape(-1, *a.shape[axes:])[places]  # noqa: E731
+    pick = lambda a: a.reshape(-1, *a.shape[axes:])[places]
     return [pick(a) for a in inputs], [pick(s) for s in seeds], len(places)
 
 

@@ -157,7 +157,7 @@ class Numerical:
         for i in self.slopes.moving:
             epsilon = float(jnp.finfo(arrays[i].dtype).eps)
             moved[i] = cast(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
-        far = lambda s: s.value + s.error if self.slopes.noise else s.value  # noqa: E731
+        far = lambda s: s.value + s.error if self.slopes.noise else s.value
         result = jax.tree.unflatten(jax.tree.structure(self.out), self.differentiate(self.slopes, moved, far))
         return jax.tree.map(lambda g, like: g.astype(like.dtype), result, self.out)
 

@@ -112,7 +112,7 @@ def _slices(got: np.ndarray, exact: np.ndarray, axis: int) -> Iterator[str]:
     if n < 2 or exact.ndim < 2:
         return
     rest = tuple(i for i in range(exact.ndim) if i != axis)
-    rms = lambda a: np.sqrt(np.mean(np.abs(a) ** 2, axis=rest))  # noqa: E731
+    rms = lambda a: np.sqrt(np.mean(np.abs(a) ** 2, axis=rest))
     of, off = rms(exact), rms(got - exact)
     wrong = off > FAR * np.maximum(of, 0.1 * _rms(exact))
     if not 0 < wrong.sum() <= max(1, n // 3):

@@ -33,7 +33,7 @@ def replay(jaxpr: ClosedJaxpr | Jaxpr, change: Change, read: Callable[[Any], Any
     Values are let go after their last use, so that a run outside jit holds no more than it needs.
     """
     inner, consts = (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, [])
-    again = lambda part: replay(part, change, read)  # noqa: E731
+    again = lambda part: replay(part, change, read)
 
     def run(*args: Any) -> list[Any]:
         env: dict[Any, Any] = {}
@@ -41,7 +41,7 @@ def replay(jaxpr: ClosedJaxpr | Jaxpr, change: Change, read: Callable[[Any], Any
         kept = {v for v in inner.outvars if not isinstance(v, Literal)}
         env.update(zip(inner.constvars, map(read, consts), strict=True))
         env.update(zip(inner.invars, map(read, args), strict=True))
-        value = lambda v: read(_literal(v)) if isinstance(v, Literal) else env[v]  # noqa: E731
+        value = lambda v: read(_literal(v)) if isinstance(v, Literal) else env[v]
         for i, eqn in enumerate(inner.eqns):
             outs = change(eqn, [value(v) for v in eqn.invars], again)
             env.update(zip(eqn.outvars, outs, strict=True))

@@ -128,7 +128,7 @@ def compare_rules(
 
 def _also_in_float32(report: Report, f: Callable, args: tuple, task: "_Task", seed: Any) -> Report:
     """The report; for float16 and narrower with a check where rounding hides less, at float32 arguments."""
-    narrow = lambda a: is_float(a) and float(jnp.finfo(a.dtype).eps) > 1e-6  # noqa: E731
+    narrow = lambda a: is_float(a) and float(jnp.finfo(a.dtype).eps) > 1e-6
     if not task.checks or not any(hasattr(a, "dtype") and narrow(a) for a in jax.tree.leaves(args)):
         return report
     wider = jax.tree.map(lambda a: a.astype(np.float32) if hasattr(a, "dtype") and narrow(a) else a, args)
@@ -172,7 +172,7 @@ class _Task:
         notes: list[str] = []
 
         def program(who: str, function: Flat, derivative: Callable) -> Program:
-            single = lambda arrays, seeds: derivative(function, floats, arrays, seeds)  # noqa: E731
+            single = lambda arrays, seeds: derivative(function, floats, arrays, seeds)
             if stacked:
                 return self.program(who, lambda a, s: jax.lax.map(lambda t: single(*t), (a, s)), (arrays, seeds))
             return self.program(who, single, (arrays, seeds))
@@ -185,7 +185,7 @@ class _Task:
         if isinstance(oracle, Program) and oracle.who.endswith("forward mode"):
             notes.append("Reverse mode can't differentiate the primal; the oracle is forward mode, element by element.")
 
-        parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]  # noqa: E731
+        parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]
         third = self._third(slopes, seeds) if isinstance(oracle, Program) else None
         comparison = Comparison(self.who, name, rule, oracle, parts, third, where, notes)
         comparison.arrays = [*arrays, *seeds]  # a program that is shared has another call's

@@ -160,7 +160,7 @@ def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafErr
         np.asarray(comparison.parts(r)[i].array) for r in (rule.exact(*arrays), rule.exact(*near), rule(*arrays))
     )
     with np.errstate(all="ignore"):
-        rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2)))  # noqa: E731
+        rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2)))
         allowed = max(4 * rms(moved - exact), 4 * FLOOR * leaf.epsilon * rms(exact))
         return not rms(got.astype(exact.dtype) - exact) <= allowed
 
@@ -209,7 +209,7 @@ def _same(a: Any, b: Any, leaf: LeafError) -> bool:
     """
     arithmetic = 1e-3 * leaf.error if math.isfinite(leaf.error) else 0.0
     with np.errstate(all="ignore"):
-        rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2))) if np.size(a) else 0.0  # noqa: E731
+        rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2))) if np.size(a) else 0.0
         constants = (_constants(leaf.epsilon) + 1e-9) * rms(b)
         return not leaf.hidden and bool(rms(a - b) <= max(constants, arithmetic))
 

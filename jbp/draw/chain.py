@@ -194,7 +194,7 @@ def _numbers(cost: Any, elementwise: tuple[bool, ...], theta: Any, x: Any, y: An
             slopes.append(pull(jnp.ones_like(a))[0][0])
         else:
             slopes.append(_jacobian(net, params, behind, z[0]))
-    value = lambda a, y: cost.loss.value(a, y).sum()  # noqa: E731
+    value = lambda a, y: cost.loss.value(a, y).sum()
     if jnp.issubdtype(y.dtype, jnp.floating):
         C, (of_a, of_y) = jax.value_and_grad(value, (0, 1))(steps[-1][1], y)
     else:

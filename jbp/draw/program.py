@@ -47,7 +47,7 @@ class _Reader:
         """The flows of a jaxpr's outputs from those of its inputs."""
         jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
         env: dict[Any, Flow] = dict(zip(jaxpr.invars, flows, strict=True))
-        look = lambda v: () if isinstance(v, Literal) else env.get(v, ())  # noqa: E731
+        look = lambda v: () if isinstance(v, Literal) else env.get(v, ())
         for eqn in jaxpr.eqns:
             inputs = [look(v) for v in eqn.invars]
             env.update(zip(eqn.outvars, self.step(eqn, inputs, box), strict=True))

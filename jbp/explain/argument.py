@@ -130,7 +130,7 @@ class Argument:
         if isinstance(step.layer, Dense):
             *t, k = at
             w, d = numbers(step.params.w)[k], numbers(step.delta)[(self.n, *t)]
-            name = lambda i: (self._weight(step, i, k), self._delta(step, *t, i))  # noqa: E731
+            name = lambda i: (self._weight(step, i, k), self._delta(step, *t, i))
             terms = tuple(Term(name(i), (float(w[i]), float(d[i]))) for i in range(len(d)))
             line = Line(left, f"Σ_i {' '.join(name('i'))}", terms, value)
             return replace(part, lines=(line,)), (*t, int(np.abs(w * d).argmax()))
@@ -142,18 +142,18 @@ class Argument:
 
     def _last_product(self, owner: Step, pair: Pair, where: tuple[int, ...]) -> tuple[Part, Place]:
         """The part at the leaf, and the place of the δ at the layer's output that is needed most, if it is known."""
-        name: Callable[[object], tuple[str, ...]] = lambda t: ()  # noqa: E731
+        name: Callable[[object], tuple[str, ...]] = lambda t: ()
         factors = np.zeros((0, 0))
         if isinstance(pair, Outer):
             k, j = where
             factors = np.stack([numbers(pair.a)[self.n, :, k], numbers(pair.delta)[self.n, :, j]], 1)
-            name = lambda t: (f"a[{_of(t, k)}]", f"δ[{_of(t, j)}]")  # noqa: E731
+            name = lambda t: (f"a[{_of(t, k)}]", f"δ[{_of(t, j)}]")
             if self.chain:
                 l = self.chain[int(owner.path) - 1] if owner.path != "0" else "1"
-                name = lambda t: (f"a^{l}{_lowered((k,))}", self._delta(owner, j))  # noqa: E731
+                name = lambda t: (f"a^{l}{_lowered((k,))}", self._delta(owner, j))
         elif isinstance(pair, Sum):
             factors = numbers(pair.g)[self.n, :, *where][:, None]
-            name = lambda t: (self._delta(owner, *where) if self.chain else f"g[{_of(t, *where)}]",)  # noqa: E731
+            name = lambda t: (self._delta(owner, *where) if self.chain else f"g[{_of(t, *where)}]",)
         terms = tuple(Term(name(t if len(factors) > 1 else None), tuple(map(float, f))) for t, f in enumerate(factors))
         law = f"Σ_t {' '.join(name('t'))}" if len(terms) > 1 else " · ".join(name(None))
         line = Line(f"∂{self.C}/∂{self.symbol}", law, terms, self._number(contributions_of(pair, where), ()))

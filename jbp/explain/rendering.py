@@ -181,7 +181,7 @@ _CSS = (
 
 def as_html(given: list[Block]) -> str:
     lines = [f'<div class="jbp"><style>{_CSS}</style>']
-    inline = lambda text: re.sub(r"\$(.*?)\$", lambda found: _typeset(found[1]), text)  # noqa: E731
+    inline = lambda text: re.sub(r"\$(.*?)\$", lambda found: _typeset(found[1]), text)
     for kind, content in given:
         if kind in ("title", "heading", "prose"):
             tag = {"title": "h2", "heading": "h3", "prose": "p"}[kind]

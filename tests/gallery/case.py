@@ -62,7 +62,7 @@ class Rule:
         """This rule with one change: of the gradient of `leaf`, of all gradients, of what was saved, or of delta."""
         rule = replace(self, **changes)
         if gradient is not None:
-            gradients = lambda *g: tuple(gradient(x) if i == leaf else x for i, x in enumerate(g))  # noqa: E731
+            gradients = lambda *g: tuple(gradient(x) if i == leaf else x for i, x in enumerate(g))
 
         right = rule.backward
 
@@ -99,7 +99,7 @@ def integers(seed: int, below: int, *shape: int) -> np.ndarray:
 
 def cast(tree: Any, dtype: Any) -> Any:
     """The tree with its float leaves in another dtype."""
-    floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)  # noqa: E731
+    floating = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
     return jax.tree.map(lambda a: np.asarray(a).astype(dtype) if floating(a) else a, tree)
 
 

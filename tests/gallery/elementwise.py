@@ -85,7 +85,7 @@ def gelu_slope(x):
 
 SILU = elementwise("SiLU", silu, silu_slope, (numbers(61, 12),))
 GELU = elementwise("GELU", gelu, gelu_slope, (numbers(62, 12),))
-NARROW_SILU = lambda x, delta: ((wide(delta) * silu_slope(wide(x))).astype(x.dtype),)  # noqa: E731
+NARROW_SILU = lambda x, delta: ((wide(delta) * silu_slope(wide(x))).astype(x.dtype),)
 
 CASES += [
     SILU.right("by hand"),

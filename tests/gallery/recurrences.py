@@ -21,7 +21,7 @@ def before(h0, h):
 
 
 def recurrence(a, b):
-    step = lambda h, ab: (ab[0] * h + ab[1],) * 2  # noqa: E731
+    step = lambda h, ab: (ab[0] * h + ab[1],) * 2
     return lax.scan(step, jnp.zeros_like(b[0]), (a, b))[1]
 
 
@@ -34,7 +34,7 @@ def recurrence_backward(saved, delta, carry=1.0, late=0):
     """c_t = δ_t + a_{t+1} c_{t+1}: b's gradient. a's is h_{t-1} c_t."""
     a, h = saved
     following = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])]) if not late else a
-    step = lambda c, da: (da[0] + carry * da[1] * c,) * 2  # noqa: E731
+    step = lambda c, da: (da[0] + carry * da[1] * c,) * 2
     _, c = lax.scan(step, jnp.zeros_like(a[0]), (delta, following), reverse=True)
     return before(jnp.zeros_like(h[0]), h) * c, c
 
@@ -42,7 +42,7 @@ def recurrence_backward(saved, delta, carry=1.0, late=0):
 def recurrence_in_parallel(saved, delta):
     a, h = saved
     following = jnp.concatenate([jnp.zeros_like(a[:1]), a[1:][::-1]])
-    join = lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1])  # noqa: E731
+    join = lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1])
     c = lax.associative_scan(join, (following, delta[::-1]))[1][::-1]
     return before(jnp.zeros_like(h[0]), h) * c, c
 

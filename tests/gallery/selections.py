@@ -139,7 +139,7 @@ def max_pool_forward(x):
 
 def max_pool_backward(saved, delta, share=True):
     x, y = saved
-    spread = lambda a: jnp.repeat(jnp.repeat(a, 2, 0), 2, 1)  # noqa: E731
+    spread = lambda a: jnp.repeat(jnp.repeat(a, 2, 0), 2, 1)
     at = (x == spread(y)).astype(x.dtype)
     count = at.reshape(y.shape[0], 2, y.shape[1], 2).sum((1, 3))
     return (at * spread(delta / count if share else delta),)
@@ -254,7 +254,7 @@ def cumprod_forward(x):
 def cumprod_backward(saved, delta):
     """c_t = δ_t + x_{t+1} c_{t+1}, and x_t's gradient is y_{t-1} c_t: no division."""
     x, y = saved
-    step = lambda c, dx: ((c + dx[0]) * dx[1], c + dx[0])  # noqa: E731
+    step = lambda c, dx: ((c + dx[0]) * dx[1], c + dx[0])
     _, c = lax.scan(step, jnp.zeros_like(x[0]), (delta, x), reverse=True)
     return (jnp.concatenate([jnp.ones_like(y[:1]), y[:-1]]) * c,)
 
