@@ -8,10 +8,7 @@
 Read `error` for the verdict, `replay` for the float64 shadow, `judge` for how the three oracles are asked.
 """
 
-from .error import VALUE as VALUE
 from .error import LeafError as LeafError
-from .error import Part as Part
-from .error import named_parts as named_parts
 from .gradients import compare as compare
 from .gradients import compare_with as compare_with
 from .inputs import annotated as annotated
@@ -19,6 +16,9 @@ from .inputs import arrays as arrays
 from .inputs import search as search
 from .layers import in_blocks as in_blocks
 from .layers import step_reports as step_reports
+from .parts import VALUE as VALUE
+from .parts import Part as Part
+from .parts import named_parts as named_parts
 from .replay import in_float64 as in_float64
 from .report import Check as Check
 from .report import GradientsDisagree as GradientsDisagree

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..layer import InputError, described
 from .differences import Slopes
-from .error import check_same, errors
+from .error import errors
+from .parts import check_same
 from .program import Program, said
 from .replay import BITS, equations
 from .report import Check

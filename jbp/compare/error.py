@@ -13,16 +13,14 @@ last place is.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import InputError
+from .parts import VALUE, Part
 
 K = 2.0  # as in FlashAttention's own tests
 K_LARGEST = 8.0  # a maximum is more a matter of luck than a mean
@@ -30,15 +28,6 @@ FLOOR = 4.0  # units in the last place, for a leaf where autodiff happens to err
 EXACT = 1e-12
 CHUNK = 1 << 16  # elements that are looked at together: they stay in cache, and no copy of a leaf is made
 SAMPLE = 1 << 16  # elements, evenly spread over a leaf, of which the quantiles are taken
-VALUE = "value"  # the name of the cost's value in a result (value, gradients)
-
-
-class Part(NamedTuple):
-    """One leaf of a result: its name, its array, and the symbol of an element's index."""
-
-    name: str
-    array: Any
-    symbol: Callable[[tuple[int, ...]], str]
 
 
 @dataclass(frozen=True)
@@ -107,33 +96,6 @@ def _excess(error: float, allowed: float) -> float:
         return 0.0
     excess = error / allowed if allowed else math.inf
     return math.inf if math.isnan(excess) else excess
-
-
-# -- parts of a result ------------------------------------------------------------------------------------------------
-
-
-def named_parts(result: Any) -> list[Part]:
-    """The parts of any pytree, by path and index. A pair whose first member is a scalar is (value, gradients)."""
-    if has_value(result):
-        value, gradients = result
-        return [Part(VALUE, value, lambda at: VALUE), *_by_path(gradients)]
-    return _by_path(result)
-
-
-def _by_path(result: Any) -> list[Part]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(result)
-    names = [(jax.tree_util.keystr(path, simple=True, separator=".") or "gradient", leaf) for path, leaf in paths]
-    return [Part(name, leaf, partial(place, name)) for name, leaf in names]
-
-
-def has_value(result: Any) -> bool:
-    """Whether a result is (value, gradients)."""
-    return isinstance(result, tuple) and len(result) == 2 and hasattr(result[0], "dtype") and jnp.ndim(result[0]) == 0
-
-
-def place(name: str, at: Sequence[int]) -> str:
-    """An element's name where nothing better is known: `w[3,7]`."""
-    return f"{name}[{','.join(map(str, at))}]" if len(at) else name
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -292,39 +254,3 @@ def amplified(leaf: LeafError, single: float) -> LeafError:
     """A leaf in float64 with the error that the oracle must have there; in float32 it has the error `single`."""
     finer = leaf.epsilon / float(np.finfo(np.float32).eps)
     return replace(leaf, amplified=4 * single * finer if leaf.epsilon < EXACT and math.isfinite(single) else 0.0)
-
-
-def check_same(who: str, got: list[Part], plain: list[Part]) -> None:
-    """Raise `InputError` unless rule and oracle return the same leaves, all of them floats."""
-    names, expected = [p.name for p in got], [p.name for p in plain]
-    if names != expected:
-        missing, extra = [n for n in expected if n not in names], [n for n in names if n not in expected]
-        where = f"missing from the rule: {', '.join(missing) or 'none'}; only in the rule: {', '.join(extra) or 'none'}"
-        if not missing and not extra:
-            where = f"the rule has them as {', '.join(names)}"
-        raise InputError(
-            f"{who}: rule and oracle return different structures: the oracle has leaves "
-            f"{', '.join(expected) or 'none'}; {where}. Return gradients in one structure."
-        )
-    if not got:
-        raise InputError(f"{who}: the functions return nothing to compare. Return arrays.")
-    for a, b in zip(got, plain, strict=True):
-        if not jnp.issubdtype(a.array.dtype, jnp.inexact):
-            raise InputError(f"{who}: {a.name} is {a.array.dtype}; a gradient has a float dtype. Return floats.")
-        if jnp.shape(a.array) != jnp.shape(b.array) or a.array.dtype != b.array.dtype:
-            raise InputError(
-                f"{who}: leaf {a.name} is {b.array.dtype}{list(b.array.shape)} by the oracle, "
-                f"{a.array.dtype}{list(a.array.shape)} by the rule. A gradient has its argument's shape and dtype."
-                f"{_unsummed(a.array, b.array)}"
-            )
-
-
-def _unsummed(got: Any, expected: Any) -> str:
-    """What is known of a shape that does not fit."""
-    extra = got.ndim - expected.ndim
-    if extra > 0 and got.shape[extra:] == expected.shape:
-        total, right = np.asarray(got, np.float64).sum(tuple(range(extra))), np.asarray(expected, np.float64)
-        if np.allclose(total, right, rtol=1e-2, atol=1e-2 * float(np.abs(right).max(initial=0))):
-            return " It is not summed over the batch: summed over its first axis it is the oracle's."
-        return " It has an axis too many."
-    return " It is transposed." if got.shape != expected.shape == got.shape[::-1] else ""

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from ..layer import InputError, described
 from .checks import of_gradients
 from .differences import Slopes, vjp_probes
-from .error import VALUE, Part, has_value, named_parts
 from .judge import Comparison
+from .parts import VALUE, Part, has_value, named_parts
 from .program import Program
 from .report import Report
 

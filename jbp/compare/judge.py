@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from .differences import Numerical, Third
-from .error import EXACT, LeafError, Part, amplified, check_same, errors, pooled
+from .error import EXACT, LeafError, amplified, errors, pooled
+from .parts import Part, check_same
 from .program import Program, race
 from .report import Check, Report
 from .why import explained, hidden, scaled, suspected

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError, described
-from .error import Part, named_parts
 from .judge import Comparison
+from .parts import Part, named_parts
 from .program import Arguments, Program
 from .report import Report
 

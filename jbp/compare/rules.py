@@ -25,8 +25,8 @@ from .derivatives import (
     seeds_like,
 )
 from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
-from .error import Part, place
 from .judge import Comparison
+from .parts import Part, place
 from .program import Program
 from .replay import without_rules
 from .report import Check, Report

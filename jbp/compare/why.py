@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .differences import Probe, Third
-from .error import EXACT, FLOOR, VALUE, LeafError
+from .error import EXACT, FLOOR, LeafError
+from .parts import VALUE
 from .patterns import pattern_of
 from .replay import first_nonfinite
 
