@@ -549,6 +549,14 @@ SAID: dict[str, tuple[Callable, list[str]]] = {
         [f"{NAN}scale = nan."],
     ),
     "NaN in compare_jvp": (lambda: compare_jvp(jax.nn.relu, with_nan(X)), [f"{NAN}x[1, 0] = nan, 3 of 15."]),
+    "NaN in a cotangent": (
+        lambda: compare_vjp(product(), X, W, cotangent=with_nan(Y), checks=False),
+        ["The cotangents hold NaN or infinity: output[1, 0] = nan, 2 of 10."],
+    ),
+    "infinity in a tangent": (
+        lambda: compare_jvp(jax.nn.relu, X, tangent=(X.at[4, 2].set(jnp.inf),)),
+        ["The tangents hold NaN or infinity: x[4, 2] = inf, 1 of 15."],
+    ),
     "NaN in bfloat16, and a key": (
         lambda: compare(lambda key, x: x, lambda key, x: x, KEY, with_nan(X.astype(jnp.bfloat16)), checks=False),
         [f"{NAN}x[1, 0] = nan, 3 of 15."],

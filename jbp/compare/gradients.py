@@ -12,7 +12,7 @@ from .checks import of_gradients
 from .differences import Slopes, vjp_probes
 from .judge import Comparison
 from .parts import VALUE, Part, has_value, named_parts
-from .program import Program
+from .program import Program, not_finite
 from .report import Report
 
 
@@ -64,7 +64,8 @@ def compare_with(
     name = name or str(getattr(rule, "__name__", "")).removeprefix("<lambda>")
     programs = Program("compare: the rule", rule, args), Program("compare: the oracle", oracle, args)
     comparison = Comparison("compare", name, *programs, parts)
-    comparison.notes += programs[0].arguments.not_finite(rule)
+    given = programs[0].arguments
+    comparison.notes += not_finite("The arguments hold", given.names(rule), given.arrays)
     comparison.third = _third(comparison, oracle, args, function, pieces)
     if shadow is not None:
         programs[1].instead = shadow

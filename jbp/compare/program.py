@@ -66,23 +66,24 @@ class Arguments:
             names.append(f"{name}.{inner}" if inner else name)
         return names
 
-    def not_finite(self, f: Callable[..., Any]) -> list[str]:
-        """A remark if there is NaN or infinity in them: no error, as an infinite logit may be meant."""
-        found, named = [], zip(self.names(f), self.arrays, strict=True)
-        floats = [(n, np.asarray(a)) for n, a in named if jnp.issubdtype(a.dtype, jnp.inexact)]
-        for name, array in floats:
-            if not (finite := np.isfinite(array)).all():
-                first = tuple(map(int, np.argwhere(~finite)[0]))
-                bad = f", {(~finite).sum():,} of {array.size:,}" if array.size > 1 else ""
-                found.append(f"{name}{list(first) if first else ''} = {array[first]}{bad}")
-        return [f"The arguments hold NaN or infinity: {'; '.join(found)}."] if found else []
-
     def filled(self, arrays: Sequence[Any]) -> Any:
         """The arguments with other arrays."""
         leaves = list(self.leaves)
         for i, array in zip(self.places, arrays, strict=True):
             leaves[i] = array
         return self.treedef.unflatten(leaves)
+
+
+def not_finite(what: str, names: Sequence[str], arrays: Sequence[Any]) -> list[str]:
+    """A remark if there is NaN or infinity in `what`: no error, as an infinite logit may be meant."""
+    found = []
+    for name, array in zip(names, arrays, strict=True):
+        if not jnp.issubdtype(array.dtype, jnp.inexact) or (finite := np.isfinite(array := np.asarray(array))).all():
+            continue
+        first = tuple(map(int, np.argwhere(~finite)[0]))
+        bad = f", {(~finite).sum():,} of {array.size:,}" if array.size > 1 else ""
+        found.append(f"{name}{list(first) if first else ''} = {array[first]}{bad}")
+    return [f"{what} NaN or infinity: {'; '.join(found)}."] if found else []
 
 
 def _canonical(leaf: Any) -> Any:

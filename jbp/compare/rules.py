@@ -27,7 +27,7 @@ from .derivatives import (
 from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
 from .judge import Comparison
 from .parts import Part, place
-from .program import Program
+from .program import Program, not_finite
 from .replay import without_rules
 from .report import Check, Report
 from .sites import RULES, Site, Tapped, hidden, sites_of
@@ -95,11 +95,13 @@ def compare_rules(
     )
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
     task = _Task(who, kind, timing, checks, {} if programs is None else programs)
-    names = _argument_names(f, program) if kind == "vjp" else _output_names(program.out)
+    of_arguments, of_outputs = _argument_names(f, program), _output_names(program.out)
+    names, given = (of_arguments, of_outputs) if kind == "vjp" else (of_outputs, of_arguments)
     whole = task.comparison(
         name, sites[0].where if alone else "", with_rules, bare, arrays, seeds, names, stacked=False
     )
-    whole.notes += program.arguments.not_finite(f)
+    whole.notes += not_finite("The arguments hold", program.arguments.names(f), arrays)
+    whole.notes += not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", given, seeds)
     if alone:
         return _also_in_float32(task.report(whole, with_rules, bare, arrays, seeds), f, args, task, seed)
     missed = hidden(program.jaxpr, kind)
