@@ -2,7 +2,7 @@
 
 The network is rebuilt with a `Recorder` around every layer in it, found in the fields of its containers as `walk` finds
 it: so no container's type is known, and a layer that nobody has written yet is recorded too. Params pass through, so
-that θ and its layout stay the same. Then the recursion runs once, one operation at a time and not compiled:
+that θ and its layout stay the same. Then the recursion is traced once, and all that it made is computed at once:
 
 * δ is the same *object* where one layer hands it to another, so what a δ came from is seen in the objects (`route`).
 * A container that loops (`lax.scan`) loops in Python, and a layer in it has a step for each turn.
@@ -16,12 +16,13 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from .layer import Context, InputError, Layer, Theta
 from .pair import Pair, Stack
@@ -94,6 +95,17 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Summed:
+    """The `read` that gives the gradient of Σ_n C_n instead of the pair."""
+
+    def __call__(self, pair: Pair) -> Any:
+        return pair.gradient()
+
+    def stack(self, gradients: Any) -> Any:
+        return gradients
+
+
+@dataclass(frozen=True)
 class Recorder:
     """A layer that does what `layer` does and writes its steps down. Saved: x and the output besides."""
 
@@ -110,7 +122,8 @@ class Recorder:
 
     def backward(self, params: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
         x, output, saved, context = saved
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, output, delta))):
+        made = [leaf for leaf in jax.tree.leaves((params, x, output, delta)) if isinstance(leaf, jax.core.Tracer)]
+        if any(type(leaf) is not self.record.tracer for leaf in made):
             raise InputError(
                 f"layer {self.path}: its numbers can't be recorded, because a container runs it inside a transformation"
                 " such as jax.vmap. Record the network with that layer by itself."
@@ -136,6 +149,7 @@ class Record:
     output: Any = None
     delta: Any = None
     factors: Any = None
+    tracer: type = jax.core.Tracer  # of what is traced by the run itself, and not by a transformation inside it
     _open: list[Step] = field(default_factory=list)
     _clock: Iterator[int] = field(default_factory=itertools.count)
 
@@ -148,6 +162,19 @@ class Record:
         self._open.pop()
         step.ended = next(self._clock)
         self.steps.append(step)
+
+    def arrays(self) -> Any:
+        """All that the run made."""
+        names = "params", "x", "output", "saved", "delta", "context", "delta_x"
+        steps = [{name: getattr(step, name) for name in names} for step in self.steps]
+        return self.output, self.delta, [*self.leaves.values()], steps
+
+    def replace(self, arrays: Any) -> None:
+        """Put others in the places of what `arrays` returns."""
+        self.output, self.delta, leaves, steps = arrays
+        self.leaves = dict(zip(self.leaves, leaves, strict=True))
+        for step, changed in zip(self.steps, steps, strict=True):
+            vars(step).update(changed)
 
     @cached_property
     def owned(self) -> dict[str, list[str]]:
@@ -229,18 +256,64 @@ def run(
     record.factors = w / w.sum() if cost.reduction == "mean" else w
 
     layers: Any = recorded(network.layer.layers, record).layer
-    params = cost.layout.unflatten(jnp.asarray(theta))
-    with jax.disable_jit():
-        whole = dataclasses.replace(network.layer, layers=layers)
-        record.output, saved = whole.forward(params, x, context)
-        with jax.disable_jit(False):  # one program: there is nothing to see inside
-            delta = jax.jit(cost.loss.delta)(record.output, y)
-        record.delta = jax.tree.map(lambda d, a: d.astype(a.dtype), delta, record.output)
-        _, readings = whole.backward(params, saved, record.delta, mark(""))
-    leaves = cost.layout.treedef.flatten_up_to(readings)
-    record.leaves = dict(zip(cost.layout.names, leaves, strict=True))
+    whole = dataclasses.replace(network.layer, layers=layers)
+
+    def traced(theta: Any, x: Any, y: Any) -> list[Any]:
+        record.tracer = type(theta)
+        with jax.disable_jit():  # loops turn in Python
+            params = cost.layout.unflatten(theta)
+            record.output, saved = whole.forward(params, x, context)
+            delta = cost.loss.delta(record.output, y)
+            record.delta = jax.tree.map(lambda d, a: d.astype(a.dtype), delta, record.output)
+            _, readings = whole.backward(params, saved, record.delta, mark(""))
+        record.leaves = dict(zip(cost.layout.names, cost.layout.treedef.flatten_up_to(readings), strict=True))
+        return list(_traced(record).values())
+
+    args = jnp.asarray(theta), x, y
+    try:
+        program = jax.make_jaxpr(traced)(*args)
+    except jax.errors.UnexpectedTracerError as error:
+        raise InputError(
+            "the network's numbers can't be recorded, because a container runs a layer inside a transformation such as "
+            "jax.checkpoint. Record the network with that layer by itself."
+        ) from error
+    made = dict(zip(_traced(record), _evaluated(program, jax.tree.leaves(args)), strict=True))
+    record.replace(jax.tree.map(lambda leaf: made.get(id(leaf), leaf), record.arrays()))
     for path in {step.path for step in record.steps}:
         turns = [step for step in record.steps if step.path == path]
         for turn, step in enumerate(reversed(turns)):
             step.turn = turn if len(turns) > 1 else None
     return record
+
+
+def _traced(record: Record) -> dict[int, Any]:
+    """The tracers in a record, by id: each once, however often it stands there."""
+    return {id(leaf): leaf for leaf in jax.tree.leaves(record.arrays()) if isinstance(leaf, jax.core.Tracer)}
+
+
+def _evaluated(program: ClosedJaxpr, args: list[Any]) -> list[Any]:
+    """The outputs of a program that runs once: whichever compiles less, the whole of it or each kind of operation.
+
+    Equal layers, and turns of a loop, have few kinds between them.
+    """
+    kinds = {(str(eqn.primitive), str(eqn.params), *(str(v.aval) for v in eqn.invars)) for eqn in program.eqns}
+    if len(kinds) * 10 < len(program.eqns):
+        return jaxpr_as_fun(program)(*args)
+    return _at_once(jax.default_backend())(_Text(program.jaxpr, str(program.jaxpr)), program.consts, args)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A program that equals another of the same text: a network that is recorded again is not compiled again."""
+
+    jaxpr: Jaxpr = field(compare=False)  # it keeps alive what the text names by its address
+    text: str
+
+
+@cache
+def _at_once(backend: str) -> Callable[..., list[Any]]:
+    def run(program: _Text, consts: list[Any], args: list[Any]) -> list[Any]:
+        return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*args)
+
+    options = {"xla_backend_optimization_level": 0} if backend == "cpu" else {}  # it runs once: compile it fast
+    return jax.jit(run, static_argnums=0, compiler_options=options)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError, described
+from ..trace import Summed
 from .judge import Comparison
 from .parts import Part, named_parts
 from .program import Arguments, Program
@@ -55,7 +56,7 @@ def _steps(record: Any, loss: Any, y: Any) -> Iterator[tuple[str, Callable, Call
 
         def rule(params: Any, x: Any, delta: Any, layer: Any = layer, context: Any = context) -> dict[str, Any]:
             _, saved = layer.forward(params, x, context)
-            delta_x, readings = layer.backward(params, saved, delta, lambda pair: pair.gradient())
+            delta_x, readings = layer.backward(params, saved, delta, Summed())
             return {
                 "delta of x": delta_x,
                 "params": jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, readings),

@@ -34,7 +34,7 @@ def network(net: Network | Cost, theta: Any = None, *, max_neurons: int = 10, de
     net = _network("network", net)
     _at_least_one(max_neurons=max_neurons, depth=depth)
     if theta is not None:
-        net.layout.unflatten(theta)
+        net.layout.check(theta)
     chain = chain_of(net)
     return layers.usual(net, theta, depth) if chain is None else neurons.usual(net, chain, theta, max_neurons)
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..layer import InputError, described
 from ..network import Network
 from ..reverse import Cost
-from ..trace import Record, run
+from ..trace import Record, Summed, run
 from .graph import Edge, Graph, Node, math_label, number
 from .program import Flow, of_layers
 from .record import flat, recorded
@@ -53,11 +53,11 @@ class Known:
 def known(cost: Cost, theta: Any, x: Any, y: Any) -> Known:
     """The numbers at one example, x `[1, *input]` and its y: the record's own, so that no large program is compiled."""
     try:
-        record = run(cost, theta, x, y)
+        record = run(cost, theta, x, y, mark=lambda path: Summed())
     except InputError:  # a container runs a layer where its numbers can't be seen
         C, gradient = cost.value_and_grad(theta, x, y)
         return Known(np.asarray(theta), np.asarray(gradient), float(C), x, y, None)
-    leaves = [np.ravel(leaf.pair.gradient()) for leaf in record.leaves.values()]
+    leaves = [np.ravel(np.asarray(gradient)) for gradient in record.leaves.values()]
     gradient = np.concatenate([np.zeros(0, np.asarray(theta).dtype), *leaves])
     return Known(np.asarray(theta), gradient, float(jax.jit(cost.loss.value)(record.output, y)[0]), x, y, record)
 
