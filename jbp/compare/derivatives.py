@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError, described
+from .differences import stream
 from .program import Program
 from .sites import Site, Tapped
 
@@ -134,7 +135,7 @@ def seeds_like(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str, 
         return [jnp.asarray(leaf, a.dtype) for leaf, a in zip(leaves, floats, strict=True)]
     if one and kind == "vjp" and len(floats) == 1 and not floats[0].shape:
         return [jnp.ones((), floats[0].dtype)]
-    random = np.random.default_rng(0)
+    random = stream(what)
 
     def draw(a: Any) -> Any:
         numbers = random.standard_normal(a.shape)

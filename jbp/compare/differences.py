@@ -23,7 +23,12 @@ from .program import Program
 from .replay import cast, noise_of
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
-FULL = 16  # elements of a leaf, up to which the derivative by each is asked for
+DIRECTIONS = 3  # random ones, that are asked about a leaf as a whole
+
+
+def stream(name: str) -> np.random.Generator:
+    """Random numbers that are the same each time, and nobody else's: a user's data may well be `default_rng(0)`'s."""
+    return np.random.default_rng(list(f"jbp {name}".encode()))
 
 
 class Slope(NamedTuple):
@@ -108,12 +113,7 @@ class Slopes:
         A complex one moves along both axes.
         """
 
-        def unit(a: Any) -> np.ndarray:
-            size = np.abs(np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64))
-            units = np.where(size > 0, size, 0.1 * np.sqrt(np.mean(size**2)) if size.any() else 1.0)
-            return np.asarray(units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units)
-
-        return self.split([unit(self.arrays[i]) for i in self.moving])
+        return self.split([unit_of(self.arrays[i]) for i in self.moving])
 
     def along(self, direction: Sequence[np.ndarray], arrays: Sequence[Any] | None = None) -> list[Slope]:
         """Of each output, along a direction given in pieces, at the arguments or others of their shapes."""
@@ -130,6 +130,12 @@ class Slopes:
             else:
                 slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :], self.noise))
         return slopes
+
+
+def unit_of(a: Any) -> np.ndarray:
+    size = np.abs(np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64))
+    units = np.where(size > 0, size, 0.1 * np.sqrt(np.mean(size**2)) if size.any() else 1.0)
+    return np.asarray(units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units)
 
 
 class Numerical:
@@ -152,7 +158,7 @@ class Numerical:
         )
 
     def __call__(self, *arrays: Any) -> Any:
-        random = np.random.default_rng(1)
+        random = stream("last bits")
         moved = list(arrays)
         for i in self.slopes.moving:
             epsilon = float(jnp.finfo(arrays[i].dtype).eps)
@@ -182,50 +188,45 @@ def gradient_by_differences(slopes: Slopes, arrays: Sequence[Any], number: Numbe
 
 @dataclass(frozen=True)
 class Probe:
-    """One question to all three oracles: `where` it is asked, what a result says (`ask`), and the slope."""
+    """One question to all three oracles: what a result says (`ask`), and the slope."""
 
-    where: str
     ask: Callable[[Sequence[Any]], tuple[float, float]]  # (the number, the sum of the sizes of what it is made of)
     slope: Slope
 
 
-# The third oracle: probes of one leaf at one of its elements, or (None) of all leaves; the name is the element's.
-Third = Callable[[int | None, tuple[int, ...], str], Iterator[Probe]]
+# The third oracle: probes of one leaf at some of its elements, and as a whole; or (None) of all leaves.
+Third = Callable[[int | None, Sequence[tuple[int, ...]]], Iterator[Probe]]
 
 
-def vjp_probes(slopes: Slopes, leaf: int | None, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
-    """Of a gradient's leaf (None: of all): at its element `at`, then along random directions. `slopes`: of ⟨ct, f⟩.
-
-    A leaf of at most `FULL` elements is asked at each of them.
-    """
-    random, units = np.random.default_rng(0), slopes.units()
+def vjp_probes(slopes: Slopes, leaf: int | None, places: Sequence[tuple[int, ...]] = ()) -> Iterator[Probe]:
+    """Of a gradient's leaf (None: of all): at some elements, and along random directions. `slopes`: of ⟨ct, f⟩."""
+    random, units = stream("directions"), slopes.units()
     leaves = range(len(units)) if leaf is None else [leaf]
 
     def pointing(fill: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(fill(u)) if i in leaves else np.zeros_like(u) for i, u in enumerate(units)]
 
-    def probe(where: str, direction: list[np.ndarray]) -> Probe:
+    def asks(direction: list[np.ndarray]) -> Callable[[Sequence[Any]], tuple[float, float]]:
         def ask(result: Sequence[Any]) -> tuple[float, float]:
             with np.errstate(invalid="ignore"):  # a result may be infinite
                 terms = [np.real(np.asarray(result[i]) * direction[i]) for i in leaves]
                 return float(sum(t.sum() for t in terms)), float(sum(np.abs(t).sum() for t in terms))
 
-        return Probe(where, ask, slopes.along(direction)[0])
+        return ask
 
-    if leaf is not None and units[leaf].size:
-        yield probe(f"at {name}", pointing(lambda u: _one_hot(u, at)))
-        for other in np.ndindex(units[leaf].shape) if units[leaf].size <= FULL else ():
-            if other != tuple(at):
-                yield probe(f"at {list(other)}", pointing(partial(_one_hot, at=other)))
-    for _ in range(count):
-        yield probe("along a random direction", pointing(lambda u: u * random.standard_normal(u.shape)))
+    for place in places:
+        direction = pointing(partial(_one_hot, at=place))
+        yield Probe(asks(direction), slopes.along(direction)[0])
+    for _ in range(DIRECTIONS):
+        direction = pointing(lambda u: u * random.standard_normal(u.shape))
+        yield Probe(asks(direction), slopes.along(direction)[0])
 
 
-def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: str, count: int = 3) -> Iterator[Probe]:
-    """Of a tangent's leaf: at its element `at`, and of random sums of its elements."""
-    slope, random = outputs[leaf], np.random.default_rng(0)
+def jvp_probes(outputs: Sequence[Slope], leaf: int, places: Sequence[tuple[int, ...]]) -> Iterator[Probe]:
+    """Of a tangent's leaf: at some of its elements, and of random sums of its elements."""
+    slope, random = outputs[leaf], stream("sums")
 
-    def pick(weights: Any, where: str) -> Probe:
+    def pick(weights: Any) -> Probe:
         def ask(result: Sequence[Any]) -> tuple[float, float]:
             with np.errstate(invalid="ignore"):
                 terms = np.real(np.asarray(result[leaf]) * weights)
@@ -239,14 +240,14 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, at: tuple[int, ...], name: s
             middle = total(np.where(slope.kink, (slope.low + slope.high) / 2, slope.value))
             reach = np.where(slope.kink, spread / 2, 0).sum()
             error = (np.abs(np.where(slope.kink, 0, slope.error)) * np.abs(weights)).sum()
-        return Probe(where, ask, Slope(middle, error, middle - reach, middle + reach, slope.kink.any()))
+        return Probe(ask, Slope(middle, error, middle - reach, middle + reach, slope.kink.any()))
 
     shape = np.shape(slope.value)
-    if np.size(slope.value):
-        turn = 0.8 - 0.6j if np.iscomplexobj(slope.value) else 1.0
-        yield pick(np.asarray(_one_hot(np.ones(shape), at) * turn), f"at {name}")
-        for _ in range(count):
-            yield pick(np.asarray(random.standard_normal(shape) * turn), "of a random sum")
+    turn = 0.8 - 0.6j if np.iscomplexobj(slope.value) else 1.0
+    for at in places:
+        yield pick(np.asarray(_one_hot(np.ones(shape), at) * turn))
+    for _ in range(DIRECTIONS if np.size(slope.value) else 0):
+        yield pick(np.asarray(random.standard_normal(shape) * turn))
 
 
 def _one_hot(like: np.ndarray, at: tuple[int, ...]) -> np.ndarray:

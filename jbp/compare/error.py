@@ -24,6 +24,7 @@ from .parts import VALUE, Part
 
 K = 2.0  # as in FlashAttention's own tests
 K_LARGEST = 8.0  # a maximum is more a matter of luck than a mean
+FAR = 64.0  # times its own rounding error: from here on something is wrong by itself
 FLOOR = 4.0  # units in the last place, for a leaf where autodiff happens to err by next to nothing
 EXACT = 1e-12
 CHUNK = 1 << 16  # elements that are looked at together: they stay in cache, and no copy of a leaf is made
@@ -53,25 +54,35 @@ class LeafError:
     at: tuple[int, ...] = ()  # the index of the element that is furthest off
     pattern: str = ""  # what the error looks like, where that has a name
     amplified: float = 0.0  # the oracle's own error in float64, where that is guessed from the one it has in float32
+    noise: tuple[float, float] = (0.0, 0.0)  # what a last bit of float64 makes of the shadow: rms, largest
     hidden: int = 0  # elements that are wrong by themselves, though small beside the rest
+    spoiled: int = 0  # elements where the oracle overflows in its own dtype, and the shadow does not
     excused: str = ""  # why the error counts for nothing, where another oracle says so
 
     @property
     def allowed(self) -> float:
         """What `error` may be at most. NaN if the shadow is not finite: that vouches for nothing."""
-        return self._allowed(K, self.oracle_error, self.scale)
+        return self._allowed(K, self.oracle_error, self.scale, self.noise[0])
 
     @property
     def allowed_largest(self) -> float:
         """What `largest` may be at most."""
-        return self._allowed(K_LARGEST, self.oracle_largest, self.peak)
+        return self._allowed(K_LARGEST, self.oracle_largest, self.peak, self.noise[1])
 
-    def _allowed(self, factor: float, oracle_error: float, scale: float) -> float:
+    @property
+    def terms(self) -> float:
+        """How large what is summed up to this leaf must be, for its errors to be as they are: at least its peak.
+
+        Where a gradient is 0 because terms cancel, this is the size of the terms.
+        """
+        return max(self.peak, self.largest / self.epsilon, self.oracle_largest / self.epsilon)
+
+    def _allowed(self, factor: float, oracle_error: float, scale: float, noise: float) -> float:
         if not math.isfinite(scale):
             return math.nan
         if self.epsilon < EXACT:
             return factor * max(EXACT * scale / K, self.amplified)
-        return max(factor * oracle_error, FLOOR * self.epsilon * scale)
+        return max(factor * oracle_error, FLOOR * self.epsilon * scale, FAR * noise)
 
     @property
     def ratio(self) -> float:
@@ -147,6 +158,7 @@ class Tally:
     oracle_error: _Sum
     dot: float = 0.0
     largest_ulps: float = 0.0
+    spoiled: int = 0
     sample: tuple[np.ndarray, ...] = ()
     furthest: tuple[Part, tuple[int, ...], float, Any, Any] | None = None  # part, index, distance, got, expected
 
@@ -163,12 +175,15 @@ class Tally:
         for start in range(0, size, CHUNK):
             got, plain, true = (a[start : start + CHUNK].astype(wide, copy=False) for a in arrays)
             with np.errstate(all="ignore"):  # ∞ − ∞ is NaN, and NaN never passes
+                far = np.abs(plain - true)
+                if not np.isfinite(far.max()):
+                    got, far = self._unspoiled(got, plain, true, far)
                 size_of, off = np.abs(true), np.abs(got - true)
                 ulps = off / np.maximum(_ulp(size_of, epsilon), tiny)
                 self.exact.add(size_of)
                 self.got.add(np.abs(got))
                 self.error.add(off)
-                self.oracle_error.add(np.abs(plain - true))
+                self.oracle_error.add(far)
                 self.dot += float(np.real(_dot(true.conj(), got)))
             off[np.isnan(off)] = np.inf
             at = int(np.argmax(off))
@@ -178,11 +193,18 @@ class Tally:
                 index = tuple(map(int, np.unravel_index(start + at, np.shape(exact))))
                 self.furthest = part, index, float(off[at]), got[at], true[at]
 
+    def _unspoiled(self, got: np.ndarray, plain: np.ndarray, true: np.ndarray, far: np.ndarray) -> Any:
+        """Without what can be no measure: where autodiff overflows and the shadow does not. There the rule may too."""
+        spoiled = ~np.isfinite(plain) & np.isfinite(true)
+        self.spoiled += int(spoiled.sum())
+        return np.where(spoiled & ~np.isfinite(got), true, got), np.where(spoiled, 0, far)
+
     def merge(self, leaf: "Tally") -> None:
         """All elements that another tally has seen."""
         for mine, other in zip(self._sums, leaf._sums, strict=True):
             mine.merge(other.peak, other.sum, other.count)
         self.dot += leaf.dot
+        self.spoiled += leaf.spoiled
         self.largest_ulps = max(self.largest_ulps, leaf.largest_ulps)
         self.sample += leaf.sample
         if leaf.furthest and (self.furthest is None or leaf.furthest[2] > self.furthest[2]):
@@ -206,6 +228,7 @@ class Tally:
             name, self.exact.count, *errors, self.error.peak, part.symbol(at), got.item(), true.item(),
             self.oracle_error.peak, self.exact.peak, (median, most, self.largest_ulps),
             self.dot / norms if norms else (1.0 if self.exact.rms == self.got.rms else 0.0), shape, dtype, at,
+            spoiled=self.spoiled,
         )  # fmt: skip
 
 

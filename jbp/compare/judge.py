@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from .differences import Numerical, Third
+from .differences import Numerical, Third, stream
 from .error import EXACT, LeafError, amplified, errors, pooled
 from .parts import Part, check_same
 from .program import Program, race
 from .report import Check, Report
-from .why import explained, hidden, scaled, suspected
+from .why import explained, hidden, noisy, scaled, suspected
 
 NEARBY = 16
 IMPRECISE = 0.01  # of a leaf's scale
@@ -44,6 +44,7 @@ class Comparison:
     got: list[Part] = field(default_factory=list)  # at the arguments themselves: the rule, the oracle, the shadow
     plain: list[Part] = field(default_factory=list)
     exact: list[Part] = field(default_factory=list)
+    leaves: list[LeafError] = field(default_factory=list)
     arrays: list[Any] = field(default_factory=list)  # the rule's own arguments, unless given others of their shapes
 
     def __post_init__(self) -> None:
@@ -77,7 +78,9 @@ class Comparison:
             points += [self.errors(near) for near in _nearby(arrays)]
         *leaves, total = map(pooled, zip(*points, strict=True))
         notes: list[str] = []
-        leaves = hidden(self, arrays, leaves)
+        if not all(leaf.ok for leaf in (*leaves, total)):
+            leaves, total = noisy(self, arrays, leaves, total)
+        self.leaves = leaves = hidden(self, arrays, leaves)
         if not all(leaf.ok for leaf in (*leaves, total)):
             leaves, total, notes = explained(self, arrays, leaves, total)
         else:
@@ -95,11 +98,20 @@ class Comparison:
                 notes.append(f"What is inside was not looked into: {type(error).__name__}: {error}")
         if checks is not None:
             more["checks"] = checks()
-        notes = [*self.notes, *self.rule.notes, *self.oracle.notes, *notes]
+        notes = [*self.notes, *self.rule.notes, *self.oracle.notes, *_spoiled(leaves), *notes]
         return Report(
             tuple(leaves), total, points=len(points), name=self.name, where=self.where, notes=tuple(notes),
             maps=self.maps, **more,
         )  # fmt: skip
+
+
+def _spoiled(leaves: Sequence[LeafError]) -> Iterator[str]:
+    for leaf in leaves:
+        if leaf.spoiled:
+            yield (
+                f"{leaf.name}: in {leaf.spoiled:,} of {leaf.size:,} elements autodiff overflows in {leaf.dtype}, and "
+                "not in float64. There the rule may overflow too, or lose digits."
+            )
 
 
 def _imprecise(leaves: Sequence[LeafError]) -> Iterator[str]:
@@ -114,7 +126,7 @@ def _imprecise(leaves: Sequence[LeafError]) -> Iterator[str]:
 
 def _nearby(arrays: Sequence[Any]) -> Iterator[list[Any]]:
     """Arguments close to these: every float smaller by up to 1/64 of itself, so that zeros and signs stay."""
-    random = np.random.default_rng(0)
+    random = stream("nearby")
 
     def moved(a: Any) -> Any:
         near = scaled(a, 1 - random.uniform(0, 2**-6, np.shape(a)))

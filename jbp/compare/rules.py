@@ -236,10 +236,10 @@ class _Task:
         if self.kind == "vjp":
             return partial(vjp_probes, slopes)
 
-        def third(leaf: int | None, at: tuple[int, ...], where: str) -> Any:
+        def third(leaf: int | None, places: Sequence[tuple[int, ...]]) -> Any:
             along = slopes.along(in_pieces(seeds))
             for i in range(len(along)) if leaf is None else [leaf]:
-                yield from jvp_probes(along, i, at if leaf is not None else (0,) * np.ndim(along[i].value), where)
+                yield from jvp_probes(along, i, places)
 
         return third
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from .differences import Probe, Third
-from .error import EXACT, FLOOR, LeafError
+from .differences import Probe, stream, unit_of
+from .error import EXACT, FAR, FLOOR, LeafError
 from .parts import VALUE
 from .patterns import pattern_of
 from .replay import first_nonfinite
@@ -21,10 +21,14 @@ from .replay import first_nonfinite
 if TYPE_CHECKING:
     from .judge import Comparison
 
+NOISES = 4  # runs of the shadow at arguments that differ in their last bits
 ASKED = 4  # failing leaves that are put to the third oracle, the worst first
 ASKED_AT_ALL = 1 << 20  # elements, up to which more is asked of rule and autodiff that agree
+AROUND = 48  # points around a kink
+NEAR = 2.0**-20  # how far away they are, in units of each element
+CLOSE = 1e-4  # of the largest element: far more than derivatives change over NEAR, and far less than at a kink
+PLACES = 16  # elements of a leaf that are asked about by themselves
 LOOKED_AT = 1 << 16  # elements of a leaf, up to which each is looked at by itself
-FAR = 64.0  # times its own rounding error: from here on an element is wrong by itself
 
 TOLD = {
     "autodiff": "autodiff is wrong here: the rule agrees with central differences",
@@ -65,10 +69,13 @@ def explained(
                 "formula" if _same(np.asarray(mathematics[i].array), np.asarray(exact[i].array), leaves[i]) else ""
             )
         else:
-            verdict = _asked(comparison.third, i - skip, leaves[i], rule, oracle)
+            verdict = _asked(comparison, arrays, leaves[i], i - skip, rule, oracle)
         told = TOLD.get(verdict, "")
         if verdict == "formula" and not leaves[i].pattern:
             leaves[i] = dataclasses.replace(leaves[i], pattern="its formula is right, its arithmetic loses digits")
+        if verdict == "formula" and leaves[i].spoiled and _unspoiled(comparison, i, leaves[i]):
+            excused = f"autodiff overflows in {leaves[i].dtype}, and in float64 the rule agrees with it"
+            leaves[i] = dataclasses.replace(leaves[i], excused=excused)
         if verdict in ("autodiff", "kink"):
             if _poor(comparison, arrays, i, leaves[i]):
                 told += "; but it loses digits"
@@ -88,7 +95,8 @@ def suspected(comparison: "Comparison", leaves: list[LeafError]) -> list[str]:
         return ["Rule and autodiff agree, and are large: small elements and central differences were not looked at."]
     oracle = [np.asarray(part.array) for part in comparison.exact[_values(leaves) :]]
     epsilon = max(leaf.epsilon for leaf in leaves)
-    if _agrees(next(comparison.third(None, (), "")), oracle, epsilon) is not False:
+    probe = next(comparison.third(None, ()))
+    if np.any(probe.slope.kink) or _agrees(probe, oracle, epsilon) is not False:
         return []
     return [
         "Rule and autodiff agree, but central differences with neither: look for a stop_gradient, a custom rule "
@@ -119,12 +127,13 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
         rule = comparison.parts(comparison.rule.exact(*arrays))
     except ValueError:
         return leaves
-    moved = [comparison.parts(comparison.oracle.exact(*_last_bits(arrays, leaves, seed))) for seed in (1, 2)]
+    epsilon = max(leaf.epsilon for leaf in leaves)
+    moved = [comparison.parts(comparison.oracle.exact(*_last_bits(arrays, epsilon, name))) for name in ("a", "b")]
     for i, suspect in suspects.items():
         mathematics, exact, *near = (np.asarray(parts[i].array) for parts in (rule, comparison.exact, *moved))
         rounding = leaves[i].epsilon * np.abs(exact) + np.max([np.abs(n - exact) for n in near], axis=0)
         off = np.where(suspect, np.abs(mathematics - exact), 0)
-        wrong = off > FAR * np.maximum(rounding, np.finfo(np.float64).eps * leaves[i].peak)
+        wrong = off > FAR * np.maximum(rounding, np.finfo(np.float64).eps * leaves[i].terms)
         if not wrong.any():
             continue
         at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(wrong, off, -1))), off.shape)))
@@ -139,15 +148,46 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
     return leaves
 
 
+def noisy(
+    comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafError], total: LeafError
+) -> tuple[list[LeafError], LeafError]:
+    """The leaves and the total with the shadow's own noise: where all cancels, what is left of it is no reference.
+
+    It is what differs between points a few last bits of float64 away, all on one side: so a kink is no noise.
+    """
+    epsilon = float(np.finfo(np.float64).eps)
+    near = (_last_bits(arrays, 4 * i * epsilon, "noise") for i in range(1, NOISES + 1))
+    first, *moved = [comparison.parts(comparison.oracle.exact(*arrays)) for arrays in near]
+    squares, peak, count, found = 0.0, 0.0, 0, []
+    for i, leaf in enumerate(leaves):
+        with np.errstate(all="ignore"):
+            off = np.max([np.abs(np.asarray(parts[i].array) - np.asarray(first[i].array)) for parts in moved], axis=0)
+            largest, square = float(off.max(initial=0)), float(np.sum(np.square(off)))
+        if not math.isfinite(square):
+            largest = square = 0.0
+        found.append(dataclasses.replace(leaf, noise=(math.sqrt(square / max(off.size, 1)), largest)))
+        if i >= _values(leaves):
+            squares, peak, count = squares + square, max(peak, largest), count + off.size
+    return found, dataclasses.replace(total, noise=(math.sqrt(squares / max(count, 1)), peak))
+
+
 def _values(leaves: Sequence[LeafError]) -> int:
     """How many of the leaves, the first, are no gradients."""
     return int(leaves[0].name == VALUE and len(leaves) > 1)
 
 
-def _last_bits(arrays: Sequence[Any], leaves: Sequence[LeafError], seed: int) -> list[Any]:
-    """The arguments in float64, moved by up to a unit in the last place."""
-    random, epsilon = np.random.default_rng(seed), max(leaf.epsilon for leaf in leaves)
+def _last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
+    """The arguments in float64, moved by up to a unit in the last place, of a dtype with this ε."""
+    random = stream(name)
     return [scaled(a, 1 + epsilon * random.uniform(-1, 1, np.shape(a)), np.float64) for a in arrays]
+
+
+def _unspoiled(comparison: "Comparison", i: int, leaf: LeafError) -> bool:
+    """Whether a leaf is right wherever autodiff does not overflow."""
+    got, plain, exact = (np.asarray(parts[i].array) for parts in (comparison.got, comparison.plain, comparison.exact))
+    with np.errstate(all="ignore"):
+        off = np.abs(got.astype(exact.dtype) - exact)[np.isfinite(plain)]
+        return bool(off.max(initial=0) <= leaf.allowed_largest)
 
 
 def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafError) -> bool:
@@ -156,7 +196,7 @@ def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafErr
     Then the measure is what a last bit of the arguments makes of the result.
     """
     rule = comparison.rule
-    near = _last_bits(arrays, [leaf], 1)
+    near = _last_bits(arrays, leaf.epsilon, "a")
     exact, moved, got = (
         np.asarray(comparison.parts(r)[i].array) for r in (rule.exact(*arrays), rule.exact(*near), rule(*arrays))
     )
@@ -166,36 +206,92 @@ def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafErr
         return not rms(got.astype(exact.dtype) - exact) <= allowed
 
 
-def _asked(third: Third, leaf: int, leaf_error: LeafError, rule: Sequence[Any], oracle: Sequence[Any]) -> str:
-    """Who is right about a leaf: what the probes say of the rule and of the oracle, both in float64."""
-    answers = [
-        (*(_agrees(probe, r, leaf_error.epsilon) for r in (rule, oracle)), bool(np.any(probe.slope.kink)))
-        for probe in third(leaf, leaf_error.at, leaf_error.where)
-    ]
+def _asked(
+    comparison: "Comparison", arrays: Sequence[Any], leaf: LeafError, i: int, rule: Sequence[Any], oracle: Sequence[Any]
+) -> str:
+    """Who is right about leaf i of the gradients: what probes say of the rule and of the oracle, both in float64."""
+    third: Any = comparison.third
+    probes = list(third(i, _places(leaf.at, rule[i], oracle[i])))
+    smooth = [probe for probe in probes if not np.any(probe.slope.kink)]
+    answers = [tuple(_agrees(probe, r, leaf.epsilon) for r in (rule, oracle)) for probe in smooth]
+    kinks = len(smooth) < len(probes)
+    if kinks:
+        answers.append(_between(comparison, arrays, i, rule[i], oracle[i]))
     answers = [answer for answer in answers if answer[0] is not None]
     if not answers:
         return ""
-    rules, oracles, kinks = zip(*answers, strict=True)
+    rules, oracles = zip(*answers, strict=True)
     if all(rules) and all(oracles):
-        if leaf_error.hidden:
+        if leaf.hidden and not kinks:
             return "hidden"
-        if any(kinks):
+        if kinks:
             return "kink"
-        return "formula" if _same(rule[leaf], oracle[leaf], leaf_error) else "differences"
+        return "formula" if _same(rule[i], oracle[i], leaf) else "differences"
     if all(rules):
         return "autodiff"
     return "rule" if all(oracles) else "none"
 
 
+def _between(
+    comparison: "Comparison", arrays: Sequence[Any], i: int, rule: np.ndarray, oracle: np.ndarray
+) -> tuple[bool, bool]:
+    """Whether the rule's and the oracle's leaf i may be derivatives at a kink: lie between autodiff's around it.
+
+    That is Clarke's generalized gradient (1983, ch. 2). Asked of each element, and of the sums of two that are
+    neighbours: the max of equal elements has a kink in each, and none where they move together.
+    """
+    differ = np.flatnonzero(np.abs(rule - oracle).ravel() > CLOSE * np.abs(oracle).max(initial=0))
+
+    def asked(leaf: np.ndarray) -> np.ndarray:
+        leaf = leaf.ravel()
+        leaf = np.concatenate([leaf, leaf[differ[1:]] + leaf[differ[:-1]]])
+        return np.stack([leaf.real, leaf.imag])
+
+    random = stream("around")
+    low = np.full_like(asked(rule), np.inf)
+    high = -low
+    for _ in range(AROUND):
+        moved = [_moved(a, NEAR * random.uniform(-1, 1, np.shape(a))) for a in arrays]
+        near = asked(
+            np.asarray(comparison.parts(comparison.oracle.exact(*moved))[_values(comparison.leaves) + i].array)
+        )
+        low, high = np.fmin(low, near), np.fmax(high, near)
+    far = np.full_like(low, CLOSE * np.abs(np.stack([low, high])).max(initial=0))
+    far[:, rule.size :] += 0.5 * (high - low)[:, rule.size :]  # of all sums of two, the extreme ones are rarely met
+    found = [bool(np.all((low - far <= a) & (a <= high + far))) for a in map(asked, (rule, oracle))]
+    return found[0], found[1]
+
+
+def _moved(a: Any, by: np.ndarray) -> Any:
+    """An array in float64, each element moved by so much of its size; what holds no floats as it is."""
+    return scaled(a, 1.0, np.float64) + by * unit_of(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a
+
+
+def _places(worst: tuple[int, ...], rule: np.ndarray, oracle: np.ndarray) -> list[tuple[int, ...]]:
+    """The elements of a leaf that are asked about: all, if they are few; else the worst, and some that differ."""
+    if rule.size <= PLACES:
+        return list(np.ndindex(rule.shape))
+    with np.errstate(all="ignore"):
+        off = np.nan_to_num(np.abs(rule - oracle), nan=np.inf).ravel()
+    differ = np.flatnonzero(off > 1e-9 * np.abs(oracle).max(initial=0))
+    most = differ[np.argsort(-off[differ], kind="stable")[: PLACES // 2]]
+    spread = differ[np.linspace(0, len(differ) - 1, PLACES // 4).astype(int)] if len(differ) else differ
+    beside = differ[np.minimum(np.searchsorted(differ, spread) + 1, len(differ) - 1)] if len(differ) else differ
+    flat = {int(np.ravel_multi_index(worst, rule.shape)), *map(int, (*most, *spread, *beside))}
+    return [tuple(map(int, np.unravel_index(i, rule.shape))) for i in flat]
+
+
 def _agrees(probe: Probe, result: Sequence[Any], epsilon: float) -> bool | None:
-    """Whether a result in float64 has the slope that a probe found; None if the probe found none.
+    """Whether a result in float64 has the slope that a probe found; None if it found none.
 
     Constants in a program are rounded to its dtype, so the mathematics of two programs may differ by as much.
     """
     if not np.isfinite(probe.slope.value) or not np.isfinite(probe.slope.error):
         return None
     value, mass = probe.ask(result)
-    return bool(probe.slope.agrees(value, (_constants(epsilon) + 1e-7) * mass)) if math.isfinite(value) else False
+    if not math.isfinite(value):
+        return False
+    return bool(probe.slope.agrees(value, (_constants(epsilon) + 1e-7) * mass))
 
 
 def _constants(epsilon: float) -> float:
