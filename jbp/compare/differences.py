@@ -23,12 +23,32 @@ from .program import Program
 from .replay import cast, noise_of
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
+NOISES = 4  # points at arguments that differ in their last bits
 DIRECTIONS = 3  # random ones, that are asked about a leaf as a whole
 
 
 def stream(name: str) -> np.random.Generator:
     """Random numbers that are the same each time, and nobody else's: a user's data may well be `default_rng(0)`'s."""
     return np.random.default_rng(list(f"jbp {name}".encode()))
+
+
+def scaled(a: Any, factor: Any, dtype: Any = None) -> Any:
+    """An array times a factor, where it is one of floats."""
+    if not jnp.issubdtype(jnp.result_type(a), jnp.inexact):
+        return a
+    wide = np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) * factor
+    return wide if dtype is not None else wide.astype(a.dtype)
+
+
+def last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
+    """The arguments in float64, moved by up to a unit in the last place, of a dtype with this ε."""
+    random = stream(name)
+    return [scaled(a, 1 + epsilon * random.uniform(-1, 1, np.shape(a)), np.float64) for a in arrays]
+
+
+def beside(arrays: Sequence[Any]) -> list[list[Any]]:
+    """Arguments a few last bits of float64 away, all on one side: what differs between them is rounding, or noise."""
+    return [last_bits(arrays, 4 * i * float(np.finfo(np.float64).eps), "noise") for i in range(1, NOISES + 1)]
 
 
 class Slope(NamedTuple):
@@ -49,14 +69,17 @@ class Slope(NamedTuple):
 
 
 @np.errstate(all="ignore")
-def slope(middle: Any, up: np.ndarray, down: np.ndarray, noise: float = 0.0) -> Slope:
+def slope(middle: Any, up: np.ndarray, down: np.ndarray, epsilon: float = 0.0) -> Slope:
     """From ψ(0) `[...]`, ψ(h) and ψ(−h) `[steps, ...]`, h over `STEPS`. Steps out of the domain (NaN) don't count.
 
-    `noise`: the ε that ψ is rounded to, where that is not float64's.
+    `epsilon`: the ε that ψ is rounded to, where that is not float64's. ψ may be noisier than its size says, where it is
+    a small difference: so its noise is also what changes at the smallest steps, and an entry that these contradict has
+    converged to nothing.
     """
     h = STEPS.reshape(-1, *(1,) * np.ndim(middle))
     table = [(up - down) / (2 * h)]
-    floor = max(4 * noise, np.finfo(np.float64).eps) * np.fmax(np.abs(up), np.abs(down)) / h
+    noise = np.nanmax(np.abs(np.diff(table[0][-5:], axis=0)) * h[-4:], axis=0, initial=0)
+    floor = np.fmax(max(4 * epsilon, np.finfo(np.float64).eps) * np.fmax(np.abs(up), np.abs(down)), noise) / h
     value, error = table[0][0], np.full(np.shape(middle), np.inf)
     for j in range(1, len(STEPS)):
         before = table[-1]
@@ -69,6 +92,9 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray, noise: float = 0.0) -> 
         value = np.where(least < error, np.take_along_axis(now, best, 0)[0], value)
         error = np.minimum(error, least)
         table.append(now)
+    last, before_last = table[0][-1], table[0][-2]
+    rounding = np.finfo(np.float64).eps * np.fmax(np.abs(up[-1]), np.abs(down[-1])) / h[-1]
+    error = np.fmax(error, np.abs(value - last) - 8 * np.fmax(rounding, np.abs(last - before_last)))
     right, left = (up - middle) / h, (middle - down) / h
     gap = np.abs(right - left)
     level = np.abs(right[-2:]) + np.abs(left[-2:])
@@ -105,7 +131,7 @@ class Slopes:
             return jax.lax.map(at, jnp.asarray([0.0, *STEPS, *-STEPS], np.float64))
 
         self._values = program.derived.setdefault(tuple(self.moving), jax.jit(values))
-        self.noise = noise_of(program.jaxpr)
+        self.epsilon = noise_of(program.jaxpr)
 
     def units(self) -> list[np.ndarray]:
         """By how much each element moves for a step of 1: its own size, or a tenth of its array's if it is zero.
@@ -124,11 +150,11 @@ class Slopes:
         slopes = []
         for v in values:
             if np.iscomplexobj(v):
-                real, imaginary = (slope(p[0], p[1 : n + 1], p[n + 1 :], self.noise) for p in (v.real, v.imag))
+                real, imaginary = (slope(p[0], p[1 : n + 1], p[n + 1 :], self.epsilon) for p in (v.real, v.imag))
                 value, error, low, high = (a + 1j * b for a, b in zip(real[:4], imaginary[:4], strict=True))
                 slopes.append(Slope(value, error, low, high, real.kink | imaginary.kink))
             else:
-                slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :], self.noise))
+                slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :], self.epsilon))
         return slopes
 
 
@@ -163,7 +189,7 @@ class Numerical:
         for i in self.slopes.moving:
             epsilon = float(jnp.finfo(arrays[i].dtype).eps)
             moved[i] = cast(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
-        far = lambda s: s.value + s.error if self.slopes.noise else s.value
+        far = lambda s: s.value + s.error if self.slopes.epsilon else s.value
         result = jax.tree.unflatten(jax.tree.structure(self.out), self.differentiate(self.slopes, moved, far))
         return jax.tree.map(lambda g, like: g.astype(like.dtype), result, self.out)
 

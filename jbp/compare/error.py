@@ -69,14 +69,6 @@ class LeafError:
         """What `largest` may be at most."""
         return self._allowed(K_LARGEST, self.oracle_largest, self.peak, self.noise[1])
 
-    @property
-    def terms(self) -> float:
-        """How large what is summed up to this leaf must be, for its errors to be as they are: at least its peak.
-
-        Where a gradient is 0 because terms cancel, this is the size of the terms.
-        """
-        return max(self.peak, self.largest / self.epsilon, self.oracle_largest / self.epsilon)
-
     def _allowed(self, factor: float, oracle_error: float, scale: float, noise: float) -> float:
         if not math.isfinite(scale):
             return math.nan

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from .differences import Numerical, Third, stream
+from .differences import Numerical, Third, scaled, stream
 from .error import EXACT, LeafError, amplified, errors, pooled
 from .parts import Part, check_same
 from .program import Program, race
 from .report import Check, Report
-from .why import explained, hidden, noisy, scaled, suspected
+from .why import explained, hidden, noisy, suspected
 
 NEARBY = 16
 IMPRECISE = 0.01  # of a leaf's scale

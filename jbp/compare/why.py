@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from .differences import Probe, stream, unit_of
+from .differences import Probe, beside, last_bits, scaled, stream, unit_of
 from .error import EXACT, FAR, FLOOR, LeafError
 from .parts import VALUE
 from .patterns import pattern_of
@@ -21,7 +21,6 @@ from .replay import first_nonfinite
 if TYPE_CHECKING:
     from .judge import Comparison
 
-NOISES = 4  # runs of the shadow at arguments that differ in their last bits
 ASKED = 4  # failing leaves that are put to the third oracle, the worst first
 ASKED_AT_ALL = 1 << 20  # elements, up to which more is asked of rule and autodiff that agree
 AROUND = 48  # points around a kink
@@ -96,11 +95,14 @@ def suspected(comparison: "Comparison", leaves: list[LeafError]) -> list[str]:
     oracle = [np.asarray(part.array) for part in comparison.exact[_values(leaves) :]]
     epsilon = max(leaf.epsilon for leaf in leaves)
     probe = next(comparison.third(None, ()))
-    if np.any(probe.slope.kink) or _agrees(probe, oracle, epsilon) is not False:
+    blind = (
+        np.any(probe.slope.kink) or probe.slope.error == 0
+    )  # not even rounding: what changes is lost in what does not
+    if blind or _agrees(probe, oracle, epsilon) is not False:
         return []
     return [
         "Rule and autodiff agree, but central differences with neither: look for a stop_gradient, a custom rule "
-        "further in, or a step function."
+        "further in, a loop that stops early, or a step function."
     ]
 
 
@@ -127,13 +129,16 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
         rule = comparison.parts(comparison.rule.exact(*arrays))
     except ValueError:
         return leaves
-    epsilon = max(leaf.epsilon for leaf in leaves)
-    moved = [comparison.parts(comparison.oracle.exact(*_last_bits(arrays, epsilon, name))) for name in ("a", "b")]
+    moves = [last_bits(arrays, max(leaf.epsilon for leaf in leaves), name) for name in ("a", "b")]
+    both = (comparison.oracle, comparison.exact), (comparison.rule, rule)
+    moved = [(comparison.parts(program.exact(*near)), parts) for near in moves for program, parts in both]
     for i, suspect in suspects.items():
-        mathematics, exact, *near = (np.asarray(parts[i].array) for parts in (rule, comparison.exact, *moved))
-        rounding = leaves[i].epsilon * np.abs(exact) + np.max([np.abs(n - exact) for n in near], axis=0)
+        mathematics, exact = (np.asarray(parts[i].array) for parts in (rule, comparison.exact))
+        rounding = leaves[i].epsilon * np.abs(exact) + np.max(
+            [np.abs(np.asarray(near[i].array) - np.asarray(here[i].array)) for near, here in moved], axis=0
+        )
         off = np.where(suspect, np.abs(mathematics - exact), 0)
-        wrong = off > FAR * np.maximum(rounding, np.finfo(np.float64).eps * leaves[i].terms)
+        wrong = off > FAR * np.maximum(rounding, np.finfo(np.float64).eps * leaves[i].peak)
         if not wrong.any():
             continue
         at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(wrong, off, -1))), off.shape)))
@@ -151,13 +156,8 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
 def noisy(
     comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafError], total: LeafError
 ) -> tuple[list[LeafError], LeafError]:
-    """The leaves and the total with the shadow's own noise: where all cancels, what is left of it is no reference.
-
-    It is what differs between points a few last bits of float64 away, all on one side: so a kink is no noise.
-    """
-    epsilon = float(np.finfo(np.float64).eps)
-    near = (_last_bits(arrays, 4 * i * epsilon, "noise") for i in range(1, NOISES + 1))
-    first, *moved = [comparison.parts(comparison.oracle.exact(*arrays)) for arrays in near]
+    """The leaves and the total with the shadow's own noise: where all cancels, what is left of it is no reference."""
+    first, *moved = [comparison.parts(comparison.oracle.exact(*near)) for near in beside(arrays)]
     squares, peak, count, found = 0.0, 0.0, 0, []
     for i, leaf in enumerate(leaves):
         with np.errstate(all="ignore"):
@@ -176,12 +176,6 @@ def _values(leaves: Sequence[LeafError]) -> int:
     return int(leaves[0].name == VALUE and len(leaves) > 1)
 
 
-def _last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
-    """The arguments in float64, moved by up to a unit in the last place, of a dtype with this ε."""
-    random = stream(name)
-    return [scaled(a, 1 + epsilon * random.uniform(-1, 1, np.shape(a)), np.float64) for a in arrays]
-
-
 def _unspoiled(comparison: "Comparison", i: int, leaf: LeafError) -> bool:
     """Whether a leaf is right wherever autodiff does not overflow."""
     got, plain, exact = (np.asarray(parts[i].array) for parts in (comparison.got, comparison.plain, comparison.exact))
@@ -196,7 +190,7 @@ def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafErr
     Then the measure is what a last bit of the arguments makes of the result.
     """
     rule = comparison.rule
-    near = _last_bits(arrays, leaf.epsilon, "a")
+    near = last_bits(arrays, leaf.epsilon, "a")
     exact, moved, got = (
         np.asarray(comparison.parts(r)[i].array) for r in (rule.exact(*arrays), rule.exact(*near), rule(*arrays))
     )
@@ -309,11 +303,3 @@ def _same(a: Any, b: Any, leaf: LeafError) -> bool:
         rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2))) if np.size(a) else 0.0
         constants = (_constants(leaf.epsilon) + 1e-9) * rms(b)
         return not leaf.hidden and bool(rms(a - b) <= max(constants, arithmetic))
-
-
-def scaled(a: Any, factor: Any, dtype: Any = None) -> Any:
-    """An array times a factor, where it is one of floats."""
-    if not jnp.issubdtype(jnp.result_type(a), jnp.inexact):
-        return a
-    wide = np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) * factor
-    return wide if dtype is not None else wide.astype(a.dtype)
