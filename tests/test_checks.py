@@ -221,7 +221,7 @@ def test_second_order_at_a_kink_may_be_any_of_its_slopes():
 
     between = with_slope(lambda x: 2 * jnp.maximum(x - 1, lax.stop_gradient(0 * x)))
     assert not failing(between)
-    assert between["second order, forward"].text == "as central differences of the rule, if not as autodiff's"
+    assert between["second order, forward"].text == "as central differences of the derivative, if not as autodiff's"
     assert failing(with_slope(lambda x: 2 * lax.stop_gradient(jnp.maximum(x - 1, 0 * x)))) == SECOND
 
 

@@ -23,33 +23,32 @@ def floats_of(arrays: Sequence[Any]) -> list[int]:
     return [i for i, a in enumerate(arrays) if jnp.issubdtype(a.dtype, jnp.inexact)]
 
 
-def _of_floats(function: Flat, floats: list[int], arrays: Sequence[Any]) -> Flat:
+def filled(arrays: Sequence[Any], places: Sequence[int], moving: Sequence[Any]) -> list[Any]:
+    """The arrays with others at some places."""
+    others = dict(zip(places, moving, strict=True))
+    return [others.get(i, a) for i, a in enumerate(arrays)]
+
+
+def of_floats(function: Flat, floats: Sequence[int], arrays: Sequence[Any]) -> Flat:
     """The function of its float arguments, and its float outputs."""
-
-    def run(*moving: Any) -> list[Any]:
-        filled = list(arrays)
-        for i, a in zip(floats, moving, strict=True):
-            filled[i] = a
-        return [out for out in function(*filled) if is_float(out)]
-
-    return run
+    return lambda *moving: [out for out in function(*filled(arrays, floats, moving)) if is_float(out)]
 
 
 def pulled(function: Flat, floats: list[int], arrays: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
     """The gradients of ⟨cotangents, function⟩."""
-    _, pull = jax.vjp(_of_floats(function, floats, arrays), *(arrays[i] for i in floats))
+    _, pull = jax.vjp(of_floats(function, floats, arrays), *(arrays[i] for i in floats))
     return list(pull(list(cotangents)))
 
 
 def pushed(function: Flat, floats: list[int], arrays: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
     """The tangents of the function's outputs."""
-    run = _of_floats(function, floats, arrays)
+    run = of_floats(function, floats, arrays)
     return list(jax.jvp(run, [arrays[i] for i in floats], list(tangents))[1])
 
 
 def pulled_forward(function: Flat, floats: list[int], arrays: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
     """As `pulled`, in forward mode: one run for each element; for a complex one two, ∂/∂x − i ∂/∂y."""
-    run, moving = _of_floats(function, floats, arrays), [jnp.asarray(arrays[i]) for i in floats]
+    run, moving = of_floats(function, floats, arrays), [jnp.asarray(arrays[i]) for i in floats]
 
     def gradient(k: int) -> Any:
         dtype, is_complex = moving[k].dtype, jnp.iscomplexobj(moving[k])
@@ -95,10 +94,7 @@ def reached(kind: str, tapped: Tapped, arrays: Sequence[Any], floats: list[int],
 
     def forward(arrays: Any, seeds: Any) -> Any:
         def run(*moving: Any) -> Any:
-            filled = list(arrays)
-            for i, a in zip(floats, moving, strict=True):
-                filled[i] = a
-            _, inputs, hit = tapped(filled, probes)
+            _, inputs, hit = tapped(filled(arrays, floats, moving), probes)
             return [[a for a in site if is_float(a)] for site in inputs], (inputs, hit)
 
         _, tangents, (inputs, hit) = jax.jvp(run, [arrays[i] for i in floats], list(seeds), has_aux=True)

@@ -43,7 +43,12 @@ def scaled(a: Any, factor: Any, dtype: Any = None) -> Any:
 def last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
     """The arguments in float64, moved by up to a unit in the last place, of a dtype with this ε."""
     random = stream(name)
-    return [scaled(a, 1 + epsilon * random.uniform(-1, 1, np.shape(a)), np.float64) for a in arrays]
+    return [scaled(a, 1 + epsilon * _away(random, np.shape(a)), np.float64) for a in arrays]
+
+
+def _away(random: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Numbers between −1 and 1, none of them near 0."""
+    return random.uniform(0.5, 1, shape) * random.choice((-1, 1), shape)
 
 
 def beside(arrays: Sequence[Any]) -> list[list[Any]]:
@@ -78,12 +83,15 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray, epsilon: float = 0.0) -
     """
     h = STEPS.reshape(-1, *(1,) * np.ndim(middle))
     table = [(up - down) / (2 * h)]
-    noise = np.nanmax(np.abs(np.diff(table[0][-5:], axis=0)) * h[-4:], axis=0, initial=0)
-    floor = np.fmax(max(4 * epsilon, np.finfo(np.float64).eps) * np.fmax(np.abs(up), np.abs(down)), noise) / h
-    value, error = table[0][0], np.full(np.shape(middle), np.inf)
     for j in range(1, len(STEPS)):
         before = table[-1]
-        now = before[1:] + (before[1:] - before[:-1]) / (16.0**j - 1)
+        table.append(before[1:] + (before[1:] - before[:-1]) / (16.0**j - 1))
+    rounding = max(4 * epsilon, np.finfo(np.float64).eps) * np.fmax(np.abs(up), np.abs(down)) / h
+    changes = np.abs(np.diff(table[2][-4:], axis=0))
+    floor = np.fmax(rounding, np.nanmax(changes * h[-3:], axis=0, initial=0) / h)
+    value, error = table[0][0], np.full(np.shape(middle), np.inf)
+    for j in range(1, len(STEPS)):
+        before, now = table[j - 1 : j + 1]
         change = np.maximum(np.abs(now - before[1:]), np.abs(now - before[:-1]))
         change = np.maximum(change, floor[j:])  # two entries may also agree by luck
         change = np.where(np.isnan(change), np.inf, change)
@@ -91,10 +99,7 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray, epsilon: float = 0.0) -
         least = np.take_along_axis(change, best, 0)[0]
         value = np.where(least < error, np.take_along_axis(now, best, 0)[0], value)
         error = np.minimum(error, least)
-        table.append(now)
-    last, before_last = table[0][-1], table[0][-2]
-    rounding = np.finfo(np.float64).eps * np.fmax(np.abs(up[-1]), np.abs(down[-1])) / h[-1]
-    error = np.fmax(error, np.abs(value - last) - 8 * np.fmax(rounding, np.abs(last - before_last)))
+    error = np.fmax(error, np.abs(value - table[2][-1]) - 8 * np.fmax(rounding[-1], changes[-1]))
     right, left = (up - middle) / h, (middle - down) / h
     gap = np.abs(right - left)
     level = np.abs(right[-2:]) + np.abs(left[-2:])

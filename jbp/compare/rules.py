@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
-from .checks import of_vjp
+from .checks import of_rule
 from .derivatives import (
     Flat,
     floats_of,
@@ -25,6 +25,7 @@ from .derivatives import (
     seeds_like,
 )
 from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
+from .identities import Identities
 from .judge import Comparison
 from .parts import Part, place
 from .program import Program, not_finite
@@ -52,12 +53,14 @@ def compare_vjp(
     return compare_rules(f, args, cotangent, "vjp", timing, checks)
 
 
-def compare_jvp(f: Callable[..., Any], *args: Any, tangent: Any = None, timing: bool = True) -> Report:
+def compare_jvp(
+    f: Callable[..., Any], *args: Any, tangent: Any = None, timing: bool = True, checks: bool = True
+) -> Report:
     """Compare each `jax.custom_jvp` in `f(*args)` with autodiff of its own primal, in forward mode.
 
     As `compare_vjp`; `tangent`, a tuple like `args`, enters at the arguments, random numbers unless given.
     """
-    return compare_rules(f, args, tangent, "jvp", timing, False)
+    return compare_rules(f, args, tangent, "jvp", timing, checks)
 
 
 def compare_rules(
@@ -103,7 +106,8 @@ def compare_rules(
     whole.notes += not_finite("The arguments hold", program.arguments.names(f), arrays)
     whole.notes += not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", given, seeds)
     if alone:
-        return _also_in_float32(task.report(whole, with_rules, bare, arrays, seeds), f, args, task, seed)
+        found = task.report(whole, Identities(kind, with_rules, bare, arrays, seeds))
+        return _also_in_float32(found, f, args, task, seed)
     missed = hidden(program.jaxpr, kind)
     if missed:
         whole.notes.append(f"Not looked into, under a while loop, a shard_map or another rule: {', '.join(missed)}.")
@@ -135,11 +139,13 @@ def _also_in_float32(report: Report, f: Callable, args: tuple, task: "_Task", se
         return report
     wider = jax.tree.map(lambda a: a.astype(np.float32) if hasattr(a, "dtype") and narrow(a) else a, args)
     try:
-        found = compare_rules(f, wider, seed, task.kind, False, False)
+        found = compare_rules(f, wider, seed, task.kind, False, True)
     except InputError as error:
         check = Check("in float32", None, f"can't be tried: {error}")
     else:
-        check = Check("in float32", found.ok, found.verdict)
+        values = [c for c in found.checks if c.name == "forward value" and c.ok is False]
+        ok = found.values_ok and not values and all(call.values_ok for call in found.calls)
+        check = Check("in float32", ok, found.verdict)
     return replace(report, checks=(*report.checks, check))
 
 
@@ -152,7 +158,7 @@ class _Task:
     timing: bool
     checks: bool
     programs: dict[str, Program] = field(default_factory=dict)
-    checked: dict[int, Any] = field(default_factory=dict)
+    seen: dict[int, Program] = field(default_factory=dict)  # by id: looked at besides values, and timed
 
     def program(self, who: str, function: Flat, args: Any) -> Program:
         program = Program(f"{self.who}: {who}", function, args)
@@ -263,14 +269,14 @@ class _Task:
                 comparison.notes.append(f"The cotangent of output {i} is 0: what the rule makes of it is not seen.")
         if stacked:
             arrays, seeds = [a[0] for a in arrays], [s[0] for s in seeds]
-        return self.report(comparison, ruled, bare, arrays, seeds)
+        return self.report(comparison, Identities(self.kind, ruled, bare, arrays, seeds, consts))
 
-    def report(self, comparison: Comparison, ruled: Flat, bare: Flat, arrays: Any, seeds: Any) -> Report:
-        key = id(comparison.rule)
-        if not self.checks or key in self.checked:
-            return comparison.report(self.timing)
-        self.checked[key] = True
-        return comparison.report(self.timing, partial(of_vjp, ruled, bare, arrays, seeds, comparison))
+    def report(self, comparison: Comparison, identities: Identities) -> Report:
+        """With what is looked at besides values, once for programs that are traced alike."""
+        first = id(comparison.rule) not in self.seen
+        self.seen[id(comparison.rule)] = comparison.rule
+        checks = partial(of_rule, identities, comparison) if self.checks and first else None
+        return comparison.report(self.timing and first, checks)
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,263 @@
+"""Computations that must be equal: what mathematics says of a right rule under JAX's transformations.
+
+Each is run in float64 (`replay`), where the two sides agree to the last digits or not at all.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..layer import InputError
+from .derivatives import Flat, filled, floats_of, in_pieces, is_float, of_floats, paired, pulled, pushed
+from .differences import Slopes, beside, unit_of
+from .error import FAR
+from .program import Program, said
+from .replay import BITS, equations
+from .report import Check
+
+if TYPE_CHECKING:
+    from .judge import Comparison
+
+EXACT = 1e-9  # relative to the largest element: how far two ways of one computation may be in float64
+Pair = tuple[Any, Any]  # two results that must be equal
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Of a flat function with custom rules, `ruled`, and without, `bare`, at one set of arguments.
+
+    `kind`: "vjp", with `seeds` the cotangents of its float outputs, or "jvp", with tangents of its float arguments. No
+    derivative is taken for the first `consts` arrays. What is compared gets the arrays and the seeds in one list.
+    """
+
+    kind: str
+    ruled: Flat
+    bare: Flat
+    arrays: Sequence[Any]
+    seeds: Sequence[Any]
+    consts: int = 0
+
+    @property
+    def args(self) -> list[Any]:
+        return [*self.arrays, *self.seeds]
+
+    @cached_property
+    def floats(self) -> list[int]:
+        return [i for i in floats_of(self.arrays) if i >= self.consts]
+
+    def split(self, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        return list(args[: len(self.arrays)]), list(args[len(self.arrays) :])
+
+    def derivative(self, args: Sequence[Any], function: Flat | None = None) -> list[Any]:
+        """The rule's, unless another function is given."""
+        derivative = pulled if self.kind == "vjp" else pushed
+        return derivative(function or self.ruled, self.floats, *self.split(args))
+
+    def checks(self, comparison: "Comparison") -> Iterator[Check]:
+        """Each identity, tried."""
+        linear = "linear in the cotangent" if self.kind == "vjp" else "linear in the tangent"
+        tried: dict[str, Callable[[Sequence[Any]], Pair]] = {
+            "forward value": self.forward_value,
+            linear: self.linearity,
+            "symbolic zeros": self.one_at_a_time,
+            "vmap": lambda args: mapped(jax.vmap, self.derivative, args),
+            "scan": lambda args: mapped(scanned, self.derivative, args),
+            "second order, forward": lambda args: self.second_order(args, False),
+        }
+        if self.kind == "vjp":
+            tried["second order, reverse"] = lambda args: self.second_order(args, True)
+        else:
+            tried["transposed"] = self.transposed
+        for check in equal(comparison, tried, self.args):
+            if check.ok is False and check.name.startswith("second order"):
+                yield self.settled(check, check.name.endswith("reverse"))
+            elif check.ok is None and check.name == "transposed" and self._reversible:
+                yield Check(
+                    check.name,
+                    False,
+                    "reverse mode takes the primal, and not the rule: " + check.text.partition(": ")[2],
+                )
+            else:
+                yield check
+
+    def forward_value(self, args: Sequence[Any]) -> Pair:
+        """All outputs, integers too, as they are while a derivative is taken."""
+        arrays, seeds = self.split(args)
+        moving = [arrays[i] for i in self.floats]
+
+        def run(*moving: Any) -> list[Any]:
+            return list(self.ruled(*filled(arrays, self.floats, moving)))
+
+        outs = jax.vjp(run, *moving)[0] if self.kind == "vjp" else jax.jvp(run, moving, seeds)[0]
+        told = [i for i, out in enumerate(outs) if not jnp.issubdtype(out.dtype, jax.dtypes.extended)]  # no keys
+        due = list(self.bare(*arrays))
+        return [outs[i] for i in told], [due[i] for i in told]
+
+    def linearity(self, args: Sequence[Any]) -> Pair:
+        arrays, u = self.split(args)
+        v = [jnp.flip(c) for c in u]
+        at = lambda seeds: self.derivative([*arrays, *seeds])
+        scaled = lambda factor, tree: [(factor * t).astype(t.dtype) for t in tree]
+        add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
+        mixed, apart = at(add(scaled(3, u), scaled(-2, v))), add(scaled(3, at(u)), scaled(-2, at(v)))
+        up = 16.0 if min(c.dtype.itemsize for c in u) == 1 else 1024.0  # what every dtype holds
+        large, small, plain = scaled(1 / up, at(scaled(up, u))), scaled(up, at(scaled(1 / up, u))), at(u)
+        return [*mixed, *large, *small], [*apart, *plain, *plain]
+
+    def one_at_a_time(self, args: Sequence[Any]) -> Pair:
+        """Of one argument, and from one output, at a time: the others' perturbations are symbolic zeros."""
+        arrays, u = self.split(args)
+        total = self.derivative(args)
+        if self.kind == "jvp":
+            parts = [pushed(self.ruled, [i], arrays, [t]) for i, t in zip(self.floats, u, strict=True)]
+            return [sum(outs[1:], outs[0]) for outs in zip(*parts, strict=True)], total
+        alone = [pulled(self.ruled, [i], arrays, u)[0] for i in self.floats]
+        if len(u) == 1:
+            return alone, total
+        first = [u[0], *(jnp.zeros_like(c) for c in u[1:])]
+        one = lambda *arrays: [out for out in self.ruled(*arrays) if is_float(out)][:1]
+        single = pulled(one, self.floats, arrays, u[:1])
+        return [*alone, *single], [*total, *self.derivative([*arrays, *first])]
+
+    def transposed(self, args: Sequence[Any]) -> Pair:
+        """⟨u, J t⟩ = ⟨Jᵀ u, t⟩: a rule for forward mode that reverse mode transposes."""
+        arrays, t = self.split(args)
+        out = self.derivative(args)
+        u = [wave_like(o).astype(o.dtype) for o in out]
+        back = pulled(self.ruled, self.floats, arrays, u)
+        return [paired(out, u)], [paired(back, t)]
+
+    @property
+    def _reversible(self) -> bool:
+        """Whether reverse mode takes the primal."""
+        run = of_floats(self.bare, self.floats, self.arrays)
+        try:
+            jax.eval_shape(lambda *moving: jax.vjp(run, *moving)[0], *(self.arrays[i] for i in self.floats))
+        except Exception:  # whatever a stranger's function raises is the answer
+            return False
+        return True
+
+    @cached_property
+    def direction(self) -> list[np.ndarray]:
+        """Not along the arguments themselves: there the second derivative of a homogeneous function is 0."""
+        arrays = [self.arrays[i] for i in self.floats]
+        return [(wave_like(a) * unit_of(a)).astype(a.dtype) for a in arrays]
+
+    def second_order(self, args: Sequence[Any], reverse: bool) -> Pair:
+        arrays, seeds = self.split(args)
+        moving = [arrays[i] for i in self.floats]
+
+        def once(function: Flat) -> Callable:
+            return lambda *moving: self.derivative([*filled(arrays, self.floats, moving), *seeds], function)
+
+        # beside the first derivative: a second that is zero but for rounding is then no larger than it should be
+        first = once(self.ruled)(*moving)
+        if reverse:
+            both = [jax.vjp(once(g), *moving)[1](self.direction) for g in (self.ruled, self.bare)]
+        else:
+            both = [jax.jvp(once(g), moving, self.direction)[1] for g in (self.ruled, self.bare)]
+        ruled, bare = ([jnp.stack([a, b]) for a, b in zip(seconds, first, strict=True)] for seconds in both)
+        return ruled, bare
+
+    def settled(self, check: Check, reverse: bool) -> Check:
+        """A second order that differs from autodiff's is right if central differences of the derivative say so.
+
+        Of autodiff's derivative; where that has no slope (it is NaN, or jumps at a kink), of the rule's.
+        """
+        args = tuple(self.args)
+        try:
+            both = Program("second order", lambda *a: [pair[0] for pair in self.second_order(a, reverse)[0]], args)
+            got = both.exact(*args)
+            slopes = [
+                Slopes(Program("the derivative", lambda *a, g=g: self.derivative(a, g), args), args, self.floats).along(
+                    in_pieces(self.direction)
+                )
+                for g in (self.bare, self.ruled)
+            ]
+        except InputError:
+            return check
+        for g, of_autodiff, of_rule in zip(got, *slopes, strict=True):
+            small = 1e-3 * np.abs(of_autodiff.value).max(initial=0)
+            smooth = np.isfinite(of_autodiff.value) & (of_autodiff.error < small)
+            far = [1e-6 * np.abs(s.value).max(initial=0) for s in (of_autodiff, of_rule)]
+            if not np.all(np.where(smooth, of_autodiff.agrees(g, far[0]), of_rule.agrees(g, far[1]))):
+                return Check(check.name, False, f"{check.text}, and central differences don't agree either")
+        return Check(check.name, True, "as central differences of the derivative, if not as autodiff's")
+
+
+def wave_like(a: Any) -> np.ndarray:
+    return np.cos(0.5 + 1.7 * np.arange(np.size(a))).reshape(np.shape(a))
+
+
+def scanned(function: Callable) -> Callable:
+    return lambda args: jax.lax.map(function, args)
+
+
+def mapped(transform: Callable, function: Callable, args: Sequence[Any]) -> Pair:
+    """A function mapped over two points, and on each by itself."""
+    stacked = [jnp.stack([a, (a * 0.75).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a]) for a in args]
+    each = [function([a[i] for a in stacked]) for i in range(2)]
+    return transform(function)(stacked), [jnp.stack(pair) for pair in zip(*each, strict=True)]
+
+
+def equal(comparison: "Comparison", tried: dict[str, Callable], arrays: Sequence[Any]) -> Iterator[Check]:
+    """Each pair of computations in float64, all in one program."""
+    able: dict[str, Callable] = {}
+    reasons: dict[str, str] = {}
+    rounds: set[str] = set()  # what keeps its own precision in float64
+    for name, pair in tried.items():
+        try:
+            jaxpr = jax.make_jaxpr(pair)(list(arrays))
+            if any(eqn.primitive.name == "custom_lin" for eqn in equations(jaxpr)):
+                reasons[name] = "can't be tried: forward mode meets a custom_vjp, inside the rule itself"
+                continue
+            able[name] = pair
+            rounds |= {name} if any(eqn.primitive.name in BITS for eqn in equations(jaxpr)) else set()
+        except Exception as error:  # whatever a stranger's rule raises is the answer
+            reasons[name] = f"can't be tried: {said(error)}"
+    try:
+        program = Program("checks", lambda *a: {name: pair(list(a)) for name, pair in able.items()}, tuple(arrays))
+        results = program.exact(*arrays)
+    except InputError as error:
+        results, reasons = {}, {name: f"can't be tried: {error}" for name in tried}
+    epsilon = max((float(jnp.finfo(a.dtype).eps) for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)), default=0.0)
+    noise: list[Any] = []
+    for name in tried:
+        if name in reasons:
+            yield Check(name, None, reasons[name])
+            continue
+        # a rule and its primal may hold different constants, rounded to their dtype; a rule and itself may not
+        constants = name in rounds or name.startswith(("second", "forward"))
+        tolerance = min(64 * epsilon, 8 * epsilon + 1e-5) * constants
+        got, expected = results[name]
+        far = max((distance(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+        ok = far <= max(EXACT, tolerance)
+        if not ok and math.isfinite(far):
+            noise = noise or [program.exact(*near) for near in beside(arrays)]
+            ok = all(map(_within, got, expected, *([*zip(*run[name], strict=True)] for run in noise)))
+        yield Check(name, ok, f"relative difference {far:.1e} in float64")
+
+
+def distance(a: Any, b: Any) -> float:
+    """The largest difference relative to the largest element; NaN only equals NaN in the same place."""
+    a, b = (x if x.dtype.kind in "fc" else x.astype(np.float64) for x in map(np.asarray, (a, b)))
+    if not a.size:
+        return 0.0
+    odd = ~np.isfinite(a) | ~np.isfinite(b)
+    if (odd & (np.nan_to_num(a, nan=0.5) != np.nan_to_num(b, nan=0.5))).any():
+        return float("inf")
+    off, peak = np.abs(np.where(odd, 0, a) - np.where(odd, 0, b)).max(), np.abs(np.where(odd, 0, b)).max()
+    return float(off / peak) if peak else float(off)
+
+
+def _within(got: Any, expected: Any, first: Pair, *others: Pair) -> bool:
+    """Whether two results differ by no more than the noise of either: what rounding leaves where all else cancels."""
+    with np.errstate(all="ignore"):
+        noise = max(np.abs(np.asarray(pair[k]) - np.asarray(first[k])).max() for pair in others for k in (0, 1))
+        return bool(np.all(np.abs(np.asarray(got) - np.asarray(expected)) <= FAR * noise))
