@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .program import Program
-from .replay import cast, noise_of
+from .replay import cast, equations, noise_of, without_rules
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
 NOISES = 4  # points at arguments that differ in their last bits
@@ -145,6 +145,22 @@ class Slopes:
         """
 
         return self.split([unit_of(self.arrays[i]) for i in self.moving])
+
+    def unstopped(self) -> list[np.ndarray] | None:
+        """The gradient in float64 as if nothing were stopped; None if there is no `stop_gradient`."""
+        if all(eqn.primitive.name != "stop_gradient" for eqn in equations(self.program.jaxpr)):
+            return None
+        run = without_rules(self.program.jaxpr, "stop_gradient")
+
+        def gradient(*arrays: Any) -> Any:
+            def function(*moving: Any) -> Any:
+                others = dict(zip(self.moving, moving, strict=True))
+                return run(*(others.get(i, a) for i, a in enumerate(arrays)))[0]
+
+            return jax.grad(function, tuple(range(len(self.moving))))(*(arrays[i] for i in self.moving))
+
+        program = Program("the gradient without stop_gradient", gradient, tuple(self.arrays))
+        return self.split([np.asarray(g) for g in program.exact(*self.arrays)])
 
     def along(self, direction: Sequence[np.ndarray], arrays: Sequence[Any] | None = None) -> list[Slope]:
         """Of each output, along a direction given in pieces, at the arguments or others of their shapes."""

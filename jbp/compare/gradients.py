@@ -66,14 +66,17 @@ def compare_with(
     comparison = Comparison("compare", name, *programs, parts)
     given = programs[0].arguments
     comparison.notes += not_finite("The arguments hold", given.names(rule), given.arrays)
-    comparison.third = _third(comparison, oracle, args, function, pieces)
+    comparison.slopes = slopes = _slopes(comparison, oracle, args, function, pieces)
+    comparison.third = None if slopes is None else partial(vjp_probes, slopes)
     if shadow is not None:
         programs[1].instead = shadow
     return comparison.report(timing, partial(of_gradients, comparison, rule) if checks else None, calls)
 
 
-def _third(comparison: Comparison, oracle: Callable, args: tuple, function: Callable | None, pieces: Any) -> Any:
-    """Central differences of the function behind two gradients, if it is known and their leaves are its arguments'."""
+def _slopes(
+    comparison: Comparison, oracle: Callable, args: tuple, function: Callable | None, pieces: Any
+) -> Slopes | None:
+    """Of the function behind two gradients, if it is known and their leaves are its arguments'."""
     f = function or _function_behind(oracle, args, has_value(comparison.oracle.out))
     if f is None:
         return None
@@ -82,13 +85,13 @@ def _third(comparison: Comparison, oracle: Callable, args: tuple, function: Call
         got = described(of.out)
         raise InputError(f"compare: the function must return one scalar, got {got}. Give what they are gradients of.")
     if pieces is not None:
-        return partial(vjp_probes, Slopes(of, arrays, [0], *pieces))
+        return Slopes(of, arrays, [0], *pieces)
     gradients = [part.array for part in comparison.parts(comparison.oracle.out) if part.name != VALUE]
     first = len(jax.tree.leaves(args[0])) if args else 0
     floats = [i for i, a in enumerate(arrays) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
     for moving in ([i for i in floats if i < first], floats):
         if [jnp.shape(arrays[i]) for i in moving] == [jnp.shape(g) for g in gradients]:
-            return partial(vjp_probes, Slopes(of, arrays, moving))
+            return Slopes(of, arrays, moving)
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .differences import Numerical, Third, scaled, stream
+from .differences import Numerical, Slopes, Third, scaled, stream
 from .error import EXACT, LeafError, amplified, errors, pooled
 from .parts import Part, check_same
 from .program import Program, race
@@ -38,6 +38,7 @@ class Comparison:
     oracle: Program | Numerical
     parts: Callable[[Any], list[Part]]
     third: Third | None = None
+    slopes: Slopes | None = None  # of the scalar that the gradients are of, if it is known
     where: str = ""
     notes: list[str] = field(default_factory=list)
     maps: tuple[Any, ...] = ()

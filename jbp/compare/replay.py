@@ -169,7 +169,7 @@ def recast(jaxpr: ClosedJaxpr, to: Dtypes = wide_dtype) -> Callable[..., list[An
         if name in ROUNDS:
             return values
         if name in CALLS:
-            return again(eqn.params["call_jaxpr"])(*values)
+            return again(eqn.params["call_jaxpr"])(*values) if "call_jaxpr" in eqn.params else values
         if name in BITS:
             own = [cast(a, partial(_own, v)) for a, v in zip(values, eqn.invars, strict=True)]
             return [cast(out, to) for out in bind(eqn, own)]
@@ -205,11 +205,14 @@ def _plain(dtype: Any) -> bool:
 
 
 def without_rules(jaxpr: ClosedJaxpr, *names: str) -> Callable[..., list[Any]]:
-    """The jaxpr as a function in which the calls of these primitives are their own primals, wherever they sit."""
+    """The jaxpr as a function in which the calls of these primitives are their own primals, wherever they sit.
+
+    A primitive that calls nothing (`stop_gradient`) is the identity.
+    """
 
     def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
         if eqn.primitive.name in names:
-            return again(eqn.params["call_jaxpr"])(*values)
+            return again(eqn.params["call_jaxpr"])(*values) if "call_jaxpr" in eqn.params else values
         inner = inner_jaxprs(eqn)
         if eqn.primitive.name in CALLS or not any(e.primitive.name in names for j in inner for e in equations(j)):
             return bind(eqn, values)

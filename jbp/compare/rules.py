@@ -195,7 +195,8 @@ class _Task:
 
         parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]
         third = self._third(slopes, seeds) if isinstance(oracle, Program) else None
-        comparison = Comparison(self.who, name, rule, oracle, parts, third, where, notes)
+        scalar = slopes if self.kind == "vjp" else None
+        comparison = Comparison(self.who, name, rule, oracle, parts, third, scalar, where, notes)
         comparison.arrays = [*arrays, *seeds]  # a program that is shared has another call's
         return comparison
 

@@ -31,6 +31,7 @@ LOOKED_AT = 1 << 16  # elements of a leaf, up to which each is looked at by itse
 
 TOLD = {
     "autodiff": "autodiff is wrong here: the rule agrees with central differences",
+    "stopped": "the rule is the derivative as if there were no stop_gradient",
     "kink": "a kink: the rule's value lies between the slopes from both sides",
     "formula": "in float64 the rule agrees with the oracle: the formula is right, its arithmetic loses digits",
     "rule": "autodiff and central differences agree with each other, and the rule with neither",
@@ -222,7 +223,8 @@ def _asked(
             return "kink"
         return "formula" if _same(rule[i], oracle[i], leaf) else "differences"
     if all(rules):
-        return "autodiff"
+        free = None if comparison.slopes is None else comparison.slopes.unstopped()
+        return "stopped" if free is not None and _same(rule[i], free[i], leaf) else "autodiff"
     return "rule" if all(oracles) else "none"
 
 
