@@ -5,19 +5,20 @@ A check that can't be tried (a rule that is not differentiable twice, say) tells
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import described
-from .derivatives import of_floats
+from ..layer import InputError, described
+from .derivatives import is_float, of_floats
 from .error import errors
 from .identities import EXACT, Identities, distance, equal, mapped, scanned
 from .parts import check_same
 from .program import Program, said
-from .report import Check
+from .report import Check, Report
 from .saved import saved
 
 if TYPE_CHECKING:
@@ -59,6 +60,22 @@ def of_rule(identities: Identities, comparison: "Comparison") -> tuple[Check, ..
         ruled, bare = (of_floats(f, floats, arrays) for f in (identities.ruled, identities.bare))
         found += [*_float0(identities.ruled, arrays), saved(ruled, bare, [arrays[i] for i in floats])]
     return tuple(found)
+
+
+def also_in_float32(report: Report, args: tuple, again: Callable[[tuple], Report]) -> Report:
+    """The report; for float16 and narrower with a check where rounding hides less, at float32 arguments."""
+    narrow = lambda a: is_float(a) and float(jnp.finfo(a.dtype).eps) > 1e-6
+    if not any(hasattr(a, "dtype") and narrow(a) for a in jax.tree.leaves(args)):
+        return report
+    try:
+        found = again(jax.tree.map(lambda a: a.astype(np.float32) if hasattr(a, "dtype") and narrow(a) else a, args))
+    except InputError as error:
+        check = Check("in float32", None, f"can't be tried: {error}")
+    else:
+        forward = all(check.ok is not False for check in found.checks if check.name == "forward value")
+        ok = found.values_ok and forward and all(call.values_ok for call in found.calls)
+        check = Check("in float32", ok, found.verdict)
+    return replace(report, checks=(*report.checks, check))
 
 
 def _types(comparison: "Comparison") -> Iterator[Check]:

@@ -76,7 +76,8 @@ class Comparison:
         first = self.errors(arrays)
         points = [first]
         if not all(leaf.ok for leaf in first):
-            points += [self.errors(near) for near in _nearby(arrays)]
+            near = [self.errors(arrays) for arrays in _nearby(arrays)]
+            points += [p for p in near if all(map(_defined, p, first))]  # others have left the domain
         *leaves, total = map(pooled, zip(*points, strict=True))
         notes: list[str] = []
         if not all(leaf.ok for leaf in (*leaves, total)):
@@ -123,6 +124,11 @@ def _imprecise(leaves: Sequence[LeafError]) -> Iterator[str]:
                 f"{leaf.name}: in {leaf.dtype} both are off by {leaf.error / leaf.scale:.1e} of its size: the function "
                 "itself loses digits here."
             )
+
+
+def _defined(near: LeafError, here: LeafError) -> bool:
+    """Whether the shadow is finite there, if it is here."""
+    return math.isfinite(near.scale) or not math.isfinite(here.scale)
 
 
 def _nearby(arrays: Sequence[Any]) -> Iterator[list[Any]]:

@@ -1,7 +1,7 @@
 """`compare_vjp` and `compare_jvp`: a function with custom rules in it against autodiff of its own primals."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
-from .checks import of_rule
+from .checks import also_in_float32, of_rule
 from .derivatives import (
     Flat,
     floats_of,
@@ -30,7 +30,7 @@ from .judge import Comparison
 from .parts import Part, place
 from .program import Program, not_finite
 from .replay import without_rules
-from .report import Check, Report
+from .report import Report
 from .sites import RULES, Site, Tapped, hidden, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
@@ -98,6 +98,7 @@ def compare_rules(
     )
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
     task = _Task(who, kind, timing, checks, {} if programs is None else programs)
+    again = lambda wider: compare_rules(f, wider, seed, kind, False, True)
     of_arguments, of_outputs = _argument_names(f, program), _output_names(program.out)
     names, given = (of_arguments, of_outputs) if kind == "vjp" else (of_outputs, of_arguments)
     whole = task.comparison(
@@ -107,7 +108,7 @@ def compare_rules(
     whole.notes += not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", given, seeds)
     if alone:
         found = task.report(whole, Identities(kind, with_rules, bare, arrays, seeds))
-        return _also_in_float32(found, f, args, task, seed)
+        return also_in_float32(found, args, again) if checks else found
     missed = hidden(program.jaxpr, kind)
     if missed:
         whole.notes.append(f"Not looked into, under a while loop, a shard_map or another rule: {', '.join(missed)}.")
@@ -129,24 +130,8 @@ def compare_rules(
         )
     if skipped:
         whole.notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
-    return _also_in_float32(whole.report(timing, None, lambda: calls, always=True), f, args, task, seed)
-
-
-def _also_in_float32(report: Report, f: Callable, args: tuple, task: "_Task", seed: Any) -> Report:
-    """The report; for float16 and narrower with a check where rounding hides less, at float32 arguments."""
-    narrow = lambda a: is_float(a) and float(jnp.finfo(a.dtype).eps) > 1e-6
-    if not task.checks or not any(hasattr(a, "dtype") and narrow(a) for a in jax.tree.leaves(args)):
-        return report
-    wider = jax.tree.map(lambda a: a.astype(np.float32) if hasattr(a, "dtype") and narrow(a) else a, args)
-    try:
-        found = compare_rules(f, wider, seed, task.kind, False, True)
-    except InputError as error:
-        check = Check("in float32", None, f"can't be tried: {error}")
-    else:
-        values = [c for c in found.checks if c.name == "forward value" and c.ok is False]
-        ok = found.values_ok and not values and all(call.values_ok for call in found.calls)
-        check = Check("in float32", ok, found.verdict)
-    return replace(report, checks=(*report.checks, check))
+    found = whole.report(timing, None, lambda: calls, always=True)
+    return also_in_float32(found, args, again) if checks else found
 
 
 @dataclass
