@@ -105,9 +105,13 @@ class Report:
         )
         if self.calls and self.enters:
             first = next((call for call in self.calls if not call.ok), None)
-            text += (
-                f" The error enters in {first.name}{self._at(first)}." if first else " No call inside is wrong alone."
-            )
+            coarse = next((leaf for call in self.calls for leaf in call.leaves if leaf.epsilon > worst.epsilon), None)
+            if first:
+                text += f" The error enters in {first.name}{self._at(first)}."
+            elif coarse:
+                text += f" No call inside is wrong alone, but some compute in {coarse.dtype}, which is coarser."
+            else:
+                text += " No call inside is wrong alone."
         return text
 
     @staticmethod

@@ -34,6 +34,7 @@ from .report import Report
 from .sites import RULES, Site, Tapped, hidden, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
+FORWARD_MODE = "autodiff in forward mode of "
 FORWARD = 4096  # elements of the arguments, up to which a gradient is taken in forward mode where reverse mode can't be
 
 
@@ -145,11 +146,12 @@ class _Task:
     programs: dict[str, Program] = field(default_factory=dict)
     seen: dict[int, Program] = field(default_factory=dict)  # by id: looked at besides values, and timed
 
-    def program(self, who: str, function: Flat, args: Any) -> Program:
-        program = Program(f"{self.who}: {who}", function, args)
+    def program(self, role: str, name: str, function: Flat, args: Any) -> Program:
+        """The program, or the one that has been traced alike in the same role: of another call, by another name."""
+        program = Program(f"{self.who}: {role}{name}", function, args)
         if program.jaxpr.consts:
             return program
-        return self.programs.setdefault(f"{who} {program.jaxpr}", program)
+        return self.programs.setdefault(f"{role}{program.jaxpr}", program)
 
     def comparison(
         self, name: str, where: str, ruled: Flat, bare: Flat, arrays: Sequence[Any], seeds: Sequence[Any],
@@ -164,18 +166,16 @@ class _Task:
         derivative = pulled if self.kind == "vjp" else pushed
         notes: list[str] = []
 
-        def program(who: str, function: Flat, derivative: Callable) -> Program:
+        def program(role: str, function: Flat, derivative: Callable) -> Program:
             single = lambda arrays, seeds: derivative(function, floats, arrays, seeds)
             if stacked:
-                return self.program(who, lambda a, s: jax.lax.map(lambda t: single(*t), (a, s)), (arrays, seeds))
-            return self.program(who, single, (arrays, seeds))
+                return self.program(role, name, lambda a, s: jax.lax.map(lambda t: single(*t), (a, s)), (arrays, seeds))
+            return self.program(role, name, single, (arrays, seeds))
 
-        rule = program(f"the rule of {name}", ruled, derivative)
+        rule = program("the rule of ", ruled, derivative)
         slopes = self._slopes(name, bare, floats, arrays, seeds, stacked)
-        oracle = self._oracle(
-            name, program, bare, derivative, rule, slopes, sum(int(np.size(arrays[i])) for i in floats)
-        )
-        if isinstance(oracle, Program) and oracle.who.endswith("forward mode"):
+        oracle = self._oracle(program, bare, derivative, rule, slopes, sum(int(np.size(arrays[i])) for i in floats))
+        if isinstance(oracle, Program) and FORWARD_MODE in oracle.who:
             notes.append("Reverse mode can't differentiate the primal; the oracle is forward mode, element by element.")
 
         parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]
@@ -186,16 +186,16 @@ class _Task:
         return comparison
 
     def _oracle(
-        self, name: str, program: Callable, bare: Flat, derivative: Callable, rule: Program, slopes: Slopes, size: int
+        self, program: Callable, bare: Flat, derivative: Callable, rule: Program, slopes: Slopes, size: int
     ) -> Program | Numerical:  # fmt: skip
         """Autodiff of the primal; if reverse mode can't do it, forward mode; if neither can, central differences."""
         try:
-            return program(f"autodiff of {name}", bare, derivative)
+            return program("autodiff of ", bare, derivative)
         except InputError as error:
             reason = error
         if self.kind == "vjp" and size <= FORWARD:
             try:
-                return program(f"autodiff of {name}, forward mode", bare, pulled_forward)
+                return program(FORWARD_MODE, bare, pulled_forward)
             except InputError as error:
                 reason = error
         if self.kind == "jvp":
@@ -222,7 +222,7 @@ class _Task:
         def function(arrays: Any, seeds: Any) -> Any:
             return paired(run(arrays), seeds) if self.kind == "vjp" else [out for out in run(arrays) if is_float(out)]
 
-        return Slopes(self.program(name, function, (arrays, seeds)), [*arrays, *seeds], floats)
+        return Slopes(self.program("", name, function, (arrays, seeds)), [*arrays, *seeds], floats)
 
     def _third(self, slopes: Slopes, seeds: Any) -> Any:
         if self.kind == "vjp":

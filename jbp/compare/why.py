@@ -16,7 +16,7 @@ from .differences import Probe, beside, last_bits, scaled, stream, unit_of
 from .error import EXACT, FAR, FLOOR, LeafError
 from .parts import VALUE
 from .patterns import pattern_of
-from .replay import first_nonfinite
+from .replay import equations, first_nonfinite
 
 if TYPE_CHECKING:
     from .judge import Comparison
@@ -81,6 +81,10 @@ def explained(
             else:
                 leaves[i] = dataclasses.replace(leaves[i], excused=told)
         notes += [f"{leaves[i].name}: {told}."] if told else []
+        if verdict == "rule" and any(eqn.primitive.name == "while" for eqn in equations(comparison.oracle.jaxpr)):
+            notes.append(
+                "There is a while loop: if it stops early, autodiff differentiates where it stops, not its limit."
+            )
     if failing and all(leaf.ok for leaf in leaves):
         total = dataclasses.replace(total, excused="its leaves are excused")
     return leaves, total, notes
