@@ -115,6 +115,17 @@ class Reader:
         return tuple(readout.stack(reading) for readout, reading in zip(self.readouts, readings, strict=True))
 
 
+@dataclass(frozen=True)
+class Summed:
+    """The `read` that gives the gradient of Σ_n C_n alone."""
+
+    def __call__(self, pair: Pair) -> Any:
+        return pair.gradient()
+
+    def stack(self, gradients: Any) -> Any:
+        return gradients
+
+
 def collect(readouts: tuple[Readout, ...], layout: Layout, readings: Any) -> tuple[Any, ...]:
     """Each readout's result from readings in the structure of the params."""
     leaves = layout.treedef.flatten_up_to(readings)

@@ -33,8 +33,8 @@ from .layout import Layout
 from .losses import Loss
 from .network import Network
 from .pair import Pair
-from .readouts import Leaves, Pairs, Reader, Readout, collect
-from .trace import Summed, run
+from .readouts import Leaves, Pairs, Reader, Readout, Summed, collect
+from .trace import run
 
 
 def reverse(

@@ -95,17 +95,6 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Summed:
-    """The `read` that gives the gradient of Σ_n C_n instead of the pair."""
-
-    def __call__(self, pair: Pair) -> Any:
-        return pair.gradient()
-
-    def stack(self, gradients: Any) -> Any:
-        return gradients
-
-
-@dataclass(frozen=True)
 class Recorder:
     """A layer that does what `layer` does and writes its steps down. Saved: x and the output besides."""
 

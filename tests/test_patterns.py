@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jbp.compare import error, patterns
+from jbp.compare.parts import Part, place
 from jbp.compare.patterns import pattern_of
 
 
@@ -21,9 +22,9 @@ def named(got: Any, exact: np.ndarray, others: dict[str, Any] | None = None) -> 
     """The pattern of a leaf in float32, or complex64, against the exact one."""
     dtype = np.complex64 if np.iscomplexobj(exact) else np.float32
     with np.errstate(all="ignore"):
-        part = error.Part("w", np.asarray(got).astype(dtype), lambda at: error.place("w", at))
-    right = error.Part("w", exact.astype(dtype), part.symbol)
-    leaf = error.errors([part], [right], [error.Part("w", exact, part.symbol)])[0]
+        part = Part("w", np.asarray(got).astype(dtype), lambda at: place("w", at))
+    right = Part("w", exact.astype(dtype), part.symbol)
+    leaf = error.errors([part], [right], [Part("w", exact, part.symbol)])[0]
     return pattern_of(leaf, part.array, exact, others or {})
 
 

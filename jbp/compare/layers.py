@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError, described
-from ..trace import Summed
+from ..readouts import Summed
 from .judge import Comparison
 from .parts import Part, named_parts
 from .program import Arguments, Program

@@ -9,8 +9,9 @@ import numpy as np
 
 from ..layer import InputError, described
 from ..network import Network
+from ..readouts import Summed
 from ..reverse import Cost
-from ..trace import Record, Summed, run
+from ..trace import Record, run
 from .graph import Edge, Graph, Node, math_label, number
 from .program import Flow, of_layers
 from .record import flat, recorded
