@@ -448,6 +448,32 @@ def test_a_layer_with_w_and_b_that_is_no_dense_layer_is_not_drawn_as_neurons():
     assert chain_of(jbp.Network([jbp.Dense(3)], input=(4, 2))) is None  # at each position, not neuron by neuron
 
 
+@dataclass(frozen=True)
+class Stepped(jbp.ELU):
+    """The sign forward, ELU's slope back."""
+
+    def f(self, z):
+        return jnp.sign(z)
+
+
+@pytest.mark.parametrize(
+    "layer", [jbp.Tap(lambda d: 2 * d), jbp.Tap(lambda d: jnp.clip(d, -10, 10)), Stepped()], ids=["2δ", "clip", "step"]
+)
+def test_a_backward_that_is_no_derivative_is_drawn_as_it_is(layer, x64):
+    cost = jbp.Cost(jbp.Network([jbp.Dense(4), layer, jbp.Tanh(), jbp.Dense(3)], input=(2,)), losses.HalfSquaredError())
+    theta, x, y = drawn_at_random(cost)
+    graph = draw.single(cost, "w^2_{1←0}", theta, x, y)
+    assert graph.node("1").label.startswith(type(layer).__name__)
+    own = cost.grad(jnp.asarray(theta), x[None], y[None])
+    assert graph.node("w^2_{1←0}").derivative == pytest.approx(float(own[1]), rel=1e-12)
+
+
+def test_a_tap_that_changes_nothing_is_not_drawn():
+    dtypes = np.float32, jnp.bfloat16
+    nets = [jbp.Network([jbp.Dense(4), jbp.Tap(lambda d: d), jbp.Softmax()], input=(2,), dtype=d) for d in dtypes]
+    assert all(chain_of(net) is not None for net in nets)
+
+
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
