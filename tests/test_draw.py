@@ -15,6 +15,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from test_explain import Loop, Mapped
 
 import jbp
@@ -293,7 +294,13 @@ def test_equal_blocks_are_drawn_once_and_counted():
     assert sum(n.count for n in graph.nodes if n.kind == "parameters") == net.layout.size
     single = draw.single(net, "7.layer.0.w[1,2]")  # its block must be seen
     assert single.node("7.layer.0").highlighted
-    assert not single.node("6.layer.0").highlighted
+    assert [box.label for box in single.boxes if box.parent is None] == [
+        "Residual  × 6", "Residual", "Residual  × 3", "Residual"
+    ]  # fmt: skip
+    assert not single.node("1.layer.0").highlighted
+    assert single.node("8.layer.0").highlighted
+    for outside in (draw.single(net, "0.w[0,0]"), draw.computation(net, highlight="0.w[0,0]")):
+        assert [box.label for box in outside.boxes if box.parent is None] == ["Residual  × 10", "Residual"]
 
 
 def test_deep_nesting_is_cut_and_counted():
@@ -588,6 +595,19 @@ def test_pictures_are_drawn_and_nothing_lies_on_another(graphs):
         for i, (a, ax, ay, aw, ah) in enumerate(spots):
             for b, bx, by, bw, bh in spots[i + 1 :]:
                 assert abs(ax - bx) >= (aw + bw) / 2 - 1e-9 or abs(ay - by) >= (ah + bh) / 2 - 1e-9, (name, a, b)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_marked_and_do_not_spoil_the_others(bad):
+    theta = np.linspace(-1, 2, 17, dtype=np.float32)
+    theta[[3, 16]] = bad
+    figure = draw.network(jbp.mlp(2, 3, 2), theta).figure()
+    marked = [p for p in figure.axes[0].patches if to_hex(p.get_edgecolor()) == "#cc79a7"]
+    assert len(marked) == 2
+    assert [t.get_text() for t in figure.legends[0].texts][-1] == "not finite"
+    largest = f"{np.abs(theta[np.isfinite(theta)]).max():.3g}"
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == [f"−{largest}", "0", largest]
+    assert draw.network(jbp.mlp(2, 3, 2), theta * np.float32(np.nan)).figure().legends
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf", "dot", "gv", "mmd", "md"])

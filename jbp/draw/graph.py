@@ -267,7 +267,7 @@ def number(value: Any) -> str:
     if value is None:
         return ""
     if np.ndim(value):
-        return f"rms {number(math.sqrt(float(np.mean(np.square(value)))))}"
+        return f"rms {number(math.sqrt(float(np.mean(np.square(np.asarray(value, np.float64))))))}"
     text = f"{float(value):.3g}"
     if "e" in text:
         mantissa, exponent = text.split("e")

@@ -64,7 +64,8 @@ def known(cost: Cost, theta: Any, x: Any, y: Any) -> Known:
 
 def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | None) -> Graph:
     """The parameters of each layer as a node of their own, y and C; given numbers, their values and ∂C/∂ of each."""
-    program = of_layers(net, "The computational graph, layer by layer", depth, fold=highlight is None)
+    followed = net.layout.names[_leaf_of(net, highlight)] if highlight else ""
+    program = of_layers(net, "The computational graph, layer by layer", depth, keep=followed)
     graph, holder = program.graph, program.holder
     theta, gradient = (None, None) if numbers is None else (numbers.theta, numbers.gradient)
     if numbers is not None and numbers.record is not None:
@@ -92,8 +93,7 @@ def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | No
         nodes.append(node)
         edges.append(Edge(node.id, at, delta=node.derivative))
     if highlight:
-        leaf, i = _leaf_of(net, highlight), net.layout.index(highlight)
-        at = holder(net.layout.names[leaf])
+        at, i = holder(followed), net.layout.index(highlight)
         value, slope = (None if v is None else float(v[i]) for v in (theta, gradient))
         edges += [Edge(highlight, at, delta=slope)] * bool(at)
         nodes.append(Node(highlight, math_label(highlight), "weight", value, slope, box=boxes.get(at)))
