@@ -494,6 +494,8 @@ def some_graphs() -> dict[str, draw.Graph]:
         "computation": draw.computation(cost, theta, x, y, highlight="w^2_{1←0}"),
         "elided": draw.computation(jbp.mlp(64, 30, 10), highlight="w^2_{17←20}"),
         "single": draw.single(cost, "b^2_1", theta, x, y),
+        "wide": draw.computation(jbp.mlp(2000, 2000, 10), highlight="w^2_{1234←777}"),
+        "small numbers": draw.computation(cost, theta * np.float32(1e-12), x, y * np.float32(1e-9)),
         "softmax": draw.computation(softmax_everywhere()),
         "layers": draw.network(residual, np.ones(residual.layout.size, np.float32)),
         "layers of C": draw.computation(residual),
@@ -591,6 +593,16 @@ def test_pictures_are_drawn_and_nothing_lies_on_another(graphs):
             box = text.get_window_extent(renderer)
             assert -1 <= box.x0 <= box.x1 <= width + 1, (name, text.get_text())
             assert -1 <= box.y0 <= box.y1 <= height + 1, (name, text.get_text())
+        inside = {id: 0 for id in placed.at}  # each node's texts
+        for text in figure.axes[0].texts if graph.direction == "right" else ():
+            x, y = text.get_position()
+            for id, (left, top) in placed.at.items():
+                w, h = placed.size[id]
+                if abs(x - left) < w / 2 and abs(y - top) < h / 2 and text.get_zorder() == 5:
+                    box = text.get_window_extent(renderer).transformed(figure.axes[0].transData.inverted())
+                    assert max(abs(box.x0 - left), abs(box.x1 - left)) <= w / 2 + 0.01, (name, text.get_text())
+                    inside[id] += 1
+        assert graph.direction == "down" or all(inside.values()), name
         spots = [(id, *placed.at[id], *placed.size[id]) for id in placed.at]
         for i, (a, ax, ay, aw, ah) in enumerate(spots):
             for b, bx, by, bw, bh in spots[i + 1 :]:
