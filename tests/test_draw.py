@@ -110,6 +110,19 @@ def test_single_and_elided_graphs_keep_the_gradient(name, x64):
             assert graph.derivative(symbol) == pytest.approx(expected, rel=1e-10, abs=1e-14)
 
 
+def test_the_other_terms_are_summed_and_a_zero_has_no_sign():
+    cost = sigmoid_half_squared(1, 1, 1, 1)
+    theta = np.float32([0.3, 0, 0.7, 0, -0.4, 0])
+    graph = draw.single(cost, "w^2_{0←0}", theta, np.float32([0.1]), np.float32([0.2]))
+    assert graph.node("rest").value == 0
+    assert draw.graph.number(-0.0) == "0"
+    cost = sigmoid_half_squared(2, 3, 2)
+    theta, x, y = drawn_at_random(cost)
+    for symbol, rest in {"w^2_{1←0}": theta[4] * x[1] + theta[7], "b^2_1": theta[1] * x[0] + theta[4] * x[1]}.items():
+        alone = draw.single(cost, symbol, *(np.float32(v) for v in (theta, x, y)))
+        assert alone.node("rest").value == pytest.approx(rest, rel=1e-5)
+
+
 def test_values_are_those_of_the_text(x64):
     cost = sigmoid_half_squared(2, 3, 2)
     theta, x, y = drawn_at_random(cost)

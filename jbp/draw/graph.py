@@ -268,7 +268,7 @@ def number(value: Any) -> str:
         return ""
     if np.ndim(value):
         return f"rms {number(math.sqrt(float(np.mean(np.square(np.asarray(value, np.float64))))))}"
-    text = f"{float(value):.3g}"
+    text = f"{float(value) + 0.0:.3g}"  # −0.0 + 0.0 is 0.0
     if "e" in text:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}·10{str(int(exponent)).translate(_UPPER)}"

@@ -246,9 +246,13 @@ def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, name:
     _, after = build.neurons(l, [range(j, j + 1)])
     value = rest = slope = by_value = by_met = None  # the sum is a·value + rest
     if numbers is not None:
-        w, b = numbers.w[l - 2], numbers.b[l - 2]
-        value, a = (float(w[j, k]), float(numbers.a[l - 2][k])) if k is not None else (float(_given(b)[j]), 1.0)
-        rest, slope = float(numbers.z[l - 2][j]) - a * value, float(_given(build.slope(l))[j])
+        terms = numbers.w[l - 2][j].astype(np.float64) * numbers.a[l - 2]
+        value = 0.0 if numbers.b[l - 2] is None else float(_given(numbers.b[l - 2])[j])
+        a, rest = 1.0, float(terms.sum())
+        if k is not None:
+            rest = float(np.delete(terms, k).sum()) + value
+            value, a = float(numbers.w[l - 2][j, k]), float(numbers.a[l - 2][k])
+        slope = float(_given(build.slope(l))[j])
         by_value, by_met = slope * a, slope * value
     build.add(Node(name, math_label(name), kind, value, box=box, place=(column, 0, 0)))
     text = "all other terms\nof the sum"

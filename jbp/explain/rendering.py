@@ -85,7 +85,7 @@ def _factor(value: float, i: int) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.6g}"
+    return f"{value + 0.0:.6g}"  # −0.0 + 0.0 is 0.0
 
 
 def _told(part: Part) -> str:
