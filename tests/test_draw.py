@@ -699,7 +699,19 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "shape of x": (
         lambda: draw.computation(COST, THETA, np.zeros((1, 3), np.float32), Y[None]),
-        "x: expected a batch [N, 2], got float32[1, 3]. Build the Network for this input.",
+        "draw.computation: x has [1, 3], the network takes [2]. Give one example of that.",
+    ),
+    "x too short": (
+        lambda: draw.computation(COST, THETA, X[:1], Y),
+        "draw.computation: x has [1], the network takes [2]. Give one example of that.",
+    ),
+    "y alone": (
+        lambda: draw.single(COST, "b^3_0", THETA, X[None], Y),
+        "draw.single: x is a batch of one, y has [2]. Write y[None], or x[0].",
+    ),
+    "x alone": (
+        lambda: draw.single(COST, "b^3_0", THETA, X, Y[None]),
+        "draw.single: x is one example, y has [1, 2]. Write y[0], or x[None].",
     ),
     "NaN": (
         lambda: draw.computation(COST, THETA, X * np.float32(np.nan), Y),

@@ -121,12 +121,19 @@ def _at_least_one(**settings: int) -> None:
 
 
 def _one_example(who: str, net: Network, x: Any, y: Any) -> tuple[Any, Any]:
-    """x and y as a batch of one. Raises `InputError` if there are more examples."""
+    """x and y as a batch of one. Raises `InputError` if they are not of one example."""
     x, y = jax.tree.map(jnp.asarray, (x, y))
-    if all(np.shape(a) == s.shape for a, s in zip(jax.tree.leaves(x), jax.tree.leaves(net.input), strict=False)):
-        x, y = jax.tree.map(lambda a: a[None], (x, y))
-    n = [a.shape[0] for a in jax.tree.leaves((x, y)) if a.ndim]
-    if any(m != 1 for m in n):
+    due, xs, ys = (list(map(np.shape, jax.tree.leaves(tree))) for tree in (net.input, x, y))
+    shown = lambda shapes: ", ".join(str(list(shape)) for shape in shapes)
+    if xs == due:  # without a batch axis
+        if any(len(shape) > len(output.shape) for shape, output in zip(ys, jax.tree.leaves(net.output), strict=False)):
+            raise InputError(f"draw.{who}: x is one example, y has {shown(ys)}. Write y[0], or x[None].")
+        return jax.tree.map(lambda a: a[None], (x, y))
+    if [shape[1:] for shape in xs] != due or not all(xs):
+        raise InputError(f"draw.{who}: x has {shown(xs)}, the network takes {shown(due)}. Give one example of that.")
+    if xs[0][0] == 1 and any(shape[:1] != (1,) for shape in ys):
+        raise InputError(f"draw.{who}: x is a batch of one, y has {shown(ys)}. Write y[None], or x[0].")
+    if any(shape[:1] != (1,) for shape in (*xs, *ys)):
         raise InputError(
             f"draw.{who}: the numbers are those of one example, got x {described(x)} and y {described(y)}. "
             "Draw the first with x[0], y[0]."
