@@ -62,11 +62,11 @@ ERRORS = {
     "draw --max-neurons 0": "--max-neurons: expected a whole number above 0, got '0'. Write for example 10.",
     "draw --digit 1437": "--digit: expected a whole number from 0 to 1436, got '1437'. Write for example 0.",
     "draw single --widths 3 --symbol w^2_{9<-7}": "layout.index: unknown symbol 'w^2_{9<-7}'. "
-    "The nearest leaf has symbols w^2_{0←0} … w^2_{2←63}.",
+    "The nearest is w^2_{2←7}, of w^2_{0←0} … w^2_{2←63}.",
     "draw --symbol b^2_0": "--symbol: in the usual graph weights are edges, so there is none to follow. "
     "Write jbp draw single --symbol 'b^2_0', or jbp draw computation.",
     "explain": "explain: expected a weight or bias, got none. Write for example jbp explain 'w^2_{3<-7}'",
-    "explain --widths 3 b^9_0": "layout.index: unknown symbol 'b^9_0'. The nearest leaf has symbols b^3_0 … b^3_9.",
+    "explain --widths 3 b^9_0": "layout.index: unknown symbol 'b^9_0'. The nearest is b^3_0, of b^3_0 … b^3_9.",
     "explain b^2_0 --out a.tex": "--out: expected a file that ends in .html, .md, .txt, got 'a.tex'. "
     "Write for example argument.html.",
     "flow --out flow.md": "--out: expected a file that ends in .png, .svg, .pdf, got 'flow.md'. "

@@ -674,11 +674,11 @@ BATCH = np.zeros((5, 2), np.float32)
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "symbol": (
         lambda: draw.single(NET, "w^2_{3←7}"),
-        "layout.index: unknown symbol 'w^2_{3←7}'. The nearest leaf has symbols w^2_{0←0} … w^2_{2←1}.",
+        "layout.index: unknown symbol 'w^2_{3←7}'. The nearest is w^2_{2←1}, of w^2_{0←0} … w^2_{2←1}.",
     ),
     "highlight": (
         lambda: draw.computation(NET, highlight="b^9_0"),
-        "layout.index: unknown symbol 'b^9_0'. The nearest leaf has symbols b^3_0 … b^3_1.",
+        "layout.index: unknown symbol 'b^9_0'. The nearest is b^3_0, of b^3_0 … b^3_1.",
     ),
     "no x, y": (
         lambda: draw.computation(COST, THETA),

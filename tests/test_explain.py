@@ -380,7 +380,7 @@ def test_equations_are_the_docstrings():
 def test_errors():
     cost, theta, x, y = args = tiny()
     with pytest.raises(
-        jbp.InputError, match=r"unknown symbol 'w\^2_\{9←1\}'. The nearest leaf has symbols w\^2_\{0←0\}"
+        jbp.InputError, match=r"unknown symbol 'w\^2_\{9←1\}'. The nearest is w\^2_\{2←1\}, of w\^2_\{0←0\}"
     ):
         explain(*args, "w^2_{9←1}")
     with pytest.raises(jbp.InputError, match=r"example must be one of 0 … 2, got 3"):
