@@ -108,9 +108,18 @@ def test_every_option_reaches_the_settings(tmp_path):
     network = {"widths": (4, 5), "activation": "tanh", "loss": "huber", "precision": "float64", "seed": 3}
     descent = {"optimizer": "lion", "learning_rate": 0.5, "batch": 7, "epochs": 2}
     assert given == ("compare", Settings(**network, **descent, command="compare", json=path))
-    line = "draw computation --symbol b^2_0 --digit 5 --max-neurons 4 --widths 4,5 --activation tanh --loss huber"
-    given = understood([*line.split(), "--precision", "float64", "--seed", "3", "--out", path + ".svg"])
-    drawn = {"graph": "computation", "symbol": "b^2_0", "digit": 5, "max_neurons": 4, "out": path + ".svg"}
+    line = "draw computation --symbol b^2_0 --digit 5 --max-neurons 4 --max-layers 6 --widths 4,5 --activation tanh"
+    given = understood(
+        [*line.split(), "--loss", "huber", "--precision", "float64", "--seed", "3", "--out", path + ".svg"]
+    )
+    drawn = {
+        "graph": "computation",
+        "symbol": "b^2_0",
+        "digit": 5,
+        "max_neurons": 4,
+        "max_layers": 6,
+        "out": path + ".svg",
+    }
     assert given == ("draw", draw.Settings(**network, **drawn))
     given = understood(["explain", "--digit", "0", "w^2_{1<-2}", "--out", path + ".md"])  # the word anywhere
     assert given == ("explain", explain.Settings(symbol="w^2_{1<-2}", digit=0, out=path + ".md"))
@@ -242,6 +251,14 @@ def test_draw_says_what_the_picture_has(capsys, tmp_path):
         assert found.startswith(f"C of digit 7 = {cost(theta, x[7:8], y[7:8]):.4f}")
         assert float(found.split(" = ")[-1]) == pytest.approx(float(gradient[cost.layout.index(symbol)]), rel=1e-4)
         assert f"{symbol}<br/>" in (tmp_path / "graph.mmd").read_text(encoding="utf-8")
+
+
+def test_draw_says_that_many_edges_take_a_while(capsys, tmp_path):
+    line = ["draw", "computation", "--widths", "20", "--max-neurons", "64", "--out", str(tmp_path / "graph.dot")]
+    assert main(line) == 0
+    assert "nodes and " in capsys.readouterr().err
+    assert main(line[:4] + line[-2:]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_draw_alone_is_the_usual_graph_and_single_alone_the_largest(capsys, tmp_path, monkeypatch):

@@ -204,6 +204,39 @@ def test_elision_states_its_counts():
     assert len(draw.computation(jbp.mlp(2000, 1000, 1000, 10)).nodes) < 80
 
 
+def softmax_inside() -> jbp.Cost:
+    layers = [layer for act in (jbp.Tanh(), jbp.Softmax(), jbp.Tanh(), jbp.Softmax()) for layer in (jbp.Dense(3), act)]
+    return jbp.Cost(jbp.Network([*layers, jbp.Dense(2)], input=(2,)), losses.HalfSquaredError())
+
+
+@pytest.mark.parametrize("make", [lambda: sigmoid_half_squared(*[2] * 7), softmax_inside])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_folded_layers_keep_the_gradient(make, most, x64):
+    cost = make()
+    theta, x, y = drawn_at_random(cost)
+    for i, (symbol, (expected, _)) in enumerate(coordinates(cost, theta, x, y).items()):
+        if i % 4:
+            continue
+        for graph in (
+            draw.single(cost, symbol, theta, x, y, max_neurons=1, max_layers=most),
+            draw.computation(cost, theta, x, y, highlight=symbol, max_layers=most),
+        ):
+            assert graph.derivative(symbol) == pytest.approx(expected, rel=1e-10, abs=1e-14)
+            assert graph.node(symbol).derivative == pytest.approx(expected, rel=1e-10, abs=1e-14)
+    counted = [n.count for n in graph.nodes if n.kind in ("weight", "bias", "rest")]
+    assert sum(counted) == cost.layout.size
+
+
+def test_deep_networks_are_folded_unless_asked():
+    net = jbp.mlp(*[20] * 30)
+    assert len(draw.computation(net).nodes) < 120
+    usual = draw.network(net)
+    assert sum(node.count for node in usual.nodes) == 600
+    assert [box.label for box in usual.boxes][-2:] == ["layers 10 … 29\n400 neurons", "layer 30, output\n20 neurons"]
+    assert usual.title == "The network 20-20-20-20-…-20"
+    assert len(draw.computation(net, max_layers=29).nodes) > 400
+
+
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -508,6 +541,8 @@ def some_graphs() -> dict[str, draw.Graph]:
         "elided": draw.computation(jbp.mlp(64, 30, 10), highlight="w^2_{17←20}"),
         "single": draw.single(cost, "b^2_1", theta, x, y),
         "wide": draw.computation(jbp.mlp(2000, 2000, 10), highlight="w^2_{1234←777}"),
+        "deep": draw.computation(jbp.mlp(*[4] * 9), highlight="w^6_{1←2}", max_layers=2),
+        "deep, usual": draw.network(jbp.mlp(*[4] * 9), max_layers=3),
         "small numbers": draw.computation(cost, theta * np.float32(1e-12), x, y * np.float32(1e-9)),
         "softmax": draw.computation(softmax_everywhere()),
         "layers": draw.network(residual, np.ones(residual.layout.size, np.float32)),

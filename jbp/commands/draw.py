@@ -5,6 +5,7 @@ and biases as nodes, --symbol and its paths to C marked; `jbp draw single` the g
 matplotlib; DOT (.dot, .gv) and Mermaid (.mmd, .md) are text and need nothing.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from .. import draw
 from ..draw.graph import PICTURES, TEXTS
 from ..layer import InputError
 from . import options
+
+MANY = 2000  # edges from which on drawing takes several seconds
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Settings(options.DigitsNetwork):
     digit: int = options.which_digit(0, "whose numbers are drawn in computation and single")
     max_neurons: int | None = options.number(
         None, int, 1, 2**31 - 1, "a whole number above 0", "of a column, drawn one by one; 10 in network, else 3", "10"
+    )
+    max_layers: int | None = options.number(
+        None, int, 1, 2**31 - 1, "a whole number above 0", "drawn one by one; 10 in network, else 5", "10"
     )
     out: str | None = options.file(
         "network.svg", "where to; the graph's name and .svg unless given", (*PICTURES, *TEXTS)
@@ -52,13 +58,16 @@ def run(settings: Settings) -> int:
             symbol = cost.layout.symbol(cost.layout.index(symbol))
         elif settings.graph == "single":
             symbol = cost.layout.symbol(int(np.abs(cost.grad(theta, x[None], y[None])).argmax()))
-        most = {} if settings.max_neurons is None else {"max_neurons": settings.max_neurons}
+        asked = {"max_neurons": settings.max_neurons, "max_layers": settings.max_layers}
+        most = {name: value for name, value in asked.items() if value is not None}
         if settings.graph == "network":
             graph = draw.network(cost, theta, **most)
         elif settings.graph == "computation":
             graph = draw.computation(cost, theta, x, y, highlight=symbol, **most)
         else:
             graph = draw.single(cost, str(symbol), theta, x, y, **most)
+    if len(graph.edges) > MANY:
+        print(f"{len(graph.nodes):,} nodes and {len(graph.edges):,} edges: it takes a while", file=sys.stderr)
     graph.save(path)
     print(f"{graph.title}: {path}")
     if settings.graph != "network":

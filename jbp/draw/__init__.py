@@ -25,18 +25,23 @@ from .graph import Graph as Graph
 from .graph import Node as Node
 
 
-def network(net: Network | Cost, theta: Any = None, *, max_neurons: int = 10, depth: int = 6) -> Graph:
+def network(
+    net: Network | Cost, theta: Any = None, *, max_neurons: int = 10, max_layers: int = 10, depth: int = 6
+) -> Graph:
     """The usual graph. Given θ, edges have the weights as colour and thickness, nodes the biases as colour.
 
-    At most `max_neurons` of a column are drawn one by one. Off a plain chain: layers, in at most `depth` nested boxes;
-    given θ, the value of a layer is the array of its parameters. Raises `InputError` where θ does not fit.
+    At most `max_neurons` of a column and `max_layers` columns are drawn one by one, the rest as ⋮ and ⋯. Off a plain
+    chain: layers, in at most `depth` nested boxes; given θ, the value of a layer is the array of its parameters.
+    Raises `InputError` where θ does not fit.
     """
     net = _network("network", net)
-    _at_least_one(max_neurons=max_neurons, depth=depth)
+    _at_least_one(max_neurons=max_neurons, max_layers=max_layers, depth=depth)
     if theta is not None:
         net.layout.check(theta)
     chain = chain_of(net)
-    return layers.usual(net, theta, depth) if chain is None else neurons.usual(net, chain, theta, max_neurons)
+    return (
+        layers.usual(net, theta, depth) if chain is None else neurons.usual(net, chain, theta, max_neurons, max_layers)
+    )
 
 
 def computation(
@@ -47,19 +52,23 @@ def computation(
     *,
     highlight: str | None = None,
     max_neurons: int = 3,
+    max_layers: int = 5,
     depth: int = 6,
 ) -> Graph:
     """The computational graph after surgery, with the paths from the weight or bias `highlight` to C marked.
 
     Given θ and one example x `[*input]` or `[1, *input]` with its y: nodes have values and ∂C/∂value, edges have
     ∂target/∂source, so `graph.derivative("w^2_{3←7}")` is that coordinate of the gradient. At most `max_neurons` of a
-    column are drawn one by one, besides those that `highlight` names. Off a plain chain nodes are layers, in at most
-    `depth` nested boxes: their values are outputs, and parameters, each with ∂C/∂ of it, and edges have the δ that
-    comes back along them (of a layer inside a container's `jax.vmap` nothing is known but its parameters).
+    column, and `max_layers` layers with weights, are drawn one by one, besides those that `highlight` names, the rest
+    as ⋮ and ⋯: so a wide or deep network is drawn in a second or two, its derivatives still those of all of it.
+
+    Off a plain chain nodes are layers, in at most `depth` nested boxes: their values are outputs, and parameters, each
+    with ∂C/∂ of it, and edges have the δ that comes back along them (of a layer inside a container's `jax.vmap`
+    nothing is known but its parameters).
 
     Raises `InputError` where something does not fit.
     """
-    return _computation("computation", cost, theta, x, y, highlight, max_neurons, depth, alone=False)
+    return _computation("computation", cost, theta, x, y, highlight, max_neurons, max_layers, depth, alone=False)
 
 
 def single(
@@ -70,18 +79,19 @@ def single(
     y: Any = None,
     *,
     max_neurons: int = 3,
+    max_layers: int = 5,
     depth: int = 6,
 ) -> Graph:
     """The graph for one weight or bias: the paths from it to C, and what it meets; all else is folded away.
 
     `symbol`: as in `layout.symbol`, `<-` may stand for `←`. Numbers as in `computation`.
     """
-    return _computation("single", cost, theta, x, y, symbol, max_neurons, depth, alone=True)
+    return _computation("single", cost, theta, x, y, symbol, max_neurons, max_layers, depth, alone=True)
 
 
-def _computation(who, cost, theta, x, y, symbol, max_neurons, depth, alone) -> Graph:
+def _computation(who, cost, theta, x, y, symbol, max_neurons, max_layers, depth, alone) -> Graph:
     net = _network(who, cost)
-    _at_least_one(max_neurons=max_neurons, depth=depth)
+    _at_least_one(max_neurons=max_neurons, max_layers=max_layers, depth=depth)
     if symbol is not None:
         symbol = net.layout.symbol(net.layout.index(symbol))
     given = [value is not None for value in (theta, x, y)]
@@ -101,8 +111,8 @@ def _computation(who, cost, theta, x, y, symbol, max_neurons, depth, alone) -> G
     if chain is not None:
         numbers = numbers_of(cost, chain, theta, x, y) if all(given) else None
         if alone:
-            return surgery.single(net, chain, numbers, max_neurons, symbol)
-        return surgery.whole(net, chain, numbers, max_neurons, symbol)
+            return surgery.single(net, chain, numbers, max_neurons, max_layers, symbol)
+        return surgery.whole(net, chain, numbers, max_neurons, max_layers, symbol)
     known = layers.known(cost, theta, x, y) if all(given) else None
     return layers.single(net, known, depth, symbol) if alone else layers.surgery(net, known, depth, symbol)
 
