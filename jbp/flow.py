@@ -263,10 +263,10 @@ def _figure(flow: Flow) -> Any:
     except ImportError:
         raise InputError("flow.figure: matplotlib is not installed. Run pip install 'jbp[cli]'.") from None
     n = len(flow.rows)
-    step = max(1, math.ceil(n / 60))  # of so many rows one is named
+    step = max(1, math.ceil(n / 150))  # of so many rows one is named
     bad = [word for word, _ in flow.verdicts if word != "even"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 2.2 + 0.26 * min(n, 60)), layout="constrained")
+        figure = Figure(figsize=(11, 2.2 + 0.26 * min(n, 150)), layout="constrained")
 
         told = textwrap.fill(flow.verdict, 110)
         figure.suptitle(told, x=0.01, ha="left", fontsize=11, fontweight="bold", color=RED if bad else INK)
@@ -278,7 +278,7 @@ def _figure(flow: Flow) -> Any:
         _dots(axes[2], update, [row.ratio for row in flow.rows], INK)
         _bars(axes[3], flow)
         axes[0].set_yticks(range(0, n, step), [f"{row.layer}  {row.kind}" for row in flow.rows[::step]])
-        axes[0].set_ylim(n - 0.4, -0.6)
+        axes[0].set_ylim(n - 0.3, -0.7)
     return figure
 
 
@@ -310,6 +310,7 @@ def _dots(axes: Any, title: str, values: list[float | None], colour: str, centre
         s=30,
         color=[colour if band[0] <= v <= band[1] else RED for _, v in shown],
         zorder=3,
+        clip_on=False,
     )
     for i, v in places:
         if not 0 < v < math.inf:

@@ -25,7 +25,7 @@ def _in_a_hurry(monkeypatch):
 
 
 ERRORS = {
-    "--foo 3": "--foo: expected a command first, then options --name VALUE. See: jbp --help",
+    "--foo 3": "--foo: jbp has no such option. See: jbp --help",
     "--epoch 3": "--epoch: expected a command first, then options --name VALUE. Did you mean --epochs?",
     "train compare": "compare: expected a command first, then options --name VALUE. See: jbp --help",
     "trian": "command: expected one of train, compare, check, draw, explain, flow, got 'trian'. Did you mean train?",
@@ -54,7 +54,8 @@ ERRORS = {
     "Write for example run.png.",
     "draw net": "draw: expected one of network, computation, single, got 'net'. Did you mean network?",
     "draw single b^2_0": "b^2_0: expected a command first, then options --name VALUE. See: jbp draw --help",
-    "draw --epochs 3": "--epochs: expected a command first, then options --name VALUE. See: jbp draw --help",
+    "draw --epochs 3": "--epochs: jbp draw has no such option. See: jbp draw --help",
+    "flow --nope 3": "--nope: jbp flow has no such option. See: jbp flow --help",
     "draw --out net.jpg": "--out: expected a file that ends in .svg, .png, .pdf, .dot, .gv, .mmd, .md, got 'net.jpg'. "
     "Write for example network.svg.",
     "draw --out /no/such/folder/net.svg": "--out: expected a file that can be written, got '/no/such/folder/net.svg' "
@@ -251,6 +252,16 @@ def test_draw_says_what_the_picture_has(capsys, tmp_path):
         assert found.startswith(f"C of digit 7 = {cost(theta, x[7:8], y[7:8]):.4f}")
         assert float(found.split(" = ")[-1]) == pytest.approx(float(gradient[cost.layout.index(symbol)]), rel=1e-4)
         assert f"{symbol}<br/>" in (tmp_path / "graph.mmd").read_text(encoding="utf-8")
+
+
+def test_draw_shows_a_digit_that_the_symbol_counts_for(capsys, tmp_path):
+    cost, theta, x, y = small()
+    assert x[0, 16] == 0
+    assert main(["draw", "single", *SMALL, "--symbol", "w^2_{1<-16}", "--out", str(tmp_path / "graph.dot")]) == 0
+    found = float(capsys.readouterr().out.split()[-1])
+    pair = cost.pairs(theta, x, y)["0.w"]
+    assert abs(found) == pytest.approx(float(abs(pair.a[:, 0, 16] * pair.delta[:, 0, 1]).max()), rel=1e-4)
+    assert found
 
 
 def test_draw_says_that_many_edges_take_a_while(capsys, tmp_path):

@@ -165,6 +165,27 @@ def test_highlighted_is_what_depends_on_the_weight():
     assert {n.id for n in alone.nodes} == {n.id for n in graph.nodes if n.highlighted} | {"x_0", "rest", "y_0", "y_1"}
 
 
+def test_where_outputs_mix_the_other_ones_go_into_c_too(x64):
+    cost = tanh_cross_entropy()
+    theta, x, y = drawn_at_random(cost)
+    graph, whole = draw.single(cost, "w^3_{1←2}", theta, x, y), draw.computation(cost, theta, x, y)
+    others = [whole.edge(f"a^3_{j}", "C").partial for j in (0, 2)]
+    np.testing.assert_array_equal(graph.edge("other outputs", "C").partial, [others])
+    assert graph.node("other outputs").count == 2
+    assert not [n.id for n in draw.single(cost, "w^2_{1←2}", theta, x, y).nodes if n.id == "other outputs"]
+
+
+def test_g_and_the_loss_have_their_names():
+    chain = draw.computation(jbp.Cost(jbp.mlp(2, 3, 2, last=jbp.Softmax()), losses.HalfSquaredError()))
+    captions = [box.label for box in chain.boxes]
+    assert {"layer 2\nSigmoid", "layer 3, sums", "layer 3\nSoftmax", "cost\nHalfSquaredError"} <= set(captions)
+    cost = jbp.Cost(jbp.Network([block(), jbp.Dense(3)], input=(4,)), losses.HalfSquaredError())
+    layers = draw.computation(cost, *(np.float32(v) for v in drawn_at_random(cost)))
+    assert layers.node("C").label == "$C$\nHalfSquaredError"
+    assert layers.node("y").label == "$y$\n[3]"
+    assert layers.node("y").value.shape == (3,)
+
+
 def test_the_usual_graph_has_the_weights_on_its_edges():
     net = jbp.mlp(2, 3, 2)
     theta = np.arange(17, dtype=np.float32)
@@ -613,6 +634,13 @@ def test_small_texts():
     assert graph.mermaid() == SMALL_MERMAID
 
 
+def test_a_derivative_has_the_name_of_what_it_is_by(graphs):
+    dot, mermaid = graphs["single"].dot(), graphs["layers with numbers"].mermaid()
+    assert "∂C/∂b^2_1 = " in dot
+    assert "derivative rms " in mermaid
+    assert "∂C/∂ " not in dot + mermaid
+
+
 def test_names_are_mathematics():
     graph = draw.computation(jbp.mlp(30, 20, 2), highlight="w^2_{17<-7}")
     assert graph.node("w^2_{17←7}").label == r"$w^{2}_{17\leftarrow 7}$"
@@ -683,7 +711,7 @@ def test_notebooks_show_it(monkeypatch):
     svg = graph._repr_svg_()
     assert svg is not None
     assert "</svg>" in svg
-    assert repr(graph) == "<Graph: The graph of b^3_1 in the network 2-3-2; 5 nodes, 4 edges>"
+    assert repr(graph) == "<Graph: The graph of b^3_1 in the network 2-3-2; 6 nodes, 5 edges>"
     monkeypatch.delitem(sys.modules, "jbp.draw.figure")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert graph._repr_svg_() is None
@@ -768,6 +796,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: draw.network(NET).save("net.jpg"),
         "Graph.save: expected a file that ends in .svg, .png, .pdf, .dot, .gv, .mmd, .md, got 'net.jpg'. "
         "Write for example net.svg.",
+    ),
+    "no path": (
+        lambda: draw.network(NET).save(3),  # type: ignore[arg-type]
+        "Graph.save: expected a path, got 3. Write for example graph.save('network.svg').",
     ),
     "file": (
         lambda: draw.network(NET).save("/nowhere/net.dot"),

@@ -157,6 +157,13 @@ def test_what_it_says():
     figure.savefig(io.BytesIO(), format="png", dpi=20)
 
 
+def test_a_deep_figure_names_all_layers_and_shows_whole_dots():
+    figure = chain(40, jbp.Tanh(), 1.0).figure()
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()][-2:] == ["77  Tanh", "78  Dense"]
+    assert not axes.collections[0].get_clip_on()
+
+
 def test_errors(monkeypatch):
     cost = jbp.Cost(jbp.mlp(3, 2), HALF)
     theta, x, y = jnp.zeros(8), jnp.ones((4, 3)), jnp.ones((4, 2))

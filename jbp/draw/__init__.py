@@ -8,6 +8,7 @@ Each returns a `Graph`: nodes, edges and boxes with their numbers, which can `sa
 A plain chain of dense layers is drawn neuron by neuron, any other network layer by layer.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -110,11 +111,22 @@ def _computation(who, cost, theta, x, y, symbol, max_neurons, max_layers, depth,
     chain = chain_of(net)
     if chain is not None:
         numbers = numbers_of(cost, chain, theta, x, y) if all(given) else None
-        if alone:
-            return surgery.single(net, chain, numbers, max_neurons, max_layers, symbol)
-        return surgery.whole(net, chain, numbers, max_neurons, max_layers, symbol)
-    known = layers.known(cost, theta, x, y) if all(given) else None
-    return layers.single(net, known, depth, symbol) if alone else layers.surgery(net, known, depth, symbol)
+        draw = surgery.single if alone else surgery.whole
+        graph = draw(net, chain, numbers, max_neurons, max_layers, symbol)
+    else:
+        known = layers.known(cost, theta, x, y) if all(given) else None
+        graph = (layers.single if alone else layers.surgery)(net, known, depth, symbol)
+    return _naming(graph, cost.loss) if isinstance(cost, Cost) else graph
+
+
+def _naming(graph: Graph, loss: Any) -> Graph:
+    """The graph with the loss's name under its C: in the caption of the column, or in the node."""
+    name, C = type(loss).__name__, graph.node("C")
+    if C.box:
+        return replace(
+            graph, boxes=tuple(replace(b, label=f"{b.label}\n{name}") if b.id == C.box else b for b in graph.boxes)
+        )
+    return replace(graph, nodes=tuple(replace(n, label=f"{n.label}\n{name}") if n is C else n for n in graph.nodes))
 
 
 def _network(who: str, given: Any) -> Network:

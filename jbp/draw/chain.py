@@ -21,14 +21,16 @@ import numpy as np
 from ..layer import Context, batch_of
 from ..network import Network
 from ..trace import Summed
+from .marks import title_of
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Widths of a^1 … a^L and of z^2 … z^L, whether each g is element-wise, and which z each a depends on."""
+    """Widths of a^1 … a^L and of z^2 … z^L, the name of each g, and which z each a depends on."""
 
     widths: tuple[int, ...]
     sums: tuple[int, ...]
+    g: tuple[str, ...]  # of layers 2 … L, empty where there is none
     depends: tuple[np.ndarray | None, ...]  # [a, z], None where g is element-wise
     input_is_first: bool  # a^1 is x itself
 
@@ -50,10 +52,12 @@ def chain_of(net: Network) -> Chain | None:
     if any(getattr(v, "ndim", 0) != 2 for v in flow[1:]):
         return None
     widths = [v.shape[1] for v in flow[1:]]
+    behind = [layers for layers, _ in _stretches(net, flat)[2::2]]
     depends = _probe(net)
     if depends is None:
         return None
-    return Chain(tuple(widths[::2]), tuple(widths[1::2]), depends, places_of(net)[0] == 0)
+    names = tuple(", ".join(map(title_of, layers)) for layers in behind)
+    return Chain(tuple(widths[::2]), tuple(widths[1::2]), names, depends, places_of(net)[0] == 0)
 
 
 def places_of(net: Network) -> list[int]:

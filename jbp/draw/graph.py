@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,11 +174,13 @@ class Graph:
 
         return mermaid(self)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | PathLike) -> Path:
         """Write a picture (.svg, .png, .pdf) or text (.dot, .gv; .mmd, and .md with a fence around). Returns the path.
 
         Raises `InputError` for another suffix, and where the file can't be written.
         """
+        if not isinstance(path, (str, PathLike)):
+            raise InputError(f"Graph.save: expected a path, got {path!r}. Write for example graph.save('network.svg').")
         path = Path(path)
         suffix = path.suffix.lower()
         if suffix not in PICTURES + TEXTS:

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..layer import InputError, described
+from ..layer import InputError
 from ..network import Network
 from ..reverse import Cost
 from ..trace import Record, Summed, run
 from .graph import Edge, Graph, Node, math_label, number
+from .marks import shape_text
 from .program import Flow, of_layers
 from .record import flat, recorded
 
@@ -117,8 +118,9 @@ def _leaf_of(net: Network, name: str) -> int:
 def _ended(graph: Graph, output: Flow, numbers: Known | None, highlight: str | None) -> Graph:
     """With y and C, and what depends on `highlight` marked."""
     y, C = (None, None) if numbers is None else (numbers.y, numbers.C)
-    shown = "" if y is None else f"\n{number(np.asarray(y).item()) if np.size(y) == 1 else described(y)}"
-    nodes = [*graph.nodes, Node("y", f"$y${shown}", "target", fixed=True)]
+    one = np.size(y) == 1 and y is not None
+    shown = f"\n{number(np.asarray(y).item())}" if one else "" if y is None else f"\n{shape_text(y)}"
+    nodes = [*graph.nodes, Node("y", f"$y${shown}", "target", None if one else flat([y]), fixed=True)]
     nodes.append(Node("C", "$C$", "cost", C, None if C is None else 1.0))
     seed = numbers and numbers.record and flat([numbers.record.delta])
     edges = [*graph.edges, *(Edge(id, "C", delta=seed if len(output) == 1 else None) for id in output), Edge("y", "C")]

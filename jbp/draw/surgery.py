@@ -64,7 +64,7 @@ class _Surgery:
         """A column of neurons: a^ℓ where g is element-wise or layers before are folded away, else the sums z^ℓ."""
         letter = "a" if self.chain.elementwise[l - 2] or folded else "z"
         kind: Any = "neuron" if letter == "a" else "sum"
-        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else ""))
+        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else f"\n{self.chain.g[l - 2]}"))
         width = (self.chain.widths[l - 1 :] if letter == "a" else self.chain.sums[l - 2 :])[0]
         given = self.rows(width, l) if given is None else given
         return [
@@ -116,7 +116,7 @@ class _Surgery:
     def behind(self, l: int, sums: list) -> list[tuple[range, Node]]:
         """The column of a^ℓ behind the sums, where g is not element-wise."""
         self.column += 2
-        box = self.caption(f"layer {l}")
+        box = self.caption(f"layer {l}\n{self.chain.g[l - 2]}")
         column = [
             (row, self.add(neuron("a", l, row, self.of("a", l), kind="neuron", box=box, place=(self.column, at))))
             for at, row in enumerate(self.rows(self.chain.widths[l - 1], l))
@@ -147,6 +147,16 @@ class _Surgery:
         if n is not None and not each:
             y = Node("y", "$y$", "target", value=float(n.y), fixed=True, box=box, place=(self.column, -1, -1))
             self.edges.append(Edge(self.add(y).id, "C"))
+        width, shown = self.chain.widths[-1], {j for row, _ in outputs for j in row}
+        if others := [j for j in range(width) if j not in shown]:  # C needs them too
+            of_a = (
+                None if n is None else n.cost_of_a[None, others] if len(others) > 1 else float(n.cost_of_a[others[0]])
+            )
+            label = "all other outputs" + "\nand their y" * each
+            rest = Node(
+                "other outputs", label, "rest", fixed=True, count=len(others), box=box, place=(self.column, 1, 2)
+            )
+            self.edges.append(Edge(self.add(rest).id, "C", partial=of_a))
         self.column += 1
         value = None if n is None else n.cost
         self.add(Node("C", "$C$", "cost", value=value, box=self.caption("cost"), place=(self.column, 0)))
