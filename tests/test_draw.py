@@ -814,7 +814,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "node": (
         lambda: draw.network(NET).node("a^7_0"),
         "Graph.node: 'a^7_0' is not drawn; there are x_0, x_1, a^2_0, a^2_1, a^2_2, a^3_0, a^3_1, …"
-        " Draw with a larger max_neurons.",
+        " Draw with a larger max_neurons or max_layers.",
     ),
     "no numbers": (
         lambda: draw.computation(NET).derivative("b^3_0"),

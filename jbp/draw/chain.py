@@ -65,7 +65,7 @@ def places_of(net: Network) -> list[int]:
     return sorted({int(name.partition(".")[0]) for name in net.layout.names})
 
 
-Stretch = tuple[tuple[Any, ...], tuple[Any, ...]]  # layers one after another, and the params of each
+Stretch = tuple[Any, Any]  # layers one after another, and the params of each
 
 
 def _stretches(net: Network, theta: np.ndarray) -> list[Stretch]:
@@ -109,7 +109,7 @@ def _probe(net: Network) -> tuple[np.ndarray | None, ...] | None:
     Element-wise: where some of the z change, only those a change.
     """
     rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.standard_normal(shape).astype(net.dtype)
+    normal = lambda *shape: np.asarray(rng.standard_normal(shape)).astype(net.dtype)
     theta = normal(net.layout.size)
     stretches, kernels = _stretches(net, theta), _affine(net, theta)
     depends: list[np.ndarray | None] = []

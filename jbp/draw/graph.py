@@ -96,7 +96,9 @@ class Graph:
         id = id.replace("<-", "←")
         if id not in self._by_id:
             some = ", ".join([n.id for n in self.nodes][:8])
-            raise InputError(f"Graph.node: {id!r} is not drawn; there are {some}, … Draw with a larger max_neurons.")
+            raise InputError(
+                f"Graph.node: {id!r} is not drawn; there are {some}, … Draw with a larger max_neurons or max_layers."
+            )
         return self._by_id[id]
 
     def edge(self, source: str, target: str) -> Edge:

@@ -118,8 +118,8 @@ def _leaf_of(net: Network, name: str) -> int:
 def _ended(graph: Graph, output: Flow, numbers: Known | None, highlight: str | None) -> Graph:
     """With y and C, and what depends on `highlight` marked."""
     y, C = (None, None) if numbers is None else (numbers.y, numbers.C)
-    one = np.size(y) == 1 and y is not None
-    shown = f"\n{number(np.asarray(y).item())}" if one else "" if y is None else f"\n{shape_text(y)}"
+    one = y is not None and np.size(y) == 1
+    shown = "" if y is None else f"\n{number(np.asarray(y).item())}" if one else f"\n{shape_text(y)}"
     nodes = [*graph.nodes, Node("y", f"$y${shown}", "target", None if one else flat([y]), fixed=True)]
     nodes.append(Node("C", "$C$", "cost", C, None if C is None else 1.0))
     seed = numbers and numbers.record and flat([numbers.record.delta])

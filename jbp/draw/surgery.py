@@ -84,8 +84,8 @@ class _Surgery:
         jacobian = None
         if self.numbers is not None:
             for l in group:
-                s, w = self.slope(l) if len(group) == 1 else self.numbers.slope[l - 2], self.of("w", l)
-                step = _given(s)[:, None] * w if np.ndim(s) == 1 else _given(s) @ w
+                s, w = _given(self.slope(l) if len(group) == 1 else self.numbers.slope[l - 2]), self.of("w", l)
+                step = s[:, None] * w if s.ndim == 1 else s @ w
                 jacobian = step if jacobian is None else step @ jacobian
         for j, node in after:
             for k, source in before:

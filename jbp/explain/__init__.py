@@ -23,7 +23,7 @@ from ..layer import Context, InputError, Theta
 from ..reverse import Cost
 from ..trace import Record, Step, run
 from .agreement import note, rounding
-from .argument import Argument, contributions_of
+from .argument import Argument, braced, contributions_of
 from .parts import Explanation as Explanation
 from .parts import Line, Part, Term
 
@@ -125,13 +125,16 @@ def _batch(cost: Cost, record: Record, each: np.ndarray, symbol: str, weights: A
     if N == 1 and record.factors[0] == 1:
         return []
     mean = cost.reduction == "mean"
-    factor = lambda n: () if weights is None and not mean else (f"1/{N}",) if weights is None else (weight(n),)
-    weight = lambda n: f"w_{n}{'/Σw' if mean else ''}"
+
+    def factor(n: object) -> tuple[str, ...]:
+        if weights is None:
+            return (f"1/{N}",) if mean else ()
+        return (f"w_{n}{'/Σw' if mean else ''}",)
+
     right = f"1/{N} Σ_n" if weights is None and mean else " ".join(("Σ_n", *factor("n")))
     terms = tuple(
         Term((*factor(at), f"∂C_{at}/∂{symbol}"), (float(f), float(g)) if factor(at) else (float(g),))
-        for n, (f, g) in enumerate(zip(record.factors, each, strict=True))
-        for at in [str(n) if n < 10 else f"{{{n}}}"]
+        for at, f, g in zip(map(braced, range(N)), record.factors, each, strict=True)
     )
     line = Line(f"∂C/∂{symbol}", f"{right} ∂C_n/∂{symbol}", terms, float((record.factors * each).sum()))
     return [Part(f"Over the {N} examples", lines=(line,))]
