@@ -542,6 +542,20 @@ def test_a_backward_that_is_no_derivative_is_drawn_as_it_is(layer, x64):
     assert graph.node("w^2_{1←0}").derivative == pytest.approx(float(own[1]), rel=1e-12)
 
 
+def test_a_backward_that_is_not_written_yet_needs_none_to_be_drawn():
+    @dataclass(frozen=True)
+    class Begun(jbp.ReLU):
+        def backward(self, params, saved, delta, read):
+            raise NotImplementedError
+
+    net = jbp.Network([jbp.Dense(4), Begun()], input=(2,))
+    assert [node.id for node in draw.network(net).nodes] == ["x", "0", "1"]
+    cost = jbp.Cost(net, losses.HalfSquaredError())
+    theta, x, y = (np.float32(v) for v in drawn_at_random(cost))
+    with pytest.raises(NotImplementedError):
+        draw.computation(cost, theta, x, y)
+
+
 def test_a_tap_that_changes_nothing_is_not_drawn():
     dtypes = np.float32, jnp.bfloat16
     nets = [jbp.Network([jbp.Dense(4), jbp.Tap(lambda d: d), jbp.Softmax()], input=(2,), dtype=d) for d in dtypes]
@@ -639,6 +653,8 @@ def test_a_derivative_has_the_name_of_what_it_is_by(graphs):
     assert "∂C/∂b^2_1 = " in dot
     assert "derivative rms " in mermaid
     assert "∂C/∂ " not in dot + mermaid
+    assert "⋯<br/>4 more layers<br/>80 parameters" in graphs["deep"].mermaid()
+    assert not any("dots" in graph.dot() + graph.mermaid() for graph in graphs.values())
 
 
 def test_names_are_mathematics():

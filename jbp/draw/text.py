@@ -15,7 +15,7 @@ def _lines(node: Node) -> list[str]:
     """The lines of a node's label as plain text, values last."""
     if node.kind == "split":
         return [""]
-    name = node.label.replace("$\\vdots$", "⋮").replace("\\$", "$").split("\n")
+    name = node.label.replace("$\\vdots$", "⋮").replace("$\\cdots$", "⋯").replace("\\$", "$").split("\n")
     if node.count == 1 and "$" in name[0]:
         name = [node.id, *name[1:]]
     of = f"∂C/∂{node.id} =" if node.count == 1 and split_symbol(node.id) else "derivative"
