@@ -4,9 +4,9 @@ output, δ    root mean square over all examples and units, of the layer's outpu
              the cost of one example: so neither depends on how many examples there are
 gradient     ‖∂C/∂leaf‖ over the layer's own leaves, of the reduced cost
 update       ‖Δw‖ / ‖w‖ over the same leaves; unless an update is given, of plain gradient descent at rate 1
-dead         the share of units where δ stops: δ at the layer's input is exactly 0 for every example (and position),
-             and at its output it is not. A unit is an entry of the last axis. For layers without leaves whose input
-             has their output's shape; others have no such share.
+dead         the share of units where δ stops: whatever δ is at the layer's output, at its input it is exactly 0, for
+             every example (and position). A unit is an entry of the last axis. For layers without leaves whose input
+             has their output's shape; others have no such share. NaN where a or δ is not finite.
 """
 
 import json
@@ -116,12 +116,13 @@ def flow(
     weights: Any = None,
     context: Context = Context(),
 ) -> Flow:
-    """Where the gradient lives in a network, at θ, on a batch.
+    """Where the gradient lives in a network, at θ, on a batch. θ may be one that is not finite any more.
 
     `update: [P]`: what an optimizer would add to θ; plain gradient descent at rate 1, −∇C, unless given.
     Raises `InputError` for an update of another shape, under jit, and as `cost.check`.
     """
-    record = run(cost, theta, x, y, weights=weights, context=context)
+    anywhere = _Anywhere(cost.network, cost.loss, cost.reduction)
+    record = run(anywhere, theta, x, y, weights=weights, context=context)
     C, gradient = cost.value_and_grad(theta, x, y, weights=weights, context=context)
     if update is not None and np.shape(update) != (cost.layout.size,):
         raise InputError(
@@ -132,6 +133,14 @@ def flow(
     vectors = [_leaves(cost, v) for v in (theta, gradient, moved)]
     rows = tuple(_row(record, step, *vectors) for step in record.rows)
     return Flow(rows, float(C), len(record.factors), update is not None)
+
+
+class _Anywhere(Cost):
+    """The cost at any θ, also one that is not finite."""
+
+    def check(self, theta: Theta, x: Any, y: Any, *, weights: Any = None) -> None:
+        self.layout.check(theta)
+        super().check(np.where(np.isfinite(theta), theta, 0), x, y, weights=weights)
 
 
 def _leaves(cost: Cost, vector: Any) -> dict[str, np.ndarray]:
@@ -163,7 +172,7 @@ def _floats(tree: Any) -> list[np.ndarray]:
 
 
 def _norm(arrays: list[np.ndarray]) -> float:
-    peak = max((float(np.max(np.abs(a), initial=0)) for a in arrays), default=0.0)
+    peak = float(np.max([np.max(np.abs(a), initial=0) for a in arrays], initial=0))
     if peak == 0 or not math.isfinite(peak):
         return peak
     return peak * math.sqrt(sum(float(np.square(a / peak).sum()) for a in arrays))  # neither overflow nor underflow
@@ -179,19 +188,28 @@ def _dead(step: Step) -> float | None:
     above, below = _floats(step.delta), _floats(step.delta_x)
     if len(above) != 1 or len(below) != 1 or above[0].shape != below[0].shape or above[0].ndim < 2:
         return None
-    above, below = (np.any(a[0].reshape(-1, a[0].shape[-1]) != 0, axis=0) for a in (above, below))
-    return float(np.mean(above & ~below))
+    # backward is linear in δ: another one, nowhere 0 and no two alike, shows where it stops, whatever comes from above
+    other = jax.tree.map(lambda d: jnp.linspace(1, 2, d.size).reshape(d.shape).astype(d.dtype), step.delta)
+    through, _ = step.layer.backward(step.params, step.saved, other, lambda pair: ())
+    (found,) = _floats(through)
+    if not all(np.isfinite(a).all() for a in (found, *above, *_floats(step.output))):
+        return math.nan
+    return float(np.mean(~np.any(found.reshape(-1, found.shape[-1]) != 0, axis=0)))
 
 
 # -- in words ---------------------------------------------------------------------------------------------------------
 
 
 def _verdicts(rows: tuple[Row, ...]) -> Any:
-    for what, number in (("output", lambda row: row.output), ("δ", lambda row: row.delta)):
-        # outputs spoil going forward, deltas coming back
-        spoiled = [row for row in (rows if what == "output" else rows[::-1]) if not math.isfinite(number(row))]
-        if spoiled:
-            yield "not finite", f"NOT FINITE: the {what} of layer {spoiled[0].layer} ({spoiled[0].kind}) is the first."
+    looked: tuple[Any, ...] = (
+        ("weights", rows, lambda row: row.weight),
+        ("output", rows, lambda row: row.output),  # outputs spoil going forward, deltas coming back
+        ("δ", rows[::-1], lambda row: row.delta),
+        ("update", rows, lambda row: row.update),
+    )
+    for what, order, number in looked:
+        if spoiled := [row for row in order if not math.isfinite(number(row) or 0.0)]:
+            yield "not finite", f"NOT FINITE: first the {what} of layer {spoiled[0].layer} ({spoiled[0].kind})."
             return
     learning = [row for row in rows if row.parameters]
     if dead := [row for row in rows if row.dead is not None and row.dead >= DEAD]:
@@ -224,7 +242,7 @@ def _verdicts(rows: tuple[Row, ...]) -> Any:
 
 def _cells(row: Row) -> tuple[str, ...]:
     number = lambda value: "" if value is None else f"{value:.1e}"
-    dead = "" if row.dead is None else f"{row.dead:.0%}"
+    dead = "" if row.dead is None else "–" if math.isnan(row.dead) else f"{row.dead:.0%}"
     return row.layer, row.kind, *map(number, (row.output, row.delta, row.gradient, row.ratio)), dead
 
 
@@ -245,10 +263,10 @@ def _figure(flow: Flow) -> Any:
     except ImportError:
         raise InputError("flow.figure: matplotlib is not installed. Run pip install 'jbp[cli]'.") from None
     n = len(flow.rows)
-    step = max(1, math.ceil(n / 60))  # of so many rows one is named
+    step = max(1, math.ceil(n / 150))  # of so many rows one is named
     bad = [word for word, _ in flow.verdicts if word != "even"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 2.2 + 0.26 * min(n, 60)), layout="constrained")
+        figure = Figure(figsize=(11, 2.2 + 0.26 * min(n, 150)), layout="constrained")
 
         told = textwrap.fill(flow.verdict, 110)
         figure.suptitle(told, x=0.01, ha="left", fontsize=11, fontweight="bold", color=RED if bad else INK)
@@ -260,7 +278,7 @@ def _figure(flow: Flow) -> Any:
         _dots(axes[2], update, [row.ratio for row in flow.rows], INK)
         _bars(axes[3], flow)
         axes[0].set_yticks(range(0, n, step), [f"{row.layer}  {row.kind}" for row in flow.rows[::step]])
-        axes[0].set_ylim(n - 0.4, -0.6)
+        axes[0].set_ylim(n - 0.3, -0.7)
     return figure
 
 
@@ -292,6 +310,7 @@ def _dots(axes: Any, title: str, values: list[float | None], colour: str, centre
         s=30,
         color=[colour if band[0] <= v <= band[1] else RED for _, v in shown],
         zorder=3,
+        clip_on=False,
     )
     for i, v in places:
         if not 0 < v < math.inf:
@@ -302,7 +321,7 @@ def _dots(axes: Any, title: str, values: list[float | None], colour: str, centre
 def _bars(axes: Any, flow: Flow) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    shares = [(i, row.dead) for i, row in enumerate(flow.rows) if row.dead is not None]
+    shares = [(i, row.dead) for i, row in enumerate(flow.rows) if row.dead is not None and row.dead >= 0]
     axes.set_title("dead units")
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1])

@@ -29,7 +29,7 @@ from .layer import InputError, Theta, described
 
 LARGE = 1 << 16  # elements from which on a leaf is copied by itself
 _BIAS_NAMES = ("b", "bias")
-_WEIGHT = re.compile(r"w\^\{?(\d+)\}?_\{(\d+)(?:←|<-)(\d+)\}")
+_WEIGHT = re.compile(r"w\^\{?(\d+)\}?_\{?(\d+)(?:←|<-)(\d+)\}?")
 _BIAS = re.compile(r"b\^\{?(\d+)\}?_\{?(\d+)\}?")
 _PATH = re.compile(r"([^\[\]]+)\[([\d, ]*)\]")
 
@@ -221,41 +221,49 @@ class Layout:
         return f"{self.names[leaf]}[{','.join(map(str, where))}]" if where else self.names[leaf]
 
     def index(self, symbol: str) -> int:
-        """The coordinate of a symbol: inverse of `symbol`. `<-` may stand for `←`. Raises `InputError` if unknown."""
-        symbol = str(symbol)
-        leaf, where = self._locate(symbol)
+        """The coordinate of a symbol: inverse of `symbol`. Raises `InputError` if unknown.
+
+        `<-` may stand for `←`; blanks and braces don't matter.
+        """
+        leaf, where = self._locate(str(symbol))
         if leaf is None or len(where) != len(shape := self.shapes[leaf]) or any(np.array(where) >= shape):
-            raise InputError(self._unknown(symbol, leaf))
+            raise InputError(self._unknown(str(symbol), leaf, where))
         return self.offsets[leaf] + int(np.ravel_multi_index(where, shape)) if shape else self.offsets[leaf]
 
     def _locate(self, symbol: str) -> tuple[int | None, tuple[int, ...]]:
-        chain = self._chain or {}
-        if found := _WEIGHT.fullmatch(symbol):
+        chain, bare = self._chain or {}, "".join(symbol.split())
+        if found := _WEIGHT.fullmatch(bare):
             l, j, k = map(int, found.groups())
             return chain.get(l, {}).get("w"), (k, j)
-        if found := _BIAS.fullmatch(symbol):
+        if found := _BIAS.fullmatch(bare):
             l, j = map(int, found.groups())
             return chain.get(l, {}).get("b"), (j,)
+        symbol = symbol.strip()
         if symbol in self.names:
             return self.names.index(symbol), ()
         if (found := _PATH.fullmatch(symbol)) and found[1] in self.names:
             return self.names.index(found[1]), tuple(int(k) for k in found[2].split(",") if k.strip())
         return None, ()
 
-    def _unknown(self, symbol: str, leaf: int | None) -> str:
+    def _unknown(self, symbol: str, leaf: int | None, where: tuple[int, ...]) -> str:
         """The text of the error for an unknown symbol: what there is, and the nearest to what was asked for."""
         full = [n for n, size in enumerate(self.sizes) if size]
+        unknown = f"layout.index: unknown symbol {symbol!r}"
         if not full:
-            return f"layout.index: unknown symbol {symbol!r}: this layout has no coordinates."
+            return f"{unknown}: this layout has no coordinates."
+        asked = re.match(r"([wb])\^\{?(\d+)", "".join(symbol.split()))
         if leaf is None:
             nearest = difflib.get_close_matches(symbol.split("[")[0], self.names, n=1, cutoff=0)
             leaf = self.names.index(nearest[0]) if nearest and not self.is_chain else full[0]
             for l, leaves in (self._chain or {}).items():  # the layer asked for, or the last one below it
-                if (found := re.match(r"([wb])\^\{?(\d+)", symbol)) and int(found[2]) >= l:
-                    leaf = leaves.get(found[1], leaf)
-        last = self.symbol_at(self.names[leaf], tuple(n - 1 for n in self.shapes[leaf]))
-        first = self.symbol_at(self.names[leaf], tuple(0 for _ in self.shapes[leaf]))
-        return f"layout.index: unknown symbol {symbol!r}. The nearest leaf has symbols {first} … {last}."
+                if asked and int(asked[2]) >= l:
+                    leaf = leaves.get(asked[1], leaf)
+        name, last = self.names[leaf], tuple(n - 1 for n in self.shapes[leaf])
+        there = f"{self.symbol_at(name, tuple(0 for _ in last))} … {self.symbol_at(name, last)}"
+        if where and len(where) == len(last):
+            return f"{unknown}. The nearest is {self.symbol_at(name, tuple(map(min, where, last)))}, of {there}."
+        letters = "Weights are w^ℓ_{j←k}, biases b^ℓ_j. " if self.is_chain and not asked else ""
+        return f"{unknown}. {letters}The nearest leaf has symbols {there}."
 
 
 def _last(name: str) -> str:

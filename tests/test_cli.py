@@ -25,7 +25,7 @@ def _in_a_hurry(monkeypatch):
 
 
 ERRORS = {
-    "--foo 3": "--foo: expected a command first, then options --name VALUE. See: jbp --help",
+    "--foo 3": "--foo: jbp has no such option. See: jbp --help",
     "--epoch 3": "--epoch: expected a command first, then options --name VALUE. Did you mean --epochs?",
     "train compare": "compare: expected a command first, then options --name VALUE. See: jbp --help",
     "trian": "command: expected one of train, compare, check, draw, explain, flow, got 'trian'. Did you mean train?",
@@ -54,7 +54,8 @@ ERRORS = {
     "Write for example run.png.",
     "draw net": "draw: expected one of network, computation, single, got 'net'. Did you mean network?",
     "draw single b^2_0": "b^2_0: expected a command first, then options --name VALUE. See: jbp draw --help",
-    "draw --epochs 3": "--epochs: expected a command first, then options --name VALUE. See: jbp draw --help",
+    "draw --epochs 3": "--epochs: jbp draw has no such option. See: jbp draw --help",
+    "flow --nope 3": "--nope: jbp flow has no such option. See: jbp flow --help",
     "draw --out net.jpg": "--out: expected a file that ends in .svg, .png, .pdf, .dot, .gv, .mmd, .md, got 'net.jpg'. "
     "Write for example network.svg.",
     "draw --out /no/such/folder/net.svg": "--out: expected a file that can be written, got '/no/such/folder/net.svg' "
@@ -62,11 +63,11 @@ ERRORS = {
     "draw --max-neurons 0": "--max-neurons: expected a whole number above 0, got '0'. Write for example 10.",
     "draw --digit 1437": "--digit: expected a whole number from 0 to 1436, got '1437'. Write for example 0.",
     "draw single --widths 3 --symbol w^2_{9<-7}": "layout.index: unknown symbol 'w^2_{9<-7}'. "
-    "The nearest leaf has symbols w^2_{0←0} … w^2_{2←63}.",
+    "The nearest is w^2_{2←7}, of w^2_{0←0} … w^2_{2←63}.",
     "draw --symbol b^2_0": "--symbol: in the usual graph weights are edges, so there is none to follow. "
     "Write jbp draw single --symbol 'b^2_0', or jbp draw computation.",
     "explain": "explain: expected a weight or bias, got none. Write for example jbp explain 'w^2_{3<-7}'",
-    "explain --widths 3 b^9_0": "layout.index: unknown symbol 'b^9_0'. The nearest leaf has symbols b^3_0 … b^3_9.",
+    "explain --widths 3 b^9_0": "layout.index: unknown symbol 'b^9_0'. The nearest is b^3_0, of b^3_0 … b^3_9.",
     "explain b^2_0 --out a.tex": "--out: expected a file that ends in .html, .md, .txt, got 'a.tex'. "
     "Write for example argument.html.",
     "flow --out flow.md": "--out: expected a file that ends in .png, .svg, .pdf, got 'flow.md'. "
@@ -108,9 +109,18 @@ def test_every_option_reaches_the_settings(tmp_path):
     network = {"widths": (4, 5), "activation": "tanh", "loss": "huber", "precision": "float64", "seed": 3}
     descent = {"optimizer": "lion", "learning_rate": 0.5, "batch": 7, "epochs": 2}
     assert given == ("compare", Settings(**network, **descent, command="compare", json=path))
-    line = "draw computation --symbol b^2_0 --digit 5 --max-neurons 4 --widths 4,5 --activation tanh --loss huber"
-    given = understood([*line.split(), "--precision", "float64", "--seed", "3", "--out", path + ".svg"])
-    drawn = {"graph": "computation", "symbol": "b^2_0", "digit": 5, "max_neurons": 4, "out": path + ".svg"}
+    line = "draw computation --symbol b^2_0 --digit 5 --max-neurons 4 --max-layers 6 --widths 4,5 --activation tanh"
+    given = understood(
+        [*line.split(), "--loss", "huber", "--precision", "float64", "--seed", "3", "--out", path + ".svg"]
+    )
+    drawn = {
+        "graph": "computation",
+        "symbol": "b^2_0",
+        "digit": 5,
+        "max_neurons": 4,
+        "max_layers": 6,
+        "out": path + ".svg",
+    }
     assert given == ("draw", draw.Settings(**network, **drawn))
     given = understood(["explain", "--digit", "0", "w^2_{1<-2}", "--out", path + ".md"])  # the word anywhere
     assert given == ("explain", explain.Settings(symbol="w^2_{1<-2}", digit=0, out=path + ".md"))
@@ -242,6 +252,24 @@ def test_draw_says_what_the_picture_has(capsys, tmp_path):
         assert found.startswith(f"C of digit 7 = {cost(theta, x[7:8], y[7:8]):.4f}")
         assert float(found.split(" = ")[-1]) == pytest.approx(float(gradient[cost.layout.index(symbol)]), rel=1e-4)
         assert f"{symbol}<br/>" in (tmp_path / "graph.mmd").read_text(encoding="utf-8")
+
+
+def test_draw_shows_a_digit_that_the_symbol_counts_for(capsys, tmp_path):
+    cost, theta, x, y = small()
+    assert x[0, 16] == 0
+    assert main(["draw", "single", *SMALL, "--symbol", "w^2_{1<-16}", "--out", str(tmp_path / "graph.dot")]) == 0
+    found = float(capsys.readouterr().out.split()[-1])
+    pair = cost.pairs(theta, x, y)["0.w"]
+    assert abs(found) == pytest.approx(float(abs(pair.a[:, 0, 16] * pair.delta[:, 0, 1]).max()), rel=1e-4)
+    assert found
+
+
+def test_draw_says_that_many_edges_take_a_while(capsys, tmp_path):
+    line = ["draw", "computation", "--widths", "20", "--max-neurons", "64", "--out", str(tmp_path / "graph.dot")]
+    assert main(line) == 0
+    assert "nodes and " in capsys.readouterr().err
+    assert main(line[:4] + line[-2:]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_draw_alone_is_the_usual_graph_and_single_alone_the_largest(capsys, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from test_explain import Loop, Mapped
 
 import jbp
@@ -109,6 +110,19 @@ def test_single_and_elided_graphs_keep_the_gradient(name, x64):
             assert graph.derivative(symbol) == pytest.approx(expected, rel=1e-10, abs=1e-14)
 
 
+def test_the_other_terms_are_summed_and_a_zero_has_no_sign():
+    cost = sigmoid_half_squared(1, 1, 1, 1)
+    theta = np.float32([0.3, 0, 0.7, 0, -0.4, 0])
+    graph = draw.single(cost, "w^2_{0←0}", theta, np.float32([0.1]), np.float32([0.2]))
+    assert graph.node("rest").value == 0
+    assert draw.graph.number(-0.0) == "0"
+    cost = sigmoid_half_squared(2, 3, 2)
+    theta, x, y = drawn_at_random(cost)
+    for symbol, rest in {"w^2_{1←0}": theta[4] * x[1] + theta[7], "b^2_1": theta[1] * x[0] + theta[4] * x[1]}.items():
+        alone = draw.single(cost, symbol, *(np.float32(v) for v in (theta, x, y)))
+        assert alone.node("rest").value == pytest.approx(rest, rel=1e-5)
+
+
 def test_values_are_those_of_the_text(x64):
     cost = sigmoid_half_squared(2, 3, 2)
     theta, x, y = drawn_at_random(cost)
@@ -151,6 +165,27 @@ def test_highlighted_is_what_depends_on_the_weight():
     assert {n.id for n in alone.nodes} == {n.id for n in graph.nodes if n.highlighted} | {"x_0", "rest", "y_0", "y_1"}
 
 
+def test_where_outputs_mix_the_other_ones_go_into_c_too(x64):
+    cost = tanh_cross_entropy()
+    theta, x, y = drawn_at_random(cost)
+    graph, whole = draw.single(cost, "w^3_{1←2}", theta, x, y), draw.computation(cost, theta, x, y)
+    others = [whole.edge(f"a^3_{j}", "C").partial for j in (0, 2)]
+    np.testing.assert_array_equal(graph.edge("other outputs", "C").partial, [others])
+    assert graph.node("other outputs").count == 2
+    assert not [n.id for n in draw.single(cost, "w^2_{1←2}", theta, x, y).nodes if n.id == "other outputs"]
+
+
+def test_g_and_the_loss_have_their_names():
+    chain = draw.computation(jbp.Cost(jbp.mlp(2, 3, 2, last=jbp.Softmax()), losses.HalfSquaredError()))
+    captions = [box.label for box in chain.boxes]
+    assert {"layer 2\nSigmoid", "layer 3, sums", "layer 3\nSoftmax", "cost\nHalfSquaredError"} <= set(captions)
+    cost = jbp.Cost(jbp.Network([block(), jbp.Dense(3)], input=(4,)), losses.HalfSquaredError())
+    layers = draw.computation(cost, *(np.float32(v) for v in drawn_at_random(cost)))
+    assert layers.node("C").label == "$C$\nHalfSquaredError"
+    assert layers.node("y").label == "$y$\n[3]"
+    assert layers.node("y").value.shape == (3,)
+
+
 def test_the_usual_graph_has_the_weights_on_its_edges():
     net = jbp.mlp(2, 3, 2)
     theta = np.arange(17, dtype=np.float32)
@@ -188,6 +223,39 @@ def test_elision_states_its_counts():
     parameters = sum(node.count for node in surgery.nodes if node.kind in ("weight", "bias", "rest"))
     assert parameters == 64 * 30 + 30 + 30 * 10 + 10
     assert len(draw.computation(jbp.mlp(2000, 1000, 1000, 10)).nodes) < 80
+
+
+def softmax_inside() -> jbp.Cost:
+    layers = [layer for act in (jbp.Tanh(), jbp.Softmax(), jbp.Tanh(), jbp.Softmax()) for layer in (jbp.Dense(3), act)]
+    return jbp.Cost(jbp.Network([*layers, jbp.Dense(2)], input=(2,)), losses.HalfSquaredError())
+
+
+@pytest.mark.parametrize("make", [lambda: sigmoid_half_squared(*[2] * 7), softmax_inside])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_folded_layers_keep_the_gradient(make, most, x64):
+    cost = make()
+    theta, x, y = drawn_at_random(cost)
+    for i, (symbol, (expected, _)) in enumerate(coordinates(cost, theta, x, y).items()):
+        if i % 4:
+            continue
+        for graph in (
+            draw.single(cost, symbol, theta, x, y, max_neurons=1, max_layers=most),
+            draw.computation(cost, theta, x, y, highlight=symbol, max_layers=most),
+        ):
+            assert graph.derivative(symbol) == pytest.approx(expected, rel=1e-10, abs=1e-14)
+            assert graph.node(symbol).derivative == pytest.approx(expected, rel=1e-10, abs=1e-14)
+    counted = [n.count for n in graph.nodes if n.kind in ("weight", "bias", "rest")]
+    assert sum(counted) == cost.layout.size
+
+
+def test_deep_networks_are_folded_unless_asked():
+    net = jbp.mlp(*[20] * 30)
+    assert len(draw.computation(net).nodes) < 120
+    usual = draw.network(net)
+    assert sum(node.count for node in usual.nodes) == 600
+    assert [box.label for box in usual.boxes][-2:] == ["layers 10 … 29\n400 neurons", "layer 30, output\n20 neurons"]
+    assert usual.title == "The network 20-20-20-20-…-20"
+    assert len(draw.computation(net, max_layers=29).nodes) > 400
 
 
 # -- layers -----------------------------------------------------------------------------------------------------------
@@ -293,7 +361,13 @@ def test_equal_blocks_are_drawn_once_and_counted():
     assert sum(n.count for n in graph.nodes if n.kind == "parameters") == net.layout.size
     single = draw.single(net, "7.layer.0.w[1,2]")  # its block must be seen
     assert single.node("7.layer.0").highlighted
-    assert not single.node("6.layer.0").highlighted
+    assert [box.label for box in single.boxes if box.parent is None] == [
+        "Residual  × 6", "Residual", "Residual  × 3", "Residual"
+    ]  # fmt: skip
+    assert not single.node("1.layer.0").highlighted
+    assert single.node("8.layer.0").highlighted
+    for outside in (draw.single(net, "0.w[0,0]"), draw.computation(net, highlight="0.w[0,0]")):
+        assert [box.label for box in outside.boxes if box.parent is None] == ["Residual  × 10", "Residual"]
 
 
 def test_deep_nesting_is_cut_and_counted():
@@ -448,6 +522,46 @@ def test_a_layer_with_w_and_b_that_is_no_dense_layer_is_not_drawn_as_neurons():
     assert chain_of(jbp.Network([jbp.Dense(3)], input=(4, 2))) is None  # at each position, not neuron by neuron
 
 
+@dataclass(frozen=True)
+class Stepped(jbp.ELU):
+    """The sign forward, ELU's slope back."""
+
+    def f(self, z):
+        return jnp.sign(z)
+
+
+@pytest.mark.parametrize(
+    "layer", [jbp.Tap(lambda d: 2 * d), jbp.Tap(lambda d: jnp.clip(d, -10, 10)), Stepped()], ids=["2δ", "clip", "step"]
+)
+def test_a_backward_that_is_no_derivative_is_drawn_as_it_is(layer, x64):
+    cost = jbp.Cost(jbp.Network([jbp.Dense(4), layer, jbp.Tanh(), jbp.Dense(3)], input=(2,)), losses.HalfSquaredError())
+    theta, x, y = drawn_at_random(cost)
+    graph = draw.single(cost, "w^2_{1←0}", theta, x, y)
+    assert graph.node("1").label.startswith(type(layer).__name__)
+    own = cost.grad(jnp.asarray(theta), x[None], y[None])
+    assert graph.node("w^2_{1←0}").derivative == pytest.approx(float(own[1]), rel=1e-12)
+
+
+def test_a_backward_that_is_not_written_yet_needs_none_to_be_drawn():
+    @dataclass(frozen=True)
+    class Begun(jbp.ReLU):
+        def backward(self, params, saved, delta, read):
+            raise NotImplementedError
+
+    net = jbp.Network([jbp.Dense(4), Begun()], input=(2,))
+    assert [node.id for node in draw.network(net).nodes] == ["x", "0", "1"]
+    cost = jbp.Cost(net, losses.HalfSquaredError())
+    theta, x, y = (np.float32(v) for v in drawn_at_random(cost))
+    with pytest.raises(NotImplementedError):
+        draw.computation(cost, theta, x, y)
+
+
+def test_a_tap_that_changes_nothing_is_not_drawn():
+    dtypes = np.float32, jnp.bfloat16
+    nets = [jbp.Network([jbp.Dense(4), jbp.Tap(lambda d: d), jbp.Softmax()], input=(2,), dtype=d) for d in dtypes]
+    assert all(chain_of(net) is not None for net in nets)
+
+
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
@@ -461,6 +575,10 @@ def some_graphs() -> dict[str, draw.Graph]:
         "computation": draw.computation(cost, theta, x, y, highlight="w^2_{1←0}"),
         "elided": draw.computation(jbp.mlp(64, 30, 10), highlight="w^2_{17←20}"),
         "single": draw.single(cost, "b^2_1", theta, x, y),
+        "wide": draw.computation(jbp.mlp(2000, 2000, 10), highlight="w^2_{1234←777}"),
+        "deep": draw.computation(jbp.mlp(*[4] * 9), highlight="w^6_{1←2}", max_layers=2),
+        "deep, usual": draw.network(jbp.mlp(*[4] * 9), max_layers=3),
+        "small numbers": draw.computation(cost, theta * np.float32(1e-12), x, y * np.float32(1e-9)),
         "softmax": draw.computation(softmax_everywhere()),
         "layers": draw.network(residual, np.ones(residual.layout.size, np.float32)),
         "layers of C": draw.computation(residual),
@@ -530,6 +648,15 @@ def test_small_texts():
     assert graph.mermaid() == SMALL_MERMAID
 
 
+def test_a_derivative_has_the_name_of_what_it_is_by(graphs):
+    dot, mermaid = graphs["single"].dot(), graphs["layers with numbers"].mermaid()
+    assert "∂C/∂b^2_1 = " in dot
+    assert "derivative rms " in mermaid
+    assert "∂C/∂ " not in dot + mermaid
+    assert "⋯<br/>4 more layers<br/>80 parameters" in graphs["deep"].mermaid()
+    assert not any("dots" in graph.dot() + graph.mermaid() for graph in graphs.values())
+
+
 def test_names_are_mathematics():
     graph = draw.computation(jbp.mlp(30, 20, 2), highlight="w^2_{17<-7}")
     assert graph.node("w^2_{17←7}").label == r"$w^{2}_{17\leftarrow 7}$"
@@ -558,10 +685,33 @@ def test_pictures_are_drawn_and_nothing_lies_on_another(graphs):
             box = text.get_window_extent(renderer)
             assert -1 <= box.x0 <= box.x1 <= width + 1, (name, text.get_text())
             assert -1 <= box.y0 <= box.y1 <= height + 1, (name, text.get_text())
+        inside = {id: 0 for id in placed.at}  # each node's texts
+        for text in figure.axes[0].texts if graph.direction == "right" else ():
+            x, y = text.get_position()
+            for id, (left, top) in placed.at.items():
+                w, h = placed.size[id]
+                if abs(x - left) < w / 2 and abs(y - top) < h / 2 and text.get_zorder() == 5:
+                    box = text.get_window_extent(renderer).transformed(figure.axes[0].transData.inverted())
+                    assert max(abs(box.x0 - left), abs(box.x1 - left)) <= w / 2 + 0.01, (name, text.get_text())
+                    inside[id] += 1
+        assert graph.direction == "down" or all(inside.values()), name
         spots = [(id, *placed.at[id], *placed.size[id]) for id in placed.at]
         for i, (a, ax, ay, aw, ah) in enumerate(spots):
             for b, bx, by, bw, bh in spots[i + 1 :]:
                 assert abs(ax - bx) >= (aw + bw) / 2 - 1e-9 or abs(ay - by) >= (ah + bh) / 2 - 1e-9, (name, a, b)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_marked_and_do_not_spoil_the_others(bad):
+    theta = np.linspace(-1, 2, 17, dtype=np.float32)
+    theta[[3, 16]] = bad
+    figure = draw.network(jbp.mlp(2, 3, 2), theta).figure()
+    marked = [p for p in figure.axes[0].patches if to_hex(p.get_edgecolor()) == "#cc79a7"]
+    assert len(marked) == 2
+    assert [t.get_text() for t in figure.legends[0].texts][-1] == "not finite"
+    largest = f"{np.abs(theta[np.isfinite(theta)]).max():.3g}"
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == [f"−{largest}", "0", largest]
+    assert draw.network(jbp.mlp(2, 3, 2), theta * np.float32(np.nan)).figure().legends
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf", "dot", "gv", "mmd", "md"])
@@ -577,7 +727,7 @@ def test_notebooks_show_it(monkeypatch):
     svg = graph._repr_svg_()
     assert svg is not None
     assert "</svg>" in svg
-    assert repr(graph) == "<Graph: The graph of b^3_1 in the network 2-3-2; 5 nodes, 4 edges>"
+    assert repr(graph) == "<Graph: The graph of b^3_1 in the network 2-3-2; 6 nodes, 5 edges>"
     monkeypatch.delitem(sys.modules, "jbp.draw.figure")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert graph._repr_svg_() is None
@@ -603,11 +753,11 @@ BATCH = np.zeros((5, 2), np.float32)
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "symbol": (
         lambda: draw.single(NET, "w^2_{3←7}"),
-        "layout.index: unknown symbol 'w^2_{3←7}'. The nearest leaf has symbols w^2_{0←0} … w^2_{2←1}.",
+        "layout.index: unknown symbol 'w^2_{3←7}'. The nearest is w^2_{2←1}, of w^2_{0←0} … w^2_{2←1}.",
     ),
     "highlight": (
         lambda: draw.computation(NET, highlight="b^9_0"),
-        "layout.index: unknown symbol 'b^9_0'. The nearest leaf has symbols b^3_0 … b^3_1.",
+        "layout.index: unknown symbol 'b^9_0'. The nearest is b^3_0, of b^3_0 … b^3_1.",
     ),
     "no x, y": (
         lambda: draw.computation(COST, THETA),
@@ -628,7 +778,19 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "shape of x": (
         lambda: draw.computation(COST, THETA, np.zeros((1, 3), np.float32), Y[None]),
-        "x: expected a batch [N, 2], got float32[1, 3]. Build the Network for this input.",
+        "draw.computation: x has [1, 3], the network takes [2]. Give one example of that.",
+    ),
+    "x too short": (
+        lambda: draw.computation(COST, THETA, X[:1], Y),
+        "draw.computation: x has [1], the network takes [2]. Give one example of that.",
+    ),
+    "y alone": (
+        lambda: draw.single(COST, "b^3_0", THETA, X[None], Y),
+        "draw.single: x is a batch of one, y has [2]. Write y[None], or x[0].",
+    ),
+    "x alone": (
+        lambda: draw.single(COST, "b^3_0", THETA, X, Y[None]),
+        "draw.single: x is one example, y has [1, 2]. Write y[0], or x[None].",
     ),
     "NaN": (
         lambda: draw.computation(COST, THETA, X * np.float32(np.nan), Y),
@@ -651,6 +813,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         "Graph.save: expected a file that ends in .svg, .png, .pdf, .dot, .gv, .mmd, .md, got 'net.jpg'. "
         "Write for example net.svg.",
     ),
+    "no path": (
+        lambda: draw.network(NET).save(3),  # type: ignore[arg-type]
+        "Graph.save: expected a path, got 3. Write for example graph.save('network.svg').",
+    ),
     "file": (
         lambda: draw.network(NET).save("/nowhere/net.dot"),
         "Graph.save: expected a file that can be written, got '/nowhere/net.dot' (No such file or directory). "
@@ -664,7 +830,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "node": (
         lambda: draw.network(NET).node("a^7_0"),
         "Graph.node: 'a^7_0' is not drawn; there are x_0, x_1, a^2_0, a^2_1, a^2_2, a^3_0, a^3_1, …"
-        " Draw with a larger max_neurons.",
+        " Draw with a larger max_neurons or max_layers.",
     ),
     "no numbers": (
         lambda: draw.computation(NET).derivative("b^3_0"),

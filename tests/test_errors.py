@@ -123,6 +123,7 @@ ARRAY_DUE = (
 OPTIMIZER = "fit: expected an optax transformation as optimizer, got {}. As in optax.adam(1e-3)."
 BATCH = "fit: expected each batch as (x, y), got {}. Give two arrays as the tuple (x, y)."
 SYMBOL = "layout.index: unknown symbol {!r}. The nearest leaf has symbols {}."
+NEAREST = "layout.index: unknown symbol {!r}. The nearest is {}."
 
 
 def _zeros_of_a_row(key, shape, dtype):
@@ -321,8 +322,8 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: mlp().layout.flatten(mlp().layout.unflatten(THETA.astype(jnp.float32))[:1] + (((),) * 3)),
      "Layout.flatten: expected leaves 0.w, 0.b, 2.w, 2.b in the structure of this layout, got 0.w, 0.b. Start from "
      "layout.unflatten(theta), or make Layout.of(tree)."),
-    (lambda: mlp().layout.index("w^2_{4←0}"), SYMBOL.format("w^2_{4←0}", "w^2_{0←0} … w^2_{3←2}")),
-    (lambda: mlp().layout.index("w^9_{0<-0}"), SYMBOL.format("w^9_{0<-0}", "w^3_{0←0} … w^3_{1←3}")),
+    (lambda: mlp().layout.index("w^2_{4←0}"), NEAREST.format("w^2_{4←0}", "w^2_{3←0}, of w^2_{0←0} … w^2_{3←2}")),
+    (lambda: mlp().layout.index("w^9_{0<-0}"), NEAREST.format("w^9_{0<-0}", "w^3_{0←0}, of w^3_{0←0} … w^3_{1←3}")),
     (lambda: mlp().layout.index("b^2"), SYMBOL.format("b^2", "b^2_0 … b^2_3")),
     (lambda: RESIDUAL.layout.index("0.layer.v[0,1]"),
      SYMBOL.format("0.layer.v[0,1]", "0.layer.w[0,0] … 0.layer.w[2,2]")),

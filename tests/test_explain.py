@@ -116,6 +116,7 @@ def check(e, cost, theta, x, y):
     tolerance = 1e-12 * float(jnp.abs(expected).max())
     assert abs(e.value - expected[e.index]) <= tolerance
     assert e.value == e.contributions.sum()
+    assert (e.ok, e.note, set(e.agrees)) == (True, "", set(e.oracles))
     for way, value in e.oracles.items():
         assert abs(value - e.value) <= (1e-9 if way == "central difference" else tolerance)
     for part in e.parts:
@@ -238,10 +239,18 @@ Last product
 def test_golden_text(x64):
     text = str(explain(*tiny(), "w^2_{0<-1}"))
     assert text.split("\nOver the 3 examples")[0] == GOLDEN
-    rows = text.split("The same number\n")[1].splitlines()
+    over, rows = (part.splitlines() for part in text.split("\nOver the 3 examples\n")[1].split("\n\nThe same number\n"))
+    assert over == [
+        "  ∂C/∂w^2_{0←1} = 1/3 Σ_n ∂C_n/∂w^2_{0←1}",
+        "                = 6.12271e-05  1/3 ∂C_0/∂w^2_{0←1} = 0.333333 · 0.000183681",
+        "                - 4.65666e-05  1/3 ∂C_1/∂w^2_{0←1} = 0.333333 · (-0.0001397)",
+        "                + 5.92037e-05  1/3 ∂C_2/∂w^2_{0←1} = 0.333333 · 0.000177611",
+        "                = 7.38642e-05",
+    ]
     assert [row[:23].strip() for row in rows] == [
         "written out here", "cost.value_and_grad", "jax.grad(cost)", "central difference"
     ]  # fmt: skip
+    assert all(" agrees  " in row for row in rows[1:])
 
 
 def test_long_sums_are_elided_and_add_up():
@@ -278,7 +287,7 @@ class Tags(HTMLParser):
 @pytest.mark.parametrize(("make", "symbol"), [(tiny, "w^2_{2←1}"), (nested, "2.right.g[1,2]")])
 def test_markdown_and_html(make, symbol, x64):
     e = explain(*make(), symbol)
-    markdown = e.markdown()
+    markdown = e.to_markdown()
     outside = re.sub(r"```.*?```", "", markdown, flags=re.S)
     blocks, inline = (
         re.findall(r"\$\$(.*?)\$\$", outside, re.S),
@@ -291,11 +300,56 @@ def test_markdown_and_html(make, symbol, x64):
         parser.parse(f"${side}$")
     assert not set("δ∂←·′‖Σ") & set("".join((*blocks, *inline)))
     tags = Tags()
-    tags.feed(e.html())
+    tags.feed(e.to_html())
     assert tags.open == []
     assert not tags.seen & {"script", "link", "img"}
     assert e._repr_markdown_() == markdown
-    assert e._repr_html_() in e.html()
+    assert e._repr_html_() in e.to_html()
+    assert (e.markdown(), e.html()) == (markdown, e.to_html())
+
+
+@dataclass(frozen=True)
+class Straight(jbp.ReLU):
+    """ReLU forward, the identity back."""
+
+    def slope(self, saved):
+        return jnp.ones_like(saved)
+
+
+VERDICTS = {
+    "tap": (jbp.Tap(lambda d: 2 * d), [True, False, False], "layer 1 is a Tap, which may mean that"),
+    "clip": (jbp.Tap(lambda d: jnp.clip(d, -0.1, 0.1)), [False, False, False], "layer 1 is a Tap: is it linear in δ?"),
+    "rule": (Straight(), [True, False, False], "not the derivative of C: unless a layer means that"),
+    "kink": (jbp.LeakyReLU(), [True, True, False], "C has a kink"),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_it_says_what_does_not_agree(name, x64):
+    layer, agree, sentence = VERDICTS[name]
+    cost = jbp.Cost(jbp.Network([jbp.Dense(3, bias=False), layer, jbp.Dense(1)], input=(2,)), HALF)
+    theta = jnp.asarray([0.5, -0.5, 0.0, 0.5, 0.25, 0.0, 1.0, 2.0, 3.0, 0.1])  # z of the last neuron is 0
+    e = explain(cost, theta, *(jnp.asarray(v) for v in ([[1.0, 3.0]] * 2, [[0.0]] * 2)), "0.w[0,2]")
+    e = e if name == "kink" else explain(cost, theta, jnp.ones((2, 2)), jnp.zeros((2, 1)), "0.w[0,1]")
+    assert list(e.agrees.values()) == agree
+    assert sentence in e.note
+    assert e.note in str(e)
+    assert str(e).count("DOES NOT AGREE") == 3 - sum(agree)
+    assert "NOT the same number" in e.to_markdown()
+
+
+@pytest.mark.parametrize("settings", [{"dtype": jnp.bfloat16}, {"compute_dtype": jnp.bfloat16}, {}], ids=str)
+def test_what_is_allowed_is_rounding(settings):
+    cost = jbp.Cost(jbp.mlp(6, 5, 4, activation=jbp.Tanh(), **settings), HALF)
+    rng = np.random.default_rng(0)
+    theta = jnp.asarray(rng.standard_normal(cost.layout.size), cost.network.dtype)
+    x, y = (jnp.asarray(rng.standard_normal((20, n)), cost.network.dtype) for n in (6, 4))
+    gradient = np.asarray(cost.grad(theta, x, y))
+    most = int(np.abs(gradient).argmax())
+    for i in (*range(0, cost.layout.size, 15), most):
+        e = explain(cost, theta, x, y, cost.layout.symbol(i))
+        assert e.ok
+    assert e.allowed["jax.grad(cost)"] < (0.8 if settings else 1e-4) * abs(e.value)  # a factor of 2 shows
 
 
 class Plain:
@@ -326,7 +380,7 @@ def test_equations_are_the_docstrings():
 def test_errors():
     cost, theta, x, y = args = tiny()
     with pytest.raises(
-        jbp.InputError, match=r"unknown symbol 'w\^2_\{9←1\}'. The nearest leaf has symbols w\^2_\{0←0\}"
+        jbp.InputError, match=r"unknown symbol 'w\^2_\{9←1\}'. The nearest is w\^2_\{2←1\}, of w\^2_\{0←0\}"
     ):
         explain(*args, "w^2_{9←1}")
     with pytest.raises(jbp.InputError, match=r"example must be one of 0 … 2, got 3"):

@@ -97,6 +97,39 @@ def test_dead_units():
     assert "75%" in str(found)
 
 
+def test_the_layer_that_is_dead_is_named_and_not_the_one_below():
+    cost = jbp.Cost(jbp.mlp(4, 8, 8, 2, activation=jbp.ReLU()), HALF)
+    theta = cost.init(jax.random.key(0)).at[-2:].set(0.1)
+    x = jnp.asarray(np.random.default_rng(0).random((10, 4)), jnp.float32)
+    healthy = flow(cost, theta, x, jnp.ones((10, 2)))
+    b3 = cost.layout.offsets[cost.layout.names.index("2.b")]
+    found = flow(cost, theta.at[b3 : b3 + 8].set(-100), x, jnp.ones((10, 2)))
+    assert [row.dead for row in found.rows[:4]] == [None, healthy.rows[1].dead, None, 1.0]
+    assert healthy.rows[1].dead < 1 == found.rows[3].dead > found.rows[5].dead
+    assert found.rows[1].delta == 0
+    assert "; in layer 3 (ReLU) 100%." in found.verdict
+    softmax = jbp.Cost(jbp.mlp(4, 3, activation=jbp.Softmax()), HALF)
+    assert flow(softmax, theta[:15], x, jnp.ones((10, 3))).rows[1].dead == 0
+
+
+def test_what_is_not_finite():
+    cost = jbp.Cost(jbp.mlp(3, 4, 2), HALF)
+    theta, x, y = jnp.zeros(26).at[3].set(1), jnp.ones((4, 3)), jnp.ones((4, 2))
+    for place, layer in ((0, "0"), (14, "0"), (25, "2")):
+        found = flow(cost, theta.at[place].set(jnp.nan), x, y)
+        assert found.verdict == f"NOT FINITE: first the weights of layer {layer} (Dense)."
+        assert math.isnan(found.rows[-1].dead)
+        assert str(found).splitlines()[4].split()[-1] == "–"
+        assert json.loads(found.to_json())["rows"][-1]["dead"] == "nan"
+    assert len(found.figure().axes[3].patches) == 0
+    found = flow(cost, theta, x, y, theta.at[20].set(jnp.inf))
+    assert found.verdict == "NOT FINITE: first the update of layer 2 (Dense)."
+    with pytest.raises(jbp.InputError, match=r"x: expected finite numbers"):
+        flow(cost, theta, x * jnp.nan, y)
+    with pytest.raises(jbp.InputError, match=r"theta: expected \[P\]"):
+        flow(cost, theta[1:], x, y)
+
+
 def test_what_it_says():
     vanishing = chain(6, jbp.Sigmoid(), 1.0)
     exploding, healthy, zero, overflown = (chain(6, jbp.LeakyReLU(), scale) for scale in (6.0, 1.4, 0.0, 1e30))
@@ -120,8 +153,15 @@ def test_what_it_says():
         drawn = delta.collections[0].get_offsets()
         np.testing.assert_allclose(drawn[:, 0], [r.delta for r in found.rows if 0 < r.delta < math.inf])
         assert len(update.collections[0].get_offsets()) == sum(0 < (r.ratio or 0) < math.inf for r in found.rows)
-        assert len(dead.patches) == 2 * sum(r.dead is not None for r in found.rows)
+        assert len(dead.patches) == 2 * sum(r.dead is not None and r.dead >= 0 for r in found.rows)
     figure.savefig(io.BytesIO(), format="png", dpi=20)
+
+
+def test_a_deep_figure_names_all_layers_and_shows_whole_dots():
+    figure = chain(40, jbp.Tanh(), 1.0).figure()
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()][-2:] == ["77  Tanh", "78  Dense"]
+    assert not axes.collections[0].get_clip_on()
 
 
 def test_errors(monkeypatch):

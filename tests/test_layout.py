@@ -94,7 +94,8 @@ def test_arrows_may_be_ascii_and_numbers_may_have_digits():
     assert layout.index("b^{11}_{12}") == layout.size - 1
     assert layout.index("w^2_{1<-0}") == layout.index("w^2_{1←0}") == 1
     assert layout.symbol(layout.index("w^{11}_{12<-1}")) == "w^{11}_{12←1}"
-    assert layout.index("w^{2}_{1←0}") == 1
+    for same in ("w^{2}_{1←0}", "w^2_{1 <- 0}", " w^2_{1<-0}", "w^2_1<-0", "w^{ 2 }_1←0 "):
+        assert layout.index(same) == 1
     assert layout.symbol(layout.index("b^9_1")) == "b^9_1"
 
 
@@ -137,6 +138,21 @@ def test_layouts_are_hashable_and_static_under_jit():
 def test_an_unknown_symbol_raises(symbol: str):
     with pytest.raises(jbp.InputError, match="unknown symbol"):
         layout_of(3, 4, 2).index(symbol)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "says"),
+    [
+        ("w^2_{33<-1}", "The nearest is w^2_{3←1}, of w^2_{0←0} … w^2_{3←2}."),
+        ("w^7_{0<-9}", "The nearest is w^3_{0←3}, of w^3_{0←0} … w^3_{1←3}."),
+        ("a^2_0", "Weights are w^ℓ_{j←k}, biases b^ℓ_j. The nearest leaf has symbols w^2_{0←0} … w^2_{3←2}."),
+        ("b^2", "The nearest leaf has symbols b^2_0 … b^2_3."),
+    ],
+)
+def test_an_unknown_symbol_is_told_the_nearest(symbol: str, says: str):
+    with pytest.raises(jbp.InputError) as error:
+        layout_of(3, 4, 2).index(symbol)
+    assert str(error.value) == f"layout.index: unknown symbol {symbol!r}. {says}"
 
 
 def test_what_does_not_fit_raises():

@@ -5,15 +5,22 @@ and biases as nodes, --symbol and its paths to C marked; `jbp draw single` the g
 matplotlib; DOT (.dot, .gv) and Mermaid (.mmd, .md) are text and need nothing.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import draw
 from ..draw.graph import PICTURES, TEXTS
 from ..layer import InputError
+from ..reverse import Cost
 from . import options
+
+MANY = 2000  # edges from which on drawing takes several seconds
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,26 @@ class Settings(options.DigitsNetwork):
     symbol: str | None = options.option(
         None, str, "a weight or bias", "'w^2_{3<-7}'", "the one to follow; single takes that of the largest |∂C/∂|"
     )
-    digit: int = options.which_digit(0, "whose numbers are drawn in computation and single")
+    digit: int | None = options.which_digit(
+        None,
+        "whose numbers are drawn in computation and single; that of the largest |∂C/∂symbol|, or 0 without a symbol",
+    )
     max_neurons: int | None = options.number(
         None, int, 1, 2**31 - 1, "a whole number above 0", "of a column, drawn one by one; 10 in network, else 3", "10"
+    )
+    max_layers: int | None = options.number(
+        None, int, 1, 2**31 - 1, "a whole number above 0", "drawn one by one; 10 in network, else 5", "10"
     )
     out: str | None = options.file(
         "network.svg", "where to; the graph's name and .svg unless given", (*PICTURES, *TEXTS)
     )
+
+
+def _largest(cost: Cost, theta: Any, x: Any, y: Any, i: int) -> int:
+    """The example n of the largest |∂C_n/∂θ_i|: with a blank pixel there is nothing to see."""
+    each = jax.jit(lambda theta: cost.loss.value(cost.network(theta, x), jnp.asarray(y)))
+    _, slopes = jax.jvp(each, (theta,), (jnp.zeros_like(theta).at[i].set(1),))
+    return int(np.abs(slopes).argmax())
 
 
 def run(settings: Settings) -> int:
@@ -46,22 +66,25 @@ def run(settings: Settings) -> int:
             import matplotlib  # noqa: F401
     with settings.in_precision():
         cost, theta, x, y, *_ = settings.job()
-        x, y = x[settings.digit], y[settings.digit]
-        symbol = settings.symbol
-        if symbol is not None:
-            symbol = cost.layout.symbol(cost.layout.index(symbol))
-        elif settings.graph == "single":
+        i = None if settings.symbol is None else cost.layout.index(settings.symbol)
+        symbol = None if i is None else cost.layout.symbol(i)
+        digit = settings.digit or (0 if i is None or settings.digit == 0 else _largest(cost, theta, x, y, i))
+        x, y = x[digit], y[digit]
+        if symbol is None and settings.graph == "single":
             symbol = cost.layout.symbol(int(np.abs(cost.grad(theta, x[None], y[None])).argmax()))
-        most = {} if settings.max_neurons is None else {"max_neurons": settings.max_neurons}
+        asked = {"max_neurons": settings.max_neurons, "max_layers": settings.max_layers}
+        most = {name: value for name, value in asked.items() if value is not None}
         if settings.graph == "network":
             graph = draw.network(cost, theta, **most)
         elif settings.graph == "computation":
             graph = draw.computation(cost, theta, x, y, highlight=symbol, **most)
         else:
             graph = draw.single(cost, str(symbol), theta, x, y, **most)
+    if len(graph.edges) > MANY:
+        print(f"{len(graph.nodes):,} nodes and {len(graph.edges):,} edges: it takes a while", file=sys.stderr)
     graph.save(path)
     print(f"{graph.title}: {path}")
     if settings.graph != "network":
-        of_digit = f"C of digit {settings.digit} = {graph.node('C').value:.6g}"
+        of_digit = f"C of digit {digit} = {graph.node('C').value:.6g}"
         print(of_digit if symbol is None else f"{of_digit}, ∂C/∂{symbol} = {graph.derivative(symbol):.6g}")
     return 0

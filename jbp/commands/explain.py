@@ -34,7 +34,7 @@ def run(settings: Settings) -> int:
         print(found)
         return 0
     suffix = Path(settings.out).suffix.lower()
-    text = found.html() if suffix == ".html" else found.markdown() if suffix == ".md" else f"{found}\n"
+    text = found.to_html() if suffix == ".html" else found.to_markdown() if suffix == ".md" else f"{found}\n"
     options.write(settings.out, text)
     print(f"∂C/∂{found.symbol} = {found.value:.6g}, by induction: {settings.out}")
     return 0

@@ -164,6 +164,8 @@ def parse(kind: type[S], command: str, argv: Sequence[str], prog: str, usage: st
     if unknown:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], list(flags), n=1)
         hint = f"Did you mean {near[0]}?" if near else f"See: {prog} --help"
+        if unknown[0].startswith("--") and not near:
+            raise InputError(f"{unknown[0]}: {prog} has no such option. {hint}")
         raise InputError(f"{unknown[0]}: expected a command first, then options --name VALUE. {hint}")
     settings = vars(found) | {name: defaults[name] for name in words}
     for name, given in zip(words, others, strict=False):

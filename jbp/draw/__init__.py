@@ -8,6 +8,7 @@ Each returns a `Graph`: nodes, edges and boxes with their numbers, which can `sa
 A plain chain of dense layers is drawn neuron by neuron, any other network layer by layer.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -25,18 +26,23 @@ from .graph import Graph as Graph
 from .graph import Node as Node
 
 
-def network(net: Network | Cost, theta: Any = None, *, max_neurons: int = 10, depth: int = 6) -> Graph:
+def network(
+    net: Network | Cost, theta: Any = None, *, max_neurons: int = 10, max_layers: int = 10, depth: int = 6
+) -> Graph:
     """The usual graph. Given θ, edges have the weights as colour and thickness, nodes the biases as colour.
 
-    At most `max_neurons` of a column are drawn one by one. Off a plain chain: layers, in at most `depth` nested boxes;
-    given θ, the value of a layer is the array of its parameters. Raises `InputError` where θ does not fit.
+    At most `max_neurons` of a column and `max_layers` columns are drawn one by one, the rest as ⋮ and ⋯. Off a plain
+    chain: layers, in at most `depth` nested boxes; given θ, the value of a layer is the array of its parameters.
+    Raises `InputError` where θ does not fit.
     """
     net = _network("network", net)
-    _at_least_one(max_neurons=max_neurons, depth=depth)
+    _at_least_one(max_neurons=max_neurons, max_layers=max_layers, depth=depth)
     if theta is not None:
         net.layout.check(theta)
     chain = chain_of(net)
-    return layers.usual(net, theta, depth) if chain is None else neurons.usual(net, chain, theta, max_neurons)
+    return (
+        layers.usual(net, theta, depth) if chain is None else neurons.usual(net, chain, theta, max_neurons, max_layers)
+    )
 
 
 def computation(
@@ -47,19 +53,23 @@ def computation(
     *,
     highlight: str | None = None,
     max_neurons: int = 3,
+    max_layers: int = 5,
     depth: int = 6,
 ) -> Graph:
     """The computational graph after surgery, with the paths from the weight or bias `highlight` to C marked.
 
     Given θ and one example x `[*input]` or `[1, *input]` with its y: nodes have values and ∂C/∂value, edges have
     ∂target/∂source, so `graph.derivative("w^2_{3←7}")` is that coordinate of the gradient. At most `max_neurons` of a
-    column are drawn one by one, besides those that `highlight` names. Off a plain chain nodes are layers, in at most
-    `depth` nested boxes: their values are outputs, and parameters, each with ∂C/∂ of it, and edges have the δ that
-    comes back along them (of a layer inside a container's `jax.vmap` nothing is known but its parameters).
+    column, and `max_layers` layers with weights, are drawn one by one, besides those that `highlight` names, the rest
+    as ⋮ and ⋯: so a wide or deep network is drawn in a second or two, its derivatives still those of all of it.
+
+    Off a plain chain nodes are layers, in at most `depth` nested boxes: their values are outputs, and parameters, each
+    with ∂C/∂ of it, and edges have the δ that comes back along them (of a layer inside a container's `jax.vmap`
+    nothing is known but its parameters).
 
     Raises `InputError` where something does not fit.
     """
-    return _computation("computation", cost, theta, x, y, highlight, max_neurons, depth, alone=False)
+    return _computation("computation", cost, theta, x, y, highlight, max_neurons, max_layers, depth, alone=False)
 
 
 def single(
@@ -70,18 +80,19 @@ def single(
     y: Any = None,
     *,
     max_neurons: int = 3,
+    max_layers: int = 5,
     depth: int = 6,
 ) -> Graph:
     """The graph for one weight or bias: the paths from it to C, and what it meets; all else is folded away.
 
     `symbol`: as in `layout.symbol`, `<-` may stand for `←`. Numbers as in `computation`.
     """
-    return _computation("single", cost, theta, x, y, symbol, max_neurons, depth, alone=True)
+    return _computation("single", cost, theta, x, y, symbol, max_neurons, max_layers, depth, alone=True)
 
 
-def _computation(who, cost, theta, x, y, symbol, max_neurons, depth, alone) -> Graph:
+def _computation(who, cost, theta, x, y, symbol, max_neurons, max_layers, depth, alone) -> Graph:
     net = _network(who, cost)
-    _at_least_one(max_neurons=max_neurons, depth=depth)
+    _at_least_one(max_neurons=max_neurons, max_layers=max_layers, depth=depth)
     if symbol is not None:
         symbol = net.layout.symbol(net.layout.index(symbol))
     given = [value is not None for value in (theta, x, y)]
@@ -100,11 +111,22 @@ def _computation(who, cost, theta, x, y, symbol, max_neurons, depth, alone) -> G
     chain = chain_of(net)
     if chain is not None:
         numbers = numbers_of(cost, chain, theta, x, y) if all(given) else None
-        if alone:
-            return surgery.single(net, chain, numbers, max_neurons, symbol)
-        return surgery.whole(net, chain, numbers, max_neurons, symbol)
-    known = layers.known(cost, theta, x, y) if all(given) else None
-    return layers.single(net, known, depth, symbol) if alone else layers.surgery(net, known, depth, symbol)
+        draw = surgery.single if alone else surgery.whole
+        graph = draw(net, chain, numbers, max_neurons, max_layers, symbol)
+    else:
+        known = layers.known(cost, theta, x, y) if all(given) else None
+        graph = (layers.single if alone else layers.surgery)(net, known, depth, symbol)
+    return _naming(graph, cost.loss) if isinstance(cost, Cost) else graph
+
+
+def _naming(graph: Graph, loss: Any) -> Graph:
+    """The graph with the loss's name under its C: in the caption of the column, or in the node."""
+    name, C = type(loss).__name__, graph.node("C")
+    if C.box:
+        return replace(
+            graph, boxes=tuple(replace(b, label=f"{b.label}\n{name}") if b.id == C.box else b for b in graph.boxes)
+        )
+    return replace(graph, nodes=tuple(replace(n, label=f"{n.label}\n{name}") if n is C else n for n in graph.nodes))
 
 
 def _network(who: str, given: Any) -> Network:
@@ -121,12 +143,19 @@ def _at_least_one(**settings: int) -> None:
 
 
 def _one_example(who: str, net: Network, x: Any, y: Any) -> tuple[Any, Any]:
-    """x and y as a batch of one. Raises `InputError` if there are more examples."""
+    """x and y as a batch of one. Raises `InputError` if they are not of one example."""
     x, y = jax.tree.map(jnp.asarray, (x, y))
-    if all(np.shape(a) == s.shape for a, s in zip(jax.tree.leaves(x), jax.tree.leaves(net.input), strict=False)):
-        x, y = jax.tree.map(lambda a: a[None], (x, y))
-    n = [a.shape[0] for a in jax.tree.leaves((x, y)) if a.ndim]
-    if any(m != 1 for m in n):
+    due, xs, ys = (list(map(np.shape, jax.tree.leaves(tree))) for tree in (net.input, x, y))
+    shown = lambda shapes: ", ".join(str(list(shape)) for shape in shapes)
+    if xs == due:  # without a batch axis
+        if any(len(shape) > len(output.shape) for shape, output in zip(ys, jax.tree.leaves(net.output), strict=False)):
+            raise InputError(f"draw.{who}: x is one example, y has {shown(ys)}. Write y[0], or x[None].")
+        return jax.tree.map(lambda a: a[None], (x, y))
+    if [shape[1:] for shape in xs] != due or not all(xs):
+        raise InputError(f"draw.{who}: x has {shown(xs)}, the network takes {shown(due)}. Give one example of that.")
+    if xs[0][0] == 1 and any(shape[:1] != (1,) for shape in ys):
+        raise InputError(f"draw.{who}: x is a batch of one, y has {shown(ys)}. Write y[None], or x[0].")
+    if any(shape[:1] != (1,) for shape in (*xs, *ys)):
         raise InputError(
             f"draw.{who}: the numbers are those of one example, got x {described(x)} and y {described(y)}. "
             "Draw the first with x[0], y[0]."

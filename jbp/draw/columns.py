@@ -6,7 +6,7 @@ An edge that passes a column has a slot of its own there, so it meets no node, a
 import itertools
 import math
 
-from .graph import Graph, Node
+from .graph import Graph, Node, number
 from .layout import Placed, Point, extent_of, is_usual, numbered
 
 NAMED = 24  # edges of the usual graph that have their names beside them; more would be a tangle
@@ -50,15 +50,19 @@ def columns(graph: Graph) -> Placed:
 
 
 def _size(node: Node, numbers: bool) -> Point:
+    """Around its texts, and at least as large as such nodes are."""
+    shown = [number(v) for v in (node.value, node.derivative) if numbers and isinstance(v, float)]
+    label, value = extent_of(node.label)[0], max((extent_of(text)[0] for text in shown), default=0.0)
     if node.kind == "rest":
-        return 1.25, 0.62 if numbers or node.count > 1 else 0.44
+        return max(1.25, label + 0.16), 0.62 if numbers or node.count > 1 else 0.44
     if node.count > 1:
-        return 0.72, 0.5
-    if node.kind in ("weight", "bias"):
-        return (1.32, 0.4) if numbers else (0.66, 0.32)
+        return max(0.72, label), 0.5
+    if node.kind in ("weight", "bias"):  # the label at the left, the numbers at the right
+        return (max(1.32, 2 * max(label, value + 0.06) + 0.1), 0.4) if numbers else (max(0.66, label + 0.16), 0.32)
     if node.kind == "target":
-        return (0.8, 0.36) if numbers else (0.5, 0.32)
-    return (0.64, 0.64) if numbers else (0.52, 0.52)
+        return (max(0.8, extent_of(f"{node.label} = ")[0] + value + 0.1), 0.36) if numbers else (0.5, 0.32)
+    wide = max(0.64 if numbers else 0.52, label + 0.1, value + 0.06)
+    return wide, wide
 
 
 def _table(graph: Graph) -> list[list[Slot]]:

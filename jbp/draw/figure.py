@@ -4,6 +4,7 @@ Colours: Okabe & Ito, safe for the colour-blind; what they tell apart, shapes an
 """
 
 import itertools
+import math
 from typing import Any
 
 import matplotlib
@@ -19,6 +20,7 @@ from .layout import Placed, is_usual, numbered
 from .rows import layer_text, rows
 
 BLUE, ORANGE, INK, FAINT, GREY = "#0072B2", "#D55E00", "#333333", "#B4B4B4", "#777777"
+NOT_FINITE: Any = {"color": "#CC79A7", "lw": 1.8, "ls": (0, (1, 1))}
 FILL = {
     "input": "#EFEFEF", "target": "#EFEFEF", "weight": "#CFE6F5", "bias": "#CFE6F5", "parameters": "#CFE6F5",
     "rest": "#E7F2FA", "cost": "#FBE3A6", "join": "white", "split": INK, "layer": "white",
@@ -43,7 +45,7 @@ def figure(graph: Graph) -> Figure:
     widened = max(0.5, 5.5 - (right - left)) / 2
     left, right = left - widened, right + widened
     ncols = max(1, min(len(handles), int((right - left) / 1.7)))
-    top, bottom = top - 0.65, bottom + 0.45 + 0.17 * -(-len(handles) // ncols) + 0.2 * (scale is not None)
+    top, bottom = top - 0.65, bottom + 0.45 + 0.17 * -(-len(handles) // ncols) + 0.3 * (scale is not None)
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(right - left, bottom - top), facecolor="white")
         axes = drawn.add_axes((0, 0, 1, 1))
@@ -68,7 +70,7 @@ def figure(graph: Graph) -> Figure:
             drawn.legend(handles=handles, loc="lower center", ncols=ncols, frameon=False, fontsize=7.5,
                          columnspacing=1.4, handletextpad=0.5)  # fmt: skip
         if scale is not None:
-            _colour_bar(drawn, scale)
+            _colour_bar(drawn, scale, 0.42 if handles else 0.32)
     return drawn
 
 
@@ -80,12 +82,16 @@ def save(drawn: Figure, file: Any, suffix: str) -> None:
 
 
 def _scale(graph: Graph) -> Any:
-    """The colour scale of the usual graph with weights; symmetric around 0."""
+    """The colour scale of the usual graph with weights: of the finite ones, symmetric around 0."""
     if not is_usual(graph):
         return None
-    sizes = [abs(e.weight) for e in graph.edges if e.weight is not None]
-    sizes += [abs(n.value) for n in graph.nodes if isinstance(n.value, float)]
+    sizes = [abs(v) for v in _weights(graph) if math.isfinite(v)]
     return Normalize(-max(sizes, default=1) or -1.0, max(sizes, default=1) or 1.0) if sizes else None
+
+
+def _weights(graph: Graph) -> list[float]:
+    """Those of the usual graph, and its biases."""
+    return [v for v in (*(e.weight for e in graph.edges), *(n.value for n in graph.nodes)) if isinstance(v, float)]
 
 
 def _frame(axes: Any, rectangle: tuple[float, float, float, float], label: str, odd: int) -> None:
@@ -100,10 +106,12 @@ def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Pl
     usual, numbers = is_usual(graph), numbered(graph)
     source = graph.node(edge.source)
     colour, width = (ORANGE, 1.8) if edge.highlighted else (FAINT, 0.8)
-    if usual and edge.weight is not None and scale is not None:
+    dashes: Any = (0, (2, 1.5)) if source.fixed and not edge.highlighted else "-"
+    if edge.weight is not None and not math.isfinite(edge.weight):
+        colour, width, dashes = NOT_FINITE.values()
+    elif usual and edge.weight is not None and scale is not None:
         strength = abs(edge.weight) / scale.vmax
         colour, width = to_hex(SIGNED(scale(edge.weight))), 0.4 + 2.6 * strength
-    dashes: Any = (0, (2, 1.5)) if source.fixed and not edge.highlighted else "-"
     curve = Path([path[0], path[-1]]) if usual else _smooth(path) if placed.smooth else _rounded(path)
     axes.add_artist(
         PathPatch(curve, facecolor="none", edgecolor=colour, lw=width, ls=dashes, zorder=2 if edge.highlighted else 1)
@@ -181,8 +189,11 @@ def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> No
         "facecolor": FILL.get(node.kind, "white"), "edgecolor": edgecolor, "lw": lw, "zorder": 4,
         "ls": (0, (3, 2)) if node.fixed else "-",
     }  # fmt: skip
-    if scale is not None and isinstance(node.value, float):
-        outline["facecolor"] = SIGNED(scale(node.value))
+    if is_usual(graph) and isinstance(node.value, float):
+        if not math.isfinite(node.value):
+            outline |= {"edgecolor": NOT_FINITE["color"], "lw": NOT_FINITE["lw"], "ls": NOT_FINITE["ls"]}
+        elif scale is not None:
+            outline["facecolor"] = SIGNED(scale(node.value))
     if node.count > 1 and graph.direction == "right" and node.kind != "rest":
         axes.text(x, y, node.label, ha="center", va="center", zorder=5, linespacing=1.2, color=INK)
         return
@@ -241,13 +252,14 @@ def _legend(graph: Graph) -> list[Line2D]:
             {"color": ORANGE} | figures,
         ),
         (any(e.highlighted for e in graph.edges), "paths to C", {"color": ORANGE, "lw": 1.8}),
+        (is_usual(graph) and not all(map(math.isfinite, _weights(graph))), "not finite", NOT_FINITE),
     ]
     return [Line2D([], [], label=text, **mark) for there, text, mark in marks if there]
 
 
-def _colour_bar(drawn: Figure, scale: Any) -> None:
+def _colour_bar(drawn: Figure, scale: Any, y: float) -> None:
     width, height = drawn.get_size_inches()
-    bar = drawn.add_axes(((width / 2 - 1.2) / width, 0.32 / height, 2.4 / width, 0.09 / height))
+    bar = drawn.add_axes(((width / 2 - 1.2) / width, y / height, 2.4 / width, 0.09 / height))
     drawn.colorbar(matplotlib.cm.ScalarMappable(scale, SIGNED), cax=bar, orientation="horizontal")
     bar.set_xticks([scale.vmin, 0, scale.vmax], [number(scale.vmin), "0", number(scale.vmax)], fontsize=7)
     bar.tick_params(length=2, pad=1)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,7 +96,9 @@ class Graph:
         id = id.replace("<-", "←")
         if id not in self._by_id:
             some = ", ".join([n.id for n in self.nodes][:8])
-            raise InputError(f"Graph.node: {id!r} is not drawn; there are {some}, … Draw with a larger max_neurons.")
+            raise InputError(
+                f"Graph.node: {id!r} is not drawn; there are {some}, … Draw with a larger max_neurons or max_layers."
+            )
         return self._by_id[id]
 
     def edge(self, source: str, target: str) -> Edge:
@@ -173,11 +176,13 @@ class Graph:
 
         return mermaid(self)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | PathLike) -> Path:
         """Write a picture (.svg, .png, .pdf) or text (.dot, .gv; .mmd, and .md with a fence around). Returns the path.
 
         Raises `InputError` for another suffix, and where the file can't be written.
         """
+        if not isinstance(path, (str, PathLike)):
+            raise InputError(f"Graph.save: expected a path, got {path!r}. Write for example graph.save('network.svg').")
         path = Path(path)
         suffix = path.suffix.lower()
         if suffix not in PICTURES + TEXTS:
@@ -267,8 +272,8 @@ def number(value: Any) -> str:
     if value is None:
         return ""
     if np.ndim(value):
-        return f"rms {number(math.sqrt(float(np.mean(np.square(value)))))}"
-    text = f"{float(value):.3g}"
+        return f"rms {number(math.sqrt(float(np.mean(np.square(np.asarray(value, np.float64))))))}"
+    text = f"{float(value) + 0.0:.3g}"  # −0.0 + 0.0 is 0.0
     if "e" in text:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}·10{str(int(exponent)).translate(_UPPER)}"

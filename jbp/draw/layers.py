@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..layer import InputError, described
+from ..layer import InputError
 from ..network import Network
 from ..readouts import Summed
 from ..reverse import Cost
 from ..trace import Record, run
 from .graph import Edge, Graph, Node, math_label, number
+from .marks import shape_text
 from .program import Flow, of_layers
 from .record import flat, recorded
 
@@ -65,7 +66,8 @@ def known(cost: Cost, theta: Any, x: Any, y: Any) -> Known:
 
 def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | None) -> Graph:
     """The parameters of each layer as a node of their own, y and C; given numbers, their values and ∂C/∂ of each."""
-    program = of_layers(net, "The computational graph, layer by layer", depth, fold=highlight is None)
+    followed = net.layout.names[_leaf_of(net, highlight)] if highlight else ""
+    program = of_layers(net, "The computational graph, layer by layer", depth, keep=followed)
     graph, holder = program.graph, program.holder
     theta, gradient = (None, None) if numbers is None else (numbers.theta, numbers.gradient)
     if numbers is not None and numbers.record is not None:
@@ -93,8 +95,7 @@ def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | No
         nodes.append(node)
         edges.append(Edge(node.id, at, delta=node.derivative))
     if highlight:
-        leaf, i = _leaf_of(net, highlight), net.layout.index(highlight)
-        at = holder(net.layout.names[leaf])
+        at, i = holder(followed), net.layout.index(highlight)
         value, slope = (None if v is None else float(v[i]) for v in (theta, gradient))
         edges += [Edge(highlight, at, delta=slope)] * bool(at)
         nodes.append(Node(highlight, math_label(highlight), "weight", value, slope, box=boxes.get(at)))
@@ -118,8 +119,9 @@ def _leaf_of(net: Network, name: str) -> int:
 def _ended(graph: Graph, output: Flow, numbers: Known | None, highlight: str | None) -> Graph:
     """With y and C, and what depends on `highlight` marked."""
     y, C = (None, None) if numbers is None else (numbers.y, numbers.C)
-    shown = "" if y is None else f"\n{number(np.asarray(y).item()) if np.size(y) == 1 else described(y)}"
-    nodes = [*graph.nodes, Node("y", f"$y${shown}", "target", fixed=True)]
+    one = y is not None and np.size(y) == 1
+    shown = "" if y is None else f"\n{number(np.asarray(y).item())}" if one else f"\n{shape_text(y)}"
+    nodes = [*graph.nodes, Node("y", f"$y${shown}", "target", None if one else flat([y]), fixed=True)]
     nodes.append(Node("C", "$C$", "cost", C, None if C is None else 1.0))
     seed = numbers and numbers.record and flat([numbers.record.delta])
     edges = [*graph.edges, *(Edge(id, "C", delta=seed if len(output) == 1 else None) for id in output), Edge("y", "C")]

@@ -93,8 +93,12 @@ def _same(a: Any, b: Any) -> bool:
         return False
 
 
-def mark(layer: Any, path: tuple[str, ...], notes: dict[int, Note], depth: int, fold: bool) -> Marked:
-    """The layer and the layers inside it, marked; what is deeper than `depth` boxes stays inside its container."""
+def mark(layer: Any, path: tuple[str, ...], notes: dict[int, Note], depth: int, keep: str) -> Marked:
+    """The layer and the layers inside it, marked; what is deeper than `depth` boxes stays inside its container.
+
+    Of equal containers one after another the first stands for all, but for the one that holds the leaf `keep`.
+    """
+    kept = lambda i: keep.startswith(".".join((*path, str(i), "")))
     number = len(notes)
     inside = [child for p, child in walk(layer) if p]
     note = notes[number] = Note(".".join(path), layer, bool(inside) and depth > 0)
@@ -109,8 +113,9 @@ def mark(layer: Any, path: tuple[str, ...], notes: dict[int, Note], depth: int, 
             for i, child in enumerate(value):
                 before = marked[-1] if marked else None
                 if (
-                    fold
-                    and before is not None
+                    before is not None
+                    and not kept(i)
+                    and not kept(i - 1)
                     and _is_layer(child)
                     and _has_layers(child)
                     and _same(child, value[i - 1])
@@ -121,10 +126,10 @@ def mark(layer: Any, path: tuple[str, ...], notes: dict[int, Note], depth: int, 
                                          repeats=before.number if first is None else first)  # fmt: skip
                     marked.append(Marked(child, again, notes))
                 else:
-                    marked.append(mark(child, (*path, str(i)), notes, depth - 1, fold) if _is_layer(child) else child)
+                    marked.append(mark(child, (*path, str(i)), notes, depth - 1, keep) if _is_layer(child) else child)
             children[f.name] = tuple(marked)
         elif _is_layer(value):
-            children[f.name] = mark(value, (*path, f.name), notes, depth - 1, fold)
+            children[f.name] = mark(value, (*path, f.name), notes, depth - 1, keep)
     try:
         return Marked(replace(layer, **children), number, notes)
     except (TypeError, ValueError):  # a container that takes no other children is drawn as one layer

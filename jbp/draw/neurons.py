@@ -28,6 +28,12 @@ def rows(width: int, most: int, keep: Sequence[int] = ()) -> list[range]:
     return found
 
 
+def groups(first: int, last: int, most: int, keep: Sequence[int] = ()) -> list[range]:
+    """The layers from `first` to `last`: at most `most` one by one, and ranges of the others, each drawn as one (⋯)."""
+    found = rows(last - first + 1, most, [l - first for l in keep])
+    return [range(row[0] + first, row[-1] + first + 1) for row in found]
+
+
 def piece(array: np.ndarray | None, *where: range) -> Any:
     """The part of an array at given rows: a float if it is one number."""
     if array is None:
@@ -51,13 +57,14 @@ def _plural(n: int, what: str) -> str:
 
 
 def name_of(net: Network, chain: Chain) -> str:
-    return "-".join(map(str, (chain.widths[0], *chain.sums)))
+    widths = [str(width) for width in (chain.widths[0], *chain.sums)]
+    return "-".join(widths if len(widths) <= 12 else [*widths[:4], "…", widths[-1]])
 
 
 # -- the usual graph --------------------------------------------------------------------------------------------------
 
 
-def usual(net: Network, chain: Chain, theta: Any, most: int) -> Graph:
+def usual(net: Network, chain: Chain, theta: Any, most: int, most_layers: int) -> Graph:
     """Neurons in columns, weights on the edges between them."""
     nodes: list[Node] = []
     edges: list[Edge] = []
@@ -65,7 +72,18 @@ def usual(net: Network, chain: Chain, theta: Any, most: int) -> Graph:
     L = len(chain.widths)
     leaves = {} if theta is None else dict(zip(net.layout.names, pieces_of(net, np.asarray(theta)), strict=True))
     before: list[tuple[range, Node]] = []
-    for l, width in enumerate([chain.widths[0], *chain.sums], start=1):
+    widths = [chain.widths[0], *chain.sums]
+    for at_column, group in enumerate(groups(1, L, most_layers)):
+        l, width = group[0], widths[group[0] - 1]
+        if len(group) > 1:
+            count = sum(widths[l - 1] for l in group)
+            boxes.append(Box(f"layer {l}", f"layers {l} … {group[-1]}\n{_plural(count, 'neuron')}", frame=False))
+            label = f"$\\cdots$\n{len(group):,} more layers"
+            nodes.append(
+                Node(f"layers {l}…{group[-1]}", label, "neuron", count=count, box=f"layer {l}", place=(at_column, 0))
+            )
+            before = []
+            continue
         role = "input" if l == 1 else "output" if l == L else "hidden"
         boxes.append(Box(f"layer {l}", f"layer {l}, {role}\n{_plural(width, 'neuron')}", frame=False))
         w, b = (leaves.get(f"{places_of(net)[l - 2]}.{name}") if l > 1 else None for name in "wb")
@@ -73,7 +91,7 @@ def usual(net: Network, chain: Chain, theta: Any, most: int) -> Graph:
         for at, row in enumerate(rows(width, most)):
             letter, upper = letter_of(chain, l)
             node = neuron(
-                letter, upper, row, b, kind="input" if l == 1 else "neuron", box=f"layer {l}", place=(l - 1, at)
+                letter, upper, row, b, kind="input" if l == 1 else "neuron", box=f"layer {l}", place=(at_column, at)
             )
             column.append((row, node))
             for source, node_before in before:

@@ -157,10 +157,10 @@ class Program:
         return found
 
 
-def of_layers(net: Network, title: str, depth: int, fold: bool = True) -> Program:
-    """The program that a network's forward is."""
+def of_layers(net: Network, title: str, depth: int, keep: str = "") -> Program:
+    """The program that a network's forward is, the layer with the leaf `keep` drawn by itself."""
     notes: dict[int, Note] = {}
-    marked = mark(net.layer.layers, (), notes, depth + 1, fold)
+    marked = mark(net.layer.layers, (), notes, depth + 1, keep)
     theta = jax.ShapeDtypeStruct((net.layout.size,), net.dtype)
     params, x = jax.eval_shape(net.layout.unflatten, theta), batch_of(net.input)
     closed = jax.make_jaxpr(lambda params, x: marked.layer.forward(params, x, Context())[0])(params, x)

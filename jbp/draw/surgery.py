@@ -16,7 +16,7 @@ import numpy as np
 from ..network import Network
 from .chain import Chain, Numbers, places_of
 from .graph import Box, Edge, Graph, Node, math_label, symbol
-from .neurons import letter_of, name_of, neuron, piece, rows
+from .neurons import groups, letter_of, name_of, neuron, piece, rows
 
 
 def _given(array: np.ndarray | None) -> np.ndarray:
@@ -60,13 +60,14 @@ class _Surgery:
             for at, row in enumerate(given)
         ]  # fmt: skip
 
-    def neurons(self, l: int, given: list[range] | None = None) -> tuple[str, list[tuple[range, Node]]]:
-        """A column of neurons: a^ℓ where g is element-wise, else the sums z^ℓ."""
-        letter = "a" if self.chain.elementwise[l - 2] else "z"
+    def neurons(self, l: int, given: list[range] | None = None, folded: bool = False) -> list[tuple[range, Node]]:
+        """A column of neurons: a^ℓ where g is element-wise or layers before are folded away, else the sums z^ℓ."""
+        letter = "a" if self.chain.elementwise[l - 2] or folded else "z"
         kind: Any = "neuron" if letter == "a" else "sum"
-        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else ""))
-        given = self.rows(self.chain.sums[l - 2], l) if given is None else given
-        return letter, [
+        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else f"\n{self.chain.g[l - 2]}"))
+        width = (self.chain.widths[l - 1 :] if letter == "a" else self.chain.sums[l - 2 :])[0]
+        given = self.rows(width, l) if given is None else given
+        return [
             (row, self.add(neuron(letter, l, row, self.of(letter, l), kind=kind, box=box, place=(self.column, at))))
             for at, row in enumerate(given)
         ]
@@ -78,18 +79,44 @@ class _Surgery:
         z = self.numbers.z[l - 2]
         return self.numbers.slope[l - 2] if self.chain.elementwise[l - 2] else np.ones_like(z)
 
-    def carry(self, l: int, before: list, after: list) -> None:
-        """Edges a^{ℓ-1}_k → neuron j: ∂ = slope_j · w_{j←k}."""
-        s, w = self.slope(l), self.of("w", l)
-        jacobian = None if s is None else s[:, None] * w
+    def carry(self, group: range, before: list, after: list) -> None:
+        """Edges a^{ℓ-1}_k → neuron j: ∂ = slope_j · w_{j←k}; through several layers, their product."""
+        jacobian = None
+        if self.numbers is not None:
+            for l in group:
+                s, w = _given(self.slope(l) if len(group) == 1 else self.numbers.slope[l - 2]), self.of("w", l)
+                step = s[:, None] * w if s.ndim == 1 else s @ w
+                jacobian = step if jacobian is None else step @ jacobian
         for j, node in after:
             for k, source in before:
                 self.edges.append(Edge(source.id, node.id, partial=piece(jacobian, j, k)))
 
+    def layers(self, first: int, before: list, most: int) -> list[tuple[range, Node]]:
+        """Column after column from layer `first` to the output, all weights folded into the edges."""
+        L = len(self.chain.widths)
+        for group in groups(first, L, most) if first <= L else ():
+            l = group[-1]
+            self.column += 2
+            after = self.neurons(l, folded=len(group) > 1)
+            self.carry(group, before, after)
+            before = after if self.chain.elementwise[l - 2] or len(group) > 1 else self.behind(l, after)
+        return before
+
+    def folded(self, group: range, count: int, before: list) -> list[tuple[range, Node]]:
+        """The column of the last layer of several, all their weights in one node."""
+        what = f"$\\cdots$\n{len(group)} more layers\n{count:,} parameters"
+        box, column = self.caption(f"layers {group[0]} … {group[-1]}"), self.column
+        rest = self.add(Node(f"rest of layer {group[-1]}", what, "rest", count=count, box=box, place=(column, 0, -2)))
+        self.column += 1
+        after = self.neurons(group[-1], folded=True)
+        self.edges += [Edge(rest.id, node.id) for _, node in after]
+        self.carry(group, before, after)
+        return after
+
     def behind(self, l: int, sums: list) -> list[tuple[range, Node]]:
         """The column of a^ℓ behind the sums, where g is not element-wise."""
         self.column += 2
-        box = self.caption(f"layer {l}")
+        box = self.caption(f"layer {l}\n{self.chain.g[l - 2]}")
         column = [
             (row, self.add(neuron("a", l, row, self.of("a", l), kind="neuron", box=box, place=(self.column, at))))
             for at, row in enumerate(self.rows(self.chain.widths[l - 1], l))
@@ -120,6 +147,16 @@ class _Surgery:
         if n is not None and not each:
             y = Node("y", "$y$", "target", value=float(n.y), fixed=True, box=box, place=(self.column, -1, -1))
             self.edges.append(Edge(self.add(y).id, "C"))
+        width, shown = self.chain.widths[-1], {j for row, _ in outputs for j in row}
+        if others := [j for j in range(width) if j not in shown]:  # C needs them too
+            of_a = (
+                None if n is None else n.cost_of_a[None, others] if len(others) > 1 else float(n.cost_of_a[others[0]])
+            )
+            label = "all other outputs" + "\nand their y" * each
+            rest = Node(
+                "other outputs", label, "rest", fixed=True, count=len(others), box=box, place=(self.column, 1, 2)
+            )
+            self.edges.append(Edge(self.add(rest).id, "C", partial=of_a))
         self.column += 1
         value = None if n is None else n.cost
         self.add(Node("C", "$C$", "cost", value=value, box=self.caption("cost"), place=(self.column, 0)))
@@ -169,18 +206,26 @@ def _plain(row: np.ndarray) -> Any:
     return float(row.item()) if row.size == 1 else row[0]
 
 
-def whole(net: Network, chain: Chain, numbers: Numbers | None, most: int, highlight: str | None) -> Graph:
+def whole(
+    net: Network, chain: Chain, numbers: Numbers | None, most: int, most_layers: int, highlight: str | None
+) -> Graph:
     """Every weight and bias a node; multiplication at nodes."""
     keep = _kept(net, highlight)
     build = _Surgery(chain, numbers, most, keep)
     has_bias = [f"{i}.b" in net.layout.names for i in places_of(net)]
     before = build.first()
-    for l in range(2, len(chain.widths) + 1):
+    followed = [parts_of(net, highlight)[0]] if highlight else []
+    for group in groups(2, len(chain.widths), most_layers, followed):
         build.column += 1
+        l = group[0]
+        if len(group) > 1:
+            count = sum(chain.sums[l - 2] * (chain.widths[l - 2] + has_bias[l - 2]) for l in group)
+            before = build.folded(group, count, before)
+            continue
         parameters = build.caption(f"weights{' and biases' * has_bias[l - 2]}\nof layer {l}")
         column = build.column
         build.column += 1
-        _, after = build.neurons(l)
+        after = build.neurons(l)
         s, w, b = build.slope(l), build.of("w", l), build.of("b", l)
         a = build.of("a", l - 1)
         shown = 0
@@ -209,7 +254,7 @@ def whole(net: Network, chain: Chain, numbers: Numbers | None, most: int, highli
                         place=(column, at, -2))  # fmt: skip
             build.add(rest)
             build.edges += [Edge(rest.id, node.id) for _, node in after]
-        build.carry(l, before, after)
+        build.carry(group, before, after)
         before = after if chain.elementwise[l - 2] else build.behind(l, after)
     build.finish(before)
     return build.graph(f"The computational graph of the network {name_of(net, chain)}", highlight)
@@ -233,7 +278,7 @@ def parts_of(net: Network, name: str) -> tuple[int, int, int | None]:
     return (l, where[1], where[0]) if letter == "w" else (l, where[0], None)
 
 
-def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, name: str) -> Graph:
+def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, most_layers: int, name: str) -> Graph:
     """The graph for one weight or bias: only what depends on it, and what it meets."""
     l, j, k = parts_of(net, name)
     build = _Surgery(chain, numbers, most, {l: [j]})
@@ -243,12 +288,16 @@ def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, name:
     box = build.caption("the weight" if k is not None else "the bias")
     column = build.column
     build.column += 1
-    _, after = build.neurons(l, [range(j, j + 1)])
+    after = build.neurons(l, [range(j, j + 1)])
     value = rest = slope = by_value = by_met = None  # the sum is a·value + rest
     if numbers is not None:
-        w, b = numbers.w[l - 2], numbers.b[l - 2]
-        value, a = (float(w[j, k]), float(numbers.a[l - 2][k])) if k is not None else (float(_given(b)[j]), 1.0)
-        rest, slope = float(numbers.z[l - 2][j]) - a * value, float(_given(build.slope(l))[j])
+        terms = numbers.w[l - 2][j].astype(np.float64) * numbers.a[l - 2]
+        value = 0.0 if numbers.b[l - 2] is None else float(_given(numbers.b[l - 2])[j])
+        a, rest = 1.0, float(terms.sum())
+        if k is not None:
+            rest = float(np.delete(terms, k).sum()) + value
+            value, a = float(numbers.w[l - 2][j, k]), float(numbers.a[l - 2][k])
+        slope = float(_given(build.slope(l))[j])
         by_value, by_met = slope * a, slope * value
     build.add(Node(name, math_label(name), kind, value, box=box, place=(column, 0, 0)))
     text = "all other terms\nof the sum"
@@ -257,10 +306,6 @@ def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, name:
     build.edges += [Edge(name, into, partial=by_value), Edge("rest", into, partial=slope)]
     build.edges += [Edge(node.id, into, partial=by_met) for _, node in meets]
     before = after if chain.elementwise[l - 2] else build.behind(l, after)
-    for m in range(l + 1, len(chain.widths) + 1):
-        build.column += 2
-        _, after = build.neurons(m)
-        build.carry(m, before, after)
-        before = after if chain.elementwise[m - 2] else build.behind(m, after)
+    before = build.layers(l + 1, before, most_layers)
     build.finish(before)
     return build.graph(f"The graph of {name} in the network {name_of(net, chain)}", name)

@@ -15,13 +15,14 @@ def _lines(node: Node) -> list[str]:
     """The lines of a node's label as plain text, values last."""
     if node.kind == "split":
         return [""]
-    name = node.label.replace("$\\vdots$", "⋮").replace("\\$", "$").split("\n")
+    name = node.label.replace("$\\vdots$", "⋮").replace("$\\cdots$", "⋯").replace("\\$", "$").split("\n")
     if node.count == 1 and "$" in name[0]:
         name = [node.id, *name[1:]]
+    of = f"∂C/∂{node.id} =" if node.count == 1 and split_symbol(node.id) else "derivative"
     return (
         name
         + [value_text(node)] * (node.value is not None)
-        + ([f"∂C/∂ = {number(node.derivative)}"] * (node.derivative is not None and node.kind != "cost"))
+        + ([f"{of} {number(node.derivative)}"] * (node.derivative is not None and node.kind != "cost"))
     )
 
 

@@ -11,6 +11,7 @@ shows the equation in its docstring, with the norms of its δ. `Explanation` hol
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ from ..compare import in_float64
 from ..layer import Context, InputError, Theta
 from ..reverse import Cost
 from ..trace import Record, Step, run
-from .argument import Argument, contributions_of
+from .agreement import note, rounding
+from .argument import Argument, braced, contributions_of
 from .parts import Explanation as Explanation
 from .parts import Line, Part, Term
 
@@ -41,7 +43,7 @@ def explain(
 
     `example`: the one that is written out, the one that contributes most unless given. The same number is then found by
     `cost.value_and_grad`, by `jax.grad(cost)`, and by a central difference in float64, whether or not x64 is on (with a
-    key in the context, in θ's own dtype).
+    key in the context, in θ's own dtype); `.agrees` and the text say which of them agree.
     Raises `InputError` for a symbol that is not in the network (with the nearest), under jit, and as `cost.check`.
     """
     i = cost.layout.index(symbol)
@@ -52,19 +54,21 @@ def explain(
     if not 0 <= n < len(contributions):
         raise InputError(f"explain: example must be one of 0 … {len(contributions) - 1}, got {example}.")
     settings: dict[str, Any] = {"weights": weights, "context": context}
-    C, gradient = cost.value_and_grad(theta, x, y, **settings)
-    difference, step, dtype = _central_difference(cost, theta, x, y, i, settings)
-    oracles = {
-        "cost.value_and_grad": float(gradient[i]),
-        "jax.grad(cost)": float(jax.grad(cost)(jnp.asarray(theta), x, y, **settings)[i]),
-        "central difference": difference,
+    ways = {
+        "cost.value_and_grad": lambda theta: cost.value_and_grad(theta, x, y, **settings)[1][i],
+        "jax.grad(cost)": lambda theta: jax.grad(cost)(theta, x, y, **settings)[i],
     }
+    oracles = {way: float(gradient(jnp.asarray(theta))) for way, gradient in ways.items()}
+    allowed = dict.fromkeys(oracles, rounding(record, owner, pair, where, theta, list(ways.values())))
+    oracles["central difference"], error, step, dtype = _central_difference(cost, theta, x, y, i, settings)
+    allowed["central difference"] = allowed["jax.grad(cost)"] + error
     symbol = cost.layout.symbol(i)
-    argument = Argument(cost, record, y, n, symbol)
-    parts = [*argument.parts(owner, pair, where), *_batch(cost, record, contributions, symbol, weights)]
+    parts = Argument(cost, record, y, n, symbol).parts(owner, pair, where)
+    parts += _batch(cost, record, contributions_of(pair, where), symbol, weights)
     value = float(contributions.sum())
-    at = float(theta[i]), float(C), cost.reduction, n
-    return Explanation(symbol, i, *at, tuple(parts), contributions, value, oracles, step, dtype)
+    at = float(theta[i]), float(cost(theta, x, y, **settings)), cost.reduction, n
+    found = Explanation(symbol, i, *at, tuple(parts), contributions, value, oracles, allowed, step, dtype)
+    return replace(found, note=note(found.agrees, record))
 
 
 def _located(cost: Cost, record: Record, i: int) -> tuple[Step, Any, tuple[int, ...]]:
@@ -88,11 +92,11 @@ def _located(cost: Cost, record: Record, i: int) -> tuple[Step, Any, tuple[int, 
 
 def _central_difference(
     cost: Cost, theta: Any, x: Any, y: Any, i: int, settings: dict[str, Any]
-) -> tuple[float, float, str]:
-    """((C(θ + h e_i) − C(θ − h e_i)) / 2h, h, dtype), at the h of 10^−½ … 10^−7 whose error is estimated least.
+) -> tuple[float, float, float, str]:
+    """((C(θ + h e_i) − C(θ − h e_i)) / 2h, its error, h, dtype), at the h of 10^−½ … 10^−7 with the least error.
 
-    The estimate is the change from the h before, truncation, plus ε |C| / h, rounding. In float64, unless there is a
-    random key: the same key draws other noise in float64, so then in θ's own dtype.
+    The error is estimated: the change from the h before, truncation, plus a few ulps of |C|, over h, rounding. In
+    float64, unless there is a random key: the same key draws other noise in float64, so then in θ's own dtype.
     """
     noisy = settings["context"].key is not None
     with nullcontext() if noisy else jax.enable_x64(True):
@@ -101,26 +105,36 @@ def _central_difference(
         dtype = theta.dtype
         found: list[float] = []
         best, least = (math.nan, math.nan), math.inf
+        tiny, eps = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).eps)
         for h in max(1.0, abs(float(theta[i]))) * 10.0 ** -np.arange(0.5, 7.5, 0.5):
             above, below = theta.copy(), theta.copy()
             above[i] += h
             below[i] -= h
             up, down = (float(cost(shifted, x, y, **settings)) for shifted in (above, below))
-            found.append((up - down) / max(float(above[i]) - float(below[i]), np.finfo(dtype).tiny))
+            found.append((up - down) / max(float(above[i]) - float(below[i]), tiny))
             if len(found) > 1:
-                error = abs(found[-1] - found[-2]) + np.finfo(dtype).eps * max(abs(up), abs(down)) / h
+                error = abs(found[-1] - found[-2]) + 4 * eps * max(abs(up), abs(down)) / h
                 if error < least:
                     best, least = (found[-1], float(h)), error
-    return *best, str(dtype)
+    return best[0], float(least), best[1], str(dtype)
 
 
-def _batch(cost: Cost, record: Record, contributions: np.ndarray, symbol: str, weights: Any) -> list[Part]:
-    """The part that sums over examples; none for a single one that counts fully."""
-    N = len(contributions)
+def _batch(cost: Cost, record: Record, each: np.ndarray, symbol: str, weights: Any) -> list[Part]:
+    """The part that sums ∂C_n/∂w of each example with its factor in C; none for a single one that counts fully."""
+    N = len(each)
     if N == 1 and record.factors[0] == 1:
         return []
-    mean = cost.reduction == "mean" and weights is None
-    right = f"1/{N} Σ_n ∂C_n/∂{symbol}" if mean else f"Σ_n {'' if weights is None else 'w_n '}∂C_n/∂{symbol}"
-    terms = tuple(Term((f"n = {n}",), (float(g),)) for n, g in enumerate(contributions))
-    line = Line(f"∂C/∂{symbol}", right, terms, float(contributions.sum()))
+    mean = cost.reduction == "mean"
+
+    def factor(n: object) -> tuple[str, ...]:
+        if weights is None:
+            return (f"1/{N}",) if mean else ()
+        return (f"w_{n}{'/Σw' if mean else ''}",)
+
+    right = f"1/{N} Σ_n" if weights is None and mean else " ".join(("Σ_n", *factor("n")))
+    terms = tuple(
+        Term((*factor(at), f"∂C_{at}/∂{symbol}"), (float(f), float(g)) if factor(at) else (float(g),))
+        for at, f, g in zip(map(braced, range(N)), record.factors, each, strict=True)
+    )
+    line = Line(f"∂C/∂{symbol}", f"{right} ∂C_n/∂{symbol}", terms, float((record.factors * each).sum()))
     return [Part(f"Over the {N} examples", lines=(line,))]

@@ -72,7 +72,7 @@ class Argument:
         single = all(dense[i] or dense[i - 1] or not any(dense[:i]) for i in range(len(layers)))
         if not (known and single and self.cost.layout.is_chain and len(self.cost.network.input.shape) == 1):
             return []
-        return [_braced(l) for l in itertools.accumulate(dense, initial=1)][1:]
+        return [braced(l) for l in itertools.accumulate(dense, initial=1)][1:]
 
     def _delta(self, step: Step, *at: object) -> str:
         """δ at a step's output."""
@@ -209,12 +209,12 @@ def _largest(a: np.ndarray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(np.abs(a).argmax(), a.shape))
 
 
-def _braced(number: object) -> str:
+def braced(number: object) -> str:
     return str(number) if len(str(number)) == 1 else f"{{{number}}}"
 
 
 def _lowered(at: tuple) -> str:
-    return f"_{_braced(at[0])}" if at else ""
+    return f"_{braced(at[0])}" if at else ""
 
 
 def _bracketed(at: tuple) -> str:

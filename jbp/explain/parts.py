@@ -64,11 +64,11 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What `explain` found. Prints as text; `markdown()` with LaTeX; `html()` a page that needs nothing else.
+    """What `explain` found. Prints as text; `to_markdown()` with LaTeX; `to_html()` a page that needs nothing else.
 
     `value`: ∂C/∂(coordinate `index` of θ, which is `theta`), the sum of `contributions`, one for each example, of which
-    `example` is written out in `parts`. `oracles`: the same number by other ways; the central difference with
-    `step`, in `dtype`.
+    `example` is written out in `parts`. `oracles`: the same number by other ways, and how far off each is `allowed` to
+    be; the central difference with `step`, in `dtype`. `note`: a sentence where one does not agree.
     """
 
     symbol: str
@@ -81,8 +81,20 @@ class Explanation:
     contributions: np.ndarray
     value: float
     oracles: dict[str, float]
+    allowed: dict[str, float]
     step: float
     dtype: str
+    note: str = ""
+
+    @property
+    def agrees(self) -> dict[str, bool]:
+        """Whether each oracle's number is `value`, within what it is allowed to be off."""
+        return {way: abs(value - self.value) <= self.allowed[way] for way, value in self.oracles.items()}
+
+    @property
+    def ok(self) -> bool:
+        """Whether all agree."""
+        return all(self.agrees.values())
 
     def __str__(self) -> str:
         from .rendering import as_text, blocks
@@ -91,19 +103,21 @@ class Explanation:
 
     __repr__ = __str__
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """The argument as Markdown, its equations in LaTeX."""
         from .rendering import as_markdown, blocks
 
         return as_markdown(list(blocks(self)))
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """The argument as one HTML page, without scripts or anything from elsewhere."""
         head = f'<meta charset="utf-8"><title>{escape(f"∂C/∂{self.symbol}")}</title>'
         return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{self._repr_html_()}\n</body></html>\n'
 
+    markdown, html = to_markdown, to_html
+
     def _repr_markdown_(self) -> str:
-        return self.markdown()
+        return self.to_markdown()
 
     def _repr_html_(self) -> str:
         from .rendering import as_html, blocks

@@ -43,14 +43,15 @@ def blocks(e: Explanation) -> Iterator[Block]:
             yield "math", (line.left, list(rows_of(line)))
         if part.after is not None:
             yield "prose", _told(part)
-    yield "heading", "The same number"
-    found = {"written out here": e.value} | e.oracles
-    rows = [
-        (way, f"{value:.12g}", "" if value is e.value else f"{abs(value - e.value):.1e} away")
-        for way, value in found.items()
-    ]
-    rows[-1] = (*rows[-1][:2], f"{rows[-1][2]}, h = {e.step:.0e}, in {e.dtype}")
+    yield "heading", "The same number" if e.ok else "NOT the same number"
+    rows = [("written out here", f"{e.value:.12g}", "", "")]
+    for way, value in e.oracles.items():
+        away = f"{abs(value - e.value):.1e} away, {e.allowed[way]:.1e} allowed"
+        rows.append((way, f"{value:.12g}", "agrees" if e.agrees[way] else "DOES NOT AGREE", away))
+    rows[-1] = (*rows[-1][:3], f"{rows[-1][3]}, h = {e.step:.0e}, in {e.dtype}")
     yield "table", rows
+    if e.note:
+        yield "prose", e.note
 
 
 def rows_of(line: Line) -> Iterator[tuple[str, str, str]]:
@@ -84,7 +85,7 @@ def _factor(value: float, i: int) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.6g}"
+    return f"{value + 0.0:.6g}"  # −0.0 + 0.0 is 0.0
 
 
 def _told(part: Part) -> str:
@@ -142,7 +143,7 @@ def as_markdown(given: list[Block]) -> str:
             lines.append(f"$$\n\\begin{{aligned}}\n{body}\n\\end{{aligned}}\n$$")
         else:
             rows = [f"| {' | '.join(row)} |" for row in content]
-            lines.append("\n".join(["| found by | value | |", "|---|---|---|", *rows]))
+            lines.append("\n".join(["| found by | value | | |", "|---|---|---|---|", *rows]))
     return "\n\n".join(lines) + "\n"
 
 
@@ -153,8 +154,8 @@ _LATEX: Any = (
     (r"the (\d+) others, each smaller", r"\\text{the \1 others, each smaller}"),
     (r"(δx?)\((.*?)\)", lambda found: f"{found[1]}({_path(found[2])})"),
     (r"δ inside (\S+?)(?=‖|$)", lambda found: rf"δ_{{\text{{inside }}{_path(found[1])}}}"),
-    (r"∂(C|C_n)/∂([^\s_^]*\.[^\s]*)", lambda found: rf"\frac{{∂{found[1]}}}{{∂\,{_path(found[2])}}}"),
-    (r"∂(C|C_n)/∂(\w(?:\^(?:\{\d+\}|\d))?(?:_(?:\{[^}]*\}|\w))?)", r"\\frac{∂\1}{∂\2}"),
+    (r"∂(C|C_\w|C_\{\d+\})/∂([^\s_^]*\.[^\s]*)", lambda found: rf"\frac{{∂{found[1]}}}{{∂\,{_path(found[2])}}}"),
+    (r"∂(C|C_\w|C_\{\d+\})/∂(\w(?:\^(?:\{\d+\}|\d))?(?:_(?:\{[^}]*\}|\w))?)", r"\\frac{∂\1}{∂\2}"),
     (r"(\d)e([+-]\d+)", lambda found: rf"{found[1]}·10^{{{int(found[2])}}}"),
     ("[δ∂←·′‖]|Σ", lambda found: _LETTERS[found[0]]),
 )
