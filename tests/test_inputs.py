@@ -327,6 +327,26 @@ def test_examples_that_f_refuses_are_passed_over():
     assert jbp.search(only_square, "N N", examples=4).ok
 
 
+def test_examples_are_compiled_in_a_hurry_and_what_fails_once_more_as_usual(monkeypatch: pytest.MonkeyPatch):
+    compare_rules, hurried = INPUTS.compare_rules, []
+
+    def noted(f: Callable, args: tuple, *others: Any) -> jbp.Report:
+        program = INPUTS.Program("search: f", f, args)
+        hurried.append(program.options)
+        np.testing.assert_allclose(program(*args), f(*args), 1e-5)
+        return compare_rules(f, args, *others)
+
+    monkeypatch.setattr(INPUTS, "compare_rules", noted)
+    assert jbp.search(softmax, "2", examples=4).ok
+    *examples, last = hurried
+    assert [options["xla_backend_optimization_level"] for options in examples] == [0] * 4
+    assert last is None
+    hurried.clear()
+    assert not jbp.search(all_of_a_tie, "2", examples=4).ok
+    assert hurried[-1] is None  # the report
+    assert None in hurried[:-1]  # what is wrong in a hurry is looked at again
+
+
 # -- shapes in annotations --------------------------------------------------------------------------------------------
 
 

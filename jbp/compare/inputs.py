@@ -12,8 +12,8 @@ import inspect
 import random
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..layer import InputError
 from .gradients import compare
-from .program import Program
+from .program import Program, hurried
 from .report import Report
 from .rules import compare_rules
 from .sites import sites_of
@@ -148,9 +148,6 @@ def annotated(f: Callable[..., Any]) -> str | None:
     return ", ".join(found) if found else None
 
 
-Ask = Callable[..., Report]  # compares on these arguments: (args, timing, checks)
-
-
 def search(
     f: Callable[..., Any],
     shapes: str | None = None,
@@ -179,33 +176,16 @@ def search(
     hypothesis = _hypothesis()
     usual = _usual_args(parse(shapes, dtype))
     kind = "" if oracle is not None else _kind(f, usual)
-    programs: dict[str, Any] = {}
-    tried, refused = 0, ""
-
-    def ask(args: tuple, timing: bool = False, checks: bool = False) -> Report:
-        if oracle is not None:
-            return compare(f, oracle, *args, timing=timing, checks=checks)
-        return compare_rules(f, args, None, kind, timing, checks and kind == "vjp", programs)
-
+    quick, careful = _Asked(f, oracle, kind), _Asked(f, oracle, kind)
     known: dict[Any, bool] = {}  # examples are drawn again as they shrink, and many draws are alike
 
     def fails(args: tuple[np.ndarray, ...]) -> bool:
         key = tuple((a.shape, a.tobytes()) for a in args)
         if key not in known:
-            known[key] = wrong(args)
+            with hurried():
+                suspected = quick.fails(args)
+            known[key] = suspected and careful.fails(args)
         return known[key]
-
-    def wrong(args: tuple[np.ndarray, ...]) -> bool:
-        nonlocal tried, refused
-        try:
-            report = ask(args)
-        except InputError as error:
-            if any(part in str(error) for part in (": f raises", "the oracle raises", "nothing to differentiate")):
-                refused = str(error)
-                return False
-            return True
-        tried += 1
-        return any(not leaf.ok and np.isfinite(leaf.scale) for part in _all(report) for leaf in part.leaves)
 
     settings = hypothesis.settings(
         max_examples=examples, deadline=None, database=None, derandomize=False, print_blob=False,
@@ -214,25 +194,55 @@ def search(
     try:
         args = hypothesis.find(arrays(shapes, dtype, empty), fails, settings=settings, random=random.Random(seed))
     except hypothesis.errors.NoSuchExample:
-        if not tried:
-            raise InputError(f"search: every example is refused: {refused} Give shapes that f takes.") from None
-        report = ask(usual, timing=True, checks=True)
-        code = "" if report.ok else reproduction(f, oracle, usual, kind)
-        return replace(
-            report, reproduce=code, notes=(*report.notes, f"{tried} generated examples passed; this is one more.")
-        )
-    code = reproduction(f, oracle, args, kind)
+        if not quick.tried:
+            raise InputError(f"search: every example is refused: {quick.refused} Give shapes that f takes.") from None
+        report = careful.report(usual, timing=True, checks=True)
+        told = f"{quick.tried} generated examples passed; this is one more."
+        return replace(report, reproduce="" if report.ok else report.reproduce, notes=(*report.notes, told))
     try:
-        report = ask(args, checks=True)
+        report = careful.report(args, checks=True)
     except InputError as error:
+        code = reproduction(f, oracle, args, kind)
         raise InputError(f"{error} To see it again:\n\n{code}") from error
-    return replace(report, reproduce=code, notes=(*report.notes, f"The smallest case found in {tried} examples."))
+    return replace(report, notes=(*report.notes, f"The smallest case found in {quick.tried} examples."))
 
 
-def _all(report: Report) -> Iterator[Report]:
-    yield report
-    for call in report.calls:
-        yield from _all(call)
+@dataclass
+class _Asked:
+    """Comparisons of one function at one example after another; what is compiled is kept."""
+
+    f: Callable[..., Any]
+    oracle: Callable[..., Any] | None
+    kind: str
+    programs: dict[Any, Any] = field(default_factory=dict)
+    tried: int = 0
+    refused: str = ""
+
+    def report(self, args: tuple, timing: bool = False, checks: bool = False) -> Report:
+        """With code that makes it again."""
+        if self.oracle is not None:
+            report = compare(self.f, self.oracle, *args, timing=timing, checks=checks)
+        else:
+            report = compare_rules(self.f, args, None, self.kind, timing, checks and self.kind == "vjp", self.programs)
+        return replace(report, reproduce=reproduction(self.f, self.oracle, args, self.kind))
+
+    def fails(self, args: tuple) -> bool:
+        """Whether a rule is wrong or raises."""
+        try:
+            report = self.report(args)
+        except InputError as error:
+            if any(part in str(error) for part in (": f raises", "the oracle raises", "nothing to differentiate")):
+                self.refused = str(error)
+                return False
+            return True
+        self.tried += 1
+        return _wrong(report)
+
+
+def _wrong(report: Report) -> bool:
+    """Whether a leaf is, in it or in a call inside. If what is right is not finite, nothing is known."""
+    here = any(not leaf.ok and np.isfinite(leaf.scale) for leaf in report.leaves)
+    return here or any(map(_wrong, report.calls))
 
 
 def _kind(f: Callable[..., Any], args: Sequence[Any]) -> str:

@@ -5,8 +5,10 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,8 @@ from ..layer import InputError
 from .replay import OPAQUE, Dtypes, cast, equations, inner_jaxprs, recast, single_dtype, wide_dtype
 
 SECONDS = 0.5  # spent on timing
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_hurried: ContextVar[bool] = ContextVar("hurried", default=False)
 
 
 class Measured(NamedTuple):
@@ -27,6 +31,26 @@ class Measured(NamedTuple):
     temp_bytes: int
     compile_seconds: float
     flops: float | None = None
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Programs made in here are compiled in a quarter of the time, and run slower: for what is run a few times."""
+    token = _hurried.set(True)
+    try:
+        yield
+    finally:
+        _hurried.reset(token)
+
+
+@cache
+def quick(backend: str) -> dict[str, Any]:
+    """Options of a compiler that hurries; none where it knows no such options."""
+    try:
+        jax.jit(lambda: 0, compiler_options=QUICK)()
+    except Exception:  # of whatever kind another XLA raises
+        return {}
+    return QUICK if backend == "cpu" else {}
 
 
 @dataclass(frozen=True)
@@ -111,6 +135,7 @@ class Program:
         self.who, self.notes = who, list[str]()
         self.instead: Callable[..., Any] | None = None  # the result in float64 by other means, if memory runs out
         self.derived: dict[Any, Callable[..., Any]] = {}  # other programs made of this one, compiled once
+        self.options = quick(jax.default_backend()) if _hurried.get() else None
         self.arguments = arguments = Arguments.of(args)
         if any(
             isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer) and a.is_deleted() for a in arguments.arrays
@@ -150,7 +175,7 @@ class Program:
         """(program, temporary bytes, seconds to trace and compile, FLOPs)."""
         started = time.perf_counter()
         try:
-            program = self._traced.lower().compile()
+            program = self._traced.lower().compile(self.options)
         except Exception as error:
             raise InputError(f"{self.who} can't be compiled: {said(error)}") from error
         memory: Any = program.memory_analysis()
@@ -188,11 +213,12 @@ class Program:
 
     @cached_property
     def _wide(self) -> Callable[..., list[Any]]:
-        return jax.jit(self.in_float64)
+        return jax.jit(self.in_float64, compiler_options=quick(jax.default_backend()))
 
     @cached_property
     def _single(self) -> Callable[..., list[Any]]:
-        return jax.jit(lambda consts, arrays: self.in_float64(consts, arrays, single_dtype))
+        single = lambda consts, arrays: self.in_float64(consts, arrays, single_dtype)
+        return jax.jit(single, compiler_options=quick(jax.default_backend()))
 
     def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any], to: Dtypes = wide_dtype) -> list[Any]:
         """The flat result in float64, or in other dtypes; to be traced with x64 on."""
