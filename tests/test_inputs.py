@@ -2,6 +2,7 @@
 
 import random
 import sys
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -271,7 +272,7 @@ def test_a_function_of_a_module_is_imported():
 def test_an_array_as_code_is_the_array(a: np.ndarray):
     import ml_dtypes
 
-    text = INPUTS._literal(a)
+    text = sys.modules["jbp.compare.reproduction"]._literal(a)
     made = eval(text, {"np": np, "ml_dtypes": ml_dtypes})
     assert made.dtype == a.dtype
     assert made.shape == a.shape
@@ -282,6 +283,50 @@ def test_an_array_as_code_is_the_array(a: np.ndarray):
 def test_the_same_seed_finds_the_same_case(found: Callable):
     (first, _), (second, _) = (found(all_of_a_tie, "2", seed=3, examples=6) for _ in range(2))
     assert first.reproduce == second.reproduce
+
+
+forward_overflows = jax.custom_vjp(lambda x: jax.nn.logsumexp(x))
+forward_overflows.defvjp(lambda x: (jnp.log(jnp.exp(x).sum()), x), lambda x, g: (jax.nn.softmax(x) * g,))
+
+
+def test_a_forward_pass_that_overflows_where_the_primal_does_not_is_found(found: Callable):
+    report, (x,) = found(forward_overflows, "N", examples=40)
+    assert x.max() > 88
+    assert report.worst.name == "output"
+    assert "print(jbp.compare(*both_values(forward_overflows), x0))" in report.reproduce
+    assert any(note.startswith("The value of f, as the rule's forward pass has it") for note in report.notes)
+
+
+def test_a_forward_pass_of_another_function_is_found_also_deep_inside(found: Callable):
+    def f(x: Any, i: Any) -> Any:
+        return jax.lax.scan(lambda c, x: (c + wrong(x), i), 0.0 * x[0], x)
+
+    wrong = jax.custom_vjp(lambda x: 2 * x)
+    wrong.defvjp(lambda x: (jnp.where(x > 12, 0, 2 * x), None), lambda _, g: (2 * g,))
+    report, (x, _) = found(f, "N, N: int32", examples=30)
+    assert x.max() > 12
+    assert report.worst.name == "output"  # of two the one that is no float does not count
+
+
+def test_a_custom_jvp_of_another_value_is_found(found: Callable):
+    square = jax.custom_jvp(lambda x: x * x)
+    square.defjvp(lambda primals, tangents: (primals[0] * jnp.abs(primals[0]), 2 * primals[0] * tangents[0]))
+    report, (x,) = found(square, "N")
+    assert report.worst.name == "output"
+    assert x.min() < 0
+
+
+def test_a_rule_is_imported_under_its_own_name(monkeypatch: pytest.MonkeyPatch):
+    def _sine(x: Any) -> Any:
+        return jnp.sin(x)
+
+    _sine.__module__, _sine.__qualname__ = "mine", "_sine"
+    sine = ruled(_sine, lambda args, g: (jnp.cos(args[0]) * g,))
+    module = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    assert "# f: your function" in INPUTS.reproduction(sine, None, [np.ones(1)], "vjp")
+    vars(module).update(_sine=_sine, sine=sine)
+    assert "from mine import sine\n" in INPUTS.reproduction(sine, None, [np.ones(1)], "vjp")
 
 
 def test_a_wrong_custom_jvp_is_found(found: Callable):

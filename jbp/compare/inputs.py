@@ -16,18 +16,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError
 from .gradients import compare
-from .program import Program, hurried
+from .judge import Comparison
+from .parts import VALUE, named_parts
+from .program import Arguments, Program, hurried
 from .report import Report
+from .reproduction import reproduction
 from .rules import compare_rules
 from .sites import sites_of
 
 SIZES = (1, 2, 3, 4, 8, 17)  # of an axis that a letter stands for: a few small ones, as each shape is compiled anew
-SHOWN = 256  # elements of an array, up to which it is printed number by number
 
 # How values are made: (name, function of a random generator, shape and dtype); simple ones first, as things shrink.
 Style = Callable[[np.random.Generator, tuple[int, ...], Any], np.ndarray]
@@ -160,6 +163,8 @@ def search(
 ) -> Report:
     """Compare the custom rules in `f` on generated inputs, and report the smallest on which one is wrong.
 
+    So is what f returns: with the rules' forward passes, against the primals.
+
     With an `oracle` both are functions that return gradients, as for `compare`. `shapes` as for `arrays`; read off
     jaxtyping's annotations unless given; sizes are those of `SIZES`, so a rule that is wrong only at others (a tile of
     128) needs them as numbers. The report's `reproduce` is code that makes the comparison again. If none of
@@ -219,12 +224,26 @@ class _Asked:
     refused: str = ""
 
     def report(self, args: tuple, timing: bool = False, checks: bool = False) -> Report:
-        """With code that makes it again."""
+        """Of the gradients, or if only the value is wrong, of the value; with code that makes it again."""
         if self.oracle is not None:
             report = compare(self.f, self.oracle, *args, timing=timing, checks=checks)
         else:
             report = compare_rules(self.f, args, None, self.kind, timing, checks and self.kind == "vjp", self.programs)
+            if not _wrong(report) and _wrong(value := self.value(args)):
+                return replace(value, reproduce=reproduction(self.f, None, args, VALUE))
         return replace(report, reproduce=reproduction(self.f, self.oracle, args, self.kind))
+
+    def value(self, args: tuple) -> Report:
+        """What f returns when it is differentiated, against its primals."""
+        key = VALUE, *((np.shape(a), a.dtype) for a in args)
+        if key not in self.programs:
+            whose = zip(("f, differentiated,", "f"), both_values(self.f), strict=True)
+            self.programs[key] = [Program(f"search: {who}", values, args) for who, values in whose]
+        rule, oracle = self.programs[key]
+        comparison = Comparison("search", getattr(self.f, "__name__", ""), rule, oracle, named_parts)
+        comparison.arrays = Arguments.of(args).arrays
+        comparison.notes.append("The value of f, as the rule's forward pass has it, against the primal's.")
+        return comparison.report(timing=False)
 
     def fails(self, args: tuple) -> bool:
         """Whether a rule is wrong or raises."""
@@ -237,6 +256,16 @@ class _Asked:
             return True
         self.tried += 1
         return _wrong(report)
+
+
+def both_values(f: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """f as it is when it is differentiated, with the forward passes of its rules, and by itself; float outputs only."""
+
+    def output(out: Any) -> dict[str, Any]:
+        floats = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+        return {"output": floats[0] if len(floats) == 1 else floats}
+
+    return lambda *args: output(jax.linearize(f, *args)[0]), lambda *args: output(f(*args))
 
 
 def _wrong(report: Report) -> bool:
@@ -259,39 +288,6 @@ def _usual_args(specs: Sequence[Spec]) -> tuple[np.ndarray, ...]:
     letters = sorted({a for spec in specs for a in (*spec.axes, spec.below or "1") if not a.isdigit()})
     sizes = {a: 3 + i for i, a in enumerate(letters)}
     return tuple(_values(spec, sizes, "normal", i) for i, spec in enumerate(specs))
-
-
-def reproduction(f: Callable[..., Any], oracle: Callable[..., Any] | None, args: Sequence[Any], kind: str) -> str:
-    """Code that makes a comparison again."""
-    lines = ["import ml_dtypes  # its dtypes are NumPy's too"] if any("ml_dtypes" in _dtype(a) for a in args) else []
-    lines += ["import numpy as np", "", "import jbp"]
-    names = []
-    for role, function in (("f", f), ("oracle", oracle)):
-        if function is None:
-            continue
-        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-        known = module not in (None, "__main__") and name.isidentifier()
-        lines.append(f"from {module} import {name}" if known else f"# {role}: your function")
-        names.append(name if known else role)
-    lines += ["", *(f"x{i} = {_literal(a)}" for i, a in enumerate(args))]
-    call = ", ".join([*names, *(f"x{i}" for i in range(len(args)))])
-    return "\n".join([*lines, f"print(jbp.compare{'_' * bool(kind)}{kind}({call}))", ""])
-
-
-def _dtype(a: np.ndarray) -> str:
-    return f"np.{a.dtype.name}" if hasattr(np, a.dtype.name) else f"ml_dtypes.{a.dtype.name}"
-
-
-def _literal(a: Any) -> str:
-    a = np.asarray(a)
-    if a.size > SHOWN:
-        return f"np.zeros({a.shape}, {_dtype(a)})  # {a.size:,} elements: put yours here"
-    if np.iscomplexobj(a) and a.size:  # part by part: written as one, signs of zeros and infinities are lost
-        real, imaginary = (_literal(part.astype(np.float64)) for part in (a.real, a.imag))
-        return f"np.vectorize(complex)({real}, {imaginary}).astype({_dtype(a)})"
-    wide = a.astype(float) if jnp.issubdtype(a.dtype, jnp.floating) else a
-    text = repr(wide.tolist()).replace("nan", "np.nan").replace("inf", "np.inf")
-    return f"np.array({text}, {_dtype(a)})" + (f".reshape{a.shape}" if not a.size else "")
 
 
 def _hypothesis() -> Any:
