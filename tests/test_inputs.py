@@ -245,6 +245,17 @@ def test_the_code_keeps_other_dtypes(found: Callable):
     assert report.reproduce.startswith("import ml_dtypes")
 
 
+def test_a_function_of_one_scalar_is_searched(found: Callable):
+    def annotated_double(x: Float[Array, ""]) -> Float[Array, ""]:
+        return 2 * x
+
+    double = ruled(annotated_double, lambda args, g: (3 * g,))
+    for shapes in ("", None):
+        report, (x,) = found(double, shapes)
+        np.testing.assert_array_equal(x, np.ones((), np.float32))
+        assert report.worst.pattern == "off by the factor 1.500"
+
+
 def test_a_function_of_a_module_is_imported():
     def fails(x: Any, w: Any) -> Any:
         return wrong_for_one(x, w)
@@ -436,6 +447,8 @@ def test_a_search_that_cannot_be_made_says_why():
         "search: f calls no custom_vjp or custom_jvp. If it is a gradient itself, give an oracle.": lambda: jbp.search(
             jnp.sin, "N"
         ),
+        "search: dtype must be one of float32, float16, bfloat16, float64, float8_e4m3fn, float8_e5m2, complex64, "
+        "complex128, got 'int32'.": lambda: jbp.search(softmax, "N", dtype="int32"),
     }
     for message, call in calls.items():
         with pytest.raises(jbp.InputError) as error:

@@ -31,6 +31,7 @@ from .rules import compare_rules
 from .sites import sites_of
 
 SIZES = (1, 2, 3, 4, 8, 17)  # of an axis that a letter stands for: a few small ones, as each shape is compiled anew
+FLOATS = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128")
 
 # How values are made: (name, function of a random generator, shape and dtype); simple ones first, as things shrink.
 Style = Callable[[np.random.Generator, tuple[int, ...], Any], np.ndarray]
@@ -173,11 +174,13 @@ def search(
     Raises `InputError` if a rule itself raises (with the same code), if every example is refused, or if no shapes are
     known.
     """
-    shapes = shapes or annotated(f)
+    shapes = annotated(f) if shapes is None else shapes
     if examples < 1:
         raise InputError(f"search: examples must be at least 1, got {examples}.")
     if shapes is None:
         raise InputError("search: f's arguments are not annotated with shapes. Give them, as in search(f, 'N I, I O').")
+    if dtype not in FLOATS:
+        raise InputError(f"search: dtype must be one of {', '.join(FLOATS)}, got {dtype!r}.")
     hypothesis = _hypothesis()
     usual = _usual_args(parse(shapes, dtype))
     kind = "" if oracle is not None else _kind(f, usual)
