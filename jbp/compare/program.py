@@ -53,6 +53,11 @@ def quick(backend: str) -> dict[str, Any]:
     return QUICK if backend == "cpu" else {}
 
 
+def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function jitted for a few runs."""
+    return jax.jit(function, compiler_options=quick(jax.default_backend()))
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Arguments as their arrays, and how to put others in their place. What is neither array nor float stays put."""
@@ -213,12 +218,11 @@ class Program:
 
     @cached_property
     def _wide(self) -> Callable[..., list[Any]]:
-        return jax.jit(self.in_float64, compiler_options=quick(jax.default_backend()))
+        return quickly(self.in_float64)
 
     @cached_property
     def _single(self) -> Callable[..., list[Any]]:
-        single = lambda consts, arrays: self.in_float64(consts, arrays, single_dtype)
-        return jax.jit(single, compiler_options=quick(jax.default_backend()))
+        return quickly(lambda consts, arrays: self.in_float64(consts, arrays, single_dtype))
 
     def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any], to: Dtypes = wide_dtype) -> list[Any]:
         """The flat result in float64, or in other dtypes; to be traced with x64 on."""
