@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError
-from .replay import OPAQUE, Dtypes, cast, equations, inner_jaxprs, recast, single_dtype, wide_dtype
+from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, inner_jaxprs, quiet, recast, single_dtype, wide_dtype
 
 SECONDS = 0.5  # spent on timing
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -155,6 +155,8 @@ class Program:
         started = time.perf_counter()
         try:
             self._traced = jax.jit(lambda *arrays: function(*arguments.filled(arrays))).trace(*arguments.arrays)
+            if any(e.primitive.name in DEBUG for e in equations(self._traced.jaxpr)):
+                self._traced = self._without_output()
         except InputError:
             raise
         except Exception as error:
@@ -174,6 +176,11 @@ class Program:
             raise InputError(
                 f"{who} has side effects ({', '.join(effects)}), and it is run many times. Take them out to compare."
             )
+
+    def _without_output(self) -> Any:
+        """Traced again, without what `jax.debug` prints: it is run many times."""
+        run, structure = quiet(self._traced.jaxpr), jax.tree.structure(self._traced.out_info)
+        return jax.jit(lambda *arrays: structure.unflatten(run(*arrays))).trace(*self.arguments.arrays)
 
     @cached_property
     def compiled(self) -> tuple[Callable[..., Any], int, float, float | None]:
