@@ -43,14 +43,20 @@ def hurried() -> Iterator[None]:
         _hurried.reset(token)
 
 
+def in_a_hurry() -> bool:
+    return _hurried.get()
+
+
 @cache
 def quick(backend: str) -> dict[str, Any]:
     """Options of a compiler that hurries; none where it knows no such options."""
+    if backend != "cpu":
+        return {}
     try:
         jax.jit(lambda: 0, compiler_options=QUICK)()
     except Exception:  # of whatever kind another XLA raises
         return {}
-    return QUICK if backend == "cpu" else {}
+    return QUICK
 
 
 def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,7 +146,7 @@ class Program:
         self.who, self.notes = who, list[str]()
         self.instead: Callable[..., Any] | None = None  # the result in float64 by other means, if memory runs out
         self.derived: dict[Any, Callable[..., Any]] = {}  # other programs made of this one, compiled once
-        self.options = quick(jax.default_backend()) if _hurried.get() else None
+        self.options = quick(jax.default_backend()) if in_a_hurry() else None
         self.arguments = arguments = Arguments.of(args)
         if any(
             isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer) and a.is_deleted() for a in arguments.arrays
@@ -180,7 +186,7 @@ class Program:
     def _without_output(self) -> Any:
         """Traced again, without what `jax.debug` prints: it is run many times."""
         run, structure = quiet(self._traced.jaxpr), jax.tree.structure(self._traced.out_info)
-        return jax.jit(lambda *arrays: structure.unflatten(run(*arrays))).trace(*self.arguments.arrays)
+        return jax.jit(lambda *arrays: jax.tree.unflatten(structure, run(*arrays))).trace(*self.arguments.arrays)
 
     @cached_property
     def compiled(self) -> tuple[Callable[..., Any], int, float, float | None]:
