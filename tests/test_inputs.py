@@ -372,6 +372,14 @@ def test_a_right_rule_passes_and_it_is_said_on_how_many_examples():
     assert {check.name for check in report.checks} >= {"vmap", "scan", "determinism"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float8_e4m3fn"])  # which have infinity, and NaN alone
+def test_a_right_rule_is_not_accused_where_autodiff_overflows(dtype: str, monkeypatch: pytest.MonkeyPatch):
+    large = {name: INPUTS.STYLES[name] for name in ("ones", "normal", "a large mean")}
+    monkeypatch.setattr(INPUTS, "STYLES", large)
+    exp = ruled(lambda x: jnp.exp(x), lambda args, g: (g * jnp.exp(args[0]),))
+    assert jbp.search(exp, "2", dtype=dtype, examples=10).ok
+
+
 def test_examples_that_f_refuses_are_passed_over():
     def only_square(x: Any) -> Any:
         if x.shape[0] != x.shape[1]:

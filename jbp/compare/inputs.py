@@ -5,7 +5,7 @@
     ""                      a scalar
 
 Hypothesis draws the sizes (1 first, and with `empty` also 0) and how values are made, from simple to nasty, and shrinks
-what fails. An example whose right answer is not finite proves nothing and is passed over.
+what fails. An example whose right answer is not finite, or too large for its dtype, proves nothing and is passed over.
 """
 
 import inspect
@@ -166,7 +166,7 @@ def search(
 ) -> Report:
     """Compare the custom rules in `f` on generated inputs, and report the smallest on which one is wrong.
 
-    So is what f returns: with the rules' forward passes, against the primals.
+    A rule is wrong in its gradient, or in what its forward pass makes f return, which is compared with the primals'.
 
     With an `oracle` both are functions that return gradients, as for `compare`. `shapes` as for `arrays`; read off
     jaxtyping's annotations unless given; sizes are those of `SIZES`, so a rule that is wrong only at others (a tile of
@@ -247,7 +247,7 @@ class _Asked:
             whose = zip(("f, differentiated,", "f"), both_values(self.f), strict=True)
             self.programs[key] = _Joined(*(Program(f"search: {who}", values, args) for who, values in whose))
         joined, given = self.programs[key], Arguments.of(args).arrays
-        if all(leaf.ok or not np.isfinite(leaf.scale) for leaf in joined.errors(given)):
+        if not any(map(_leaf_wrong, joined.errors(given))):
             return None
         comparison = Comparison("search", getattr(self.f, "__name__", ""), joined.rule, joined.oracle, named_parts)
         comparison.arrays = given
@@ -296,9 +296,13 @@ class _Joined:
 
 
 def _wrong(report: Report) -> bool:
-    """Whether a leaf is, in it or in a call inside. If what is right is not finite, nothing is known."""
-    here = any(not leaf.ok and np.isfinite(leaf.scale) for leaf in report.leaves)
-    return here or any(map(_wrong, report.calls))
+    """Whether a leaf is, in it or in a call inside."""
+    return any(map(_leaf_wrong, report.leaves)) or any(map(_wrong, report.calls))
+
+
+def _leaf_wrong(leaf: LeafError) -> bool:
+    """Nothing is known of a leaf if what is right is not finite, or autodiff is not, as by overflow."""
+    return not leaf.ok and bool(np.isfinite(leaf.scale + leaf.oracle_error))
 
 
 def _kind(f: Callable[..., Any], args: Sequence[Any]) -> str:
