@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from .compare.program import quick
 from .layer import Context, InputError, Layer, Theta
 from .pair import Pair, Stack
 
@@ -301,8 +302,9 @@ class _Text:
 
 @cache
 def _at_once(backend: str) -> Callable[..., list[Any]]:
+    """A program that runs once, so compiled fast."""
+
     def run(program: _Text, consts: list[Any], args: list[Any]) -> list[Any]:
         return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*args)
 
-    options = {"xla_backend_optimization_level": 0} if backend == "cpu" else {}  # it runs once: compile it fast
-    return jax.jit(run, static_argnums=0, compiler_options=options)
+    return jax.jit(run, static_argnums=0, compiler_options=quick(backend))

@@ -125,6 +125,11 @@ def test_a_right_rule_is_0_with_shapes_from_its_annotations(capsys: pytest.Captu
     assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("### ✅ ")
 
 
+def test_an_empty_text_is_a_scalar(capsys: pytest.CaptureFixture):
+    assert told(f"{NAME}:flipped", "--shapes", "", "--examples", "2") == 1
+    assert "x0 = np.array(1.0, np.float32)" in capsys.readouterr().out
+
+
 def test_a_wrong_rule_is_1_and_printed_as_code(capsys: pytest.CaptureFixture, tmp_path: Path):
     assert told(f"{NAME}:flipped", "--shapes", "N", "--examples", "3", "--json", "a.json", "--markdown", "a.md") == 1
     out, err = capsys.readouterr()
@@ -187,7 +192,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path):
 
 # -- wrong calls ------------------------------------------------------------------------------------------------------
 
-NAMES = f"check: {NAME}"
+FLOATS = "one of float32, float16, bfloat16, float64, float8_e4m3fn, float8_e5m2, complex64, complex128"
 WRONG: dict[str, str] = {
     "": "check: expected a function as package.module:function, got none. Write for example jbp check "
     "mine.layers:softmax",
@@ -205,9 +210,9 @@ WRONG: dict[str, str] = {
     f"{NAME}:ROWS": f"check: {NAME}:ROWS is int, not a function. Name a function.",
     f"{NAME}:flipped": f"check: the arguments of {NAME}:flipped are not annotated with shapes, as in "
     "Float[Array, 'N I']. Give them with --shapes 'N I, I O'.",
-    f"{NAME}:plain --shapes N": "search: f calls no custom_vjp or custom_jvp. If it is a gradient itself, give an "
+    f"{NAME}:plain --shapes N": "check: f calls no custom_vjp or custom_jvp. If it is a gradient itself, give an "
     "oracle.",
-    f"{NAME}:refuses --shapes N": "search: f raises ValueError: no such shape",
+    f"{NAME}:refuses --shapes N": "check: f raises ValueError: no such shape",
     f"{NAME}:slope --oracle {NAME}:slop --shapes N": f"check: {NAME} has no slop. Did you mean slope?",
     "raises_here:f": "check: raises_here raises RuntimeError when it is imported: no GPU. Mend it first.",
     "leaves_here:f": "check: leaves_here raises SystemExit when it is imported: 3. Mend it first.",
@@ -218,7 +223,8 @@ WRONG: dict[str, str] = {
     f"{NAME}:matmul --shape N": "--shape: expected a command first, then options --name VALUE. Did you mean --shapes?",
     f"{NAME}:matmul --shapes N;I": "--shapes: expected axes of each argument, with commas between, got 'N;I'. Write "
     "for example 'N I, I O'.",
-    f"{NAME}:matmul --dtype float33": "--dtype: expected a dtype, got 'float33'. Write for example bfloat16.",
+    f"{NAME}:matmul --dtype float33": f"--dtype: expected {FLOATS}, got 'float33'. Did you mean float32?",
+    f"{NAME}:matmul --dtype int32": f"--dtype: expected {FLOATS}, got 'int32'. Write for example float32.",
     f"{NAME}:matmul --examples 0": "--examples: expected a whole number above 0, got '0'. Write for example 50.",
     f"{NAME}:matmul --empty maybe": "--empty: expected one of no, yes, got 'maybe'. Write for example no.",
     f"{NAME}:matmul --html a.txt": "--html: expected a file that ends in .html, got 'a.txt'. Write for example "
@@ -239,7 +245,7 @@ def test_shapes_that_the_function_does_not_take(capsys: pytest.CaptureFixture):
     assert told(f"{NAME}:matmul", "--shapes", "N I, N O") == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("jbp: search: f raises TypeError: dot_general requires contracting dimensions")
+    assert err.startswith("jbp: check: f raises TypeError: dot_general requires contracting dimensions")
     assert err.count("\n") == 1
 
 

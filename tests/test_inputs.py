@@ -2,6 +2,7 @@
 
 import random
 import sys
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -244,6 +245,17 @@ def test_the_code_keeps_other_dtypes(found: Callable):
     assert report.reproduce.startswith("import ml_dtypes")
 
 
+def test_a_function_of_one_scalar_is_searched(found: Callable):
+    def annotated_double(x: Float[Array, ""]) -> Float[Array, ""]:
+        return 2 * x
+
+    double = ruled(annotated_double, lambda args, g: (3 * g,))
+    for shapes in ("", None):
+        report, (x,) = found(double, shapes)
+        np.testing.assert_array_equal(x, np.ones((), np.float32))
+        assert report.worst.pattern == "off by the factor 1.500"
+
+
 def test_a_function_of_a_module_is_imported():
     def fails(x: Any, w: Any) -> Any:
         return wrong_for_one(x, w)
@@ -271,7 +283,7 @@ def test_a_function_of_a_module_is_imported():
 def test_an_array_as_code_is_the_array(a: np.ndarray):
     import ml_dtypes
 
-    text = INPUTS._literal(a)
+    text = sys.modules["jbp.compare.reproduction"]._literal(a)
     made = eval(text, {"np": np, "ml_dtypes": ml_dtypes})
     assert made.dtype == a.dtype
     assert made.shape == a.shape
@@ -282,6 +294,50 @@ def test_an_array_as_code_is_the_array(a: np.ndarray):
 def test_the_same_seed_finds_the_same_case(found: Callable):
     (first, _), (second, _) = (found(all_of_a_tie, "2", seed=3, examples=6) for _ in range(2))
     assert first.reproduce == second.reproduce
+
+
+forward_overflows = jax.custom_vjp(lambda x: jax.nn.logsumexp(x))
+forward_overflows.defvjp(lambda x: (jnp.log(jnp.exp(x).sum()), x), lambda x, g: (jax.nn.softmax(x) * g,))
+
+
+def test_a_forward_pass_that_overflows_where_the_primal_does_not_is_found(found: Callable):
+    report, (x,) = found(forward_overflows, "N", examples=40)
+    assert x.max() > 88
+    assert report.worst.name == "output"
+    assert "print(jbp.compare(*both_values(forward_overflows), x0))" in report.reproduce
+    assert any(note.startswith("The value of f, as the rule's forward pass has it") for note in report.notes)
+
+
+def test_a_forward_pass_of_another_function_is_found_also_deep_inside(found: Callable):
+    def f(x: Any, i: Any) -> Any:
+        return jax.lax.scan(lambda c, x: (c + wrong(x), i), 0.0 * x[0], x)
+
+    wrong = jax.custom_vjp(lambda x: 2 * x)
+    wrong.defvjp(lambda x: (jnp.where(x > 12, 0, 2 * x), None), lambda _, g: (2 * g,))
+    report, (x, _) = found(f, "N, N: int32", examples=30)
+    assert x.max() > 12
+    assert report.worst.name == "output"  # of two the one that is no float does not count
+
+
+def test_a_custom_jvp_of_another_value_is_found(found: Callable):
+    square = jax.custom_jvp(lambda x: x * x)
+    square.defjvp(lambda primals, tangents: (primals[0] * jnp.abs(primals[0]), 2 * primals[0] * tangents[0]))
+    report, (x,) = found(square, "N")
+    assert report.worst.name == "output"
+    assert x.min() < 0
+
+
+def test_a_rule_is_imported_under_its_own_name(monkeypatch: pytest.MonkeyPatch):
+    def _sine(x: Any) -> Any:
+        return jnp.sin(x)
+
+    _sine.__module__, _sine.__qualname__ = "mine", "_sine"
+    sine = ruled(_sine, lambda args, g: (jnp.cos(args[0]) * g,))
+    module = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    assert "# f: your function" in INPUTS.reproduction(sine, None, [np.ones(1)], "vjp")
+    vars(module).update(_sine=_sine, sine=sine)
+    assert "from mine import sine\n" in INPUTS.reproduction(sine, None, [np.ones(1)], "vjp")
 
 
 def test_a_wrong_custom_jvp_is_found(found: Callable):
@@ -316,6 +372,14 @@ def test_a_right_rule_passes_and_it_is_said_on_how_many_examples():
     assert {check.name for check in report.checks} >= {"vmap", "scan", "determinism"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float8_e4m3fn"])  # which have infinity, and NaN alone
+def test_a_right_rule_is_not_accused_where_autodiff_overflows(dtype: str, monkeypatch: pytest.MonkeyPatch):
+    large = {name: INPUTS.STYLES[name] for name in ("ones", "normal", "a large mean")}
+    monkeypatch.setattr(INPUTS, "STYLES", large)
+    exp = ruled(lambda x: jnp.exp(x), lambda args, g: (g * jnp.exp(args[0]),))
+    assert jbp.search(exp, "2", dtype=dtype, examples=10).ok
+
+
 def test_examples_that_f_refuses_are_passed_over():
     def only_square(x: Any) -> Any:
         if x.shape[0] != x.shape[1]:
@@ -325,6 +389,26 @@ def test_examples_that_f_refuses_are_passed_over():
     with pytest.raises(jbp.InputError, match="raises ValueError: not square"):
         jbp.search(only_square, "N I", examples=6)  # also of the usual sizes, which differ
     assert jbp.search(only_square, "N N", examples=4).ok
+
+
+def test_examples_are_compiled_in_a_hurry_and_what_fails_once_more_as_usual(monkeypatch: pytest.MonkeyPatch):
+    compare_rules, hurried = INPUTS.compare_rules, []
+
+    def noted(f: Callable, args: tuple, *others: Any) -> jbp.Report:
+        program = INPUTS.Program("search: f", f, args)
+        hurried.append(program.options)
+        np.testing.assert_allclose(program(*args), f(*args), 1e-5)
+        return compare_rules(f, args, *others)
+
+    monkeypatch.setattr(INPUTS, "compare_rules", noted)
+    assert jbp.search(softmax, "2", examples=4).ok
+    *examples, last = hurried
+    assert [options["xla_backend_optimization_level"] for options in examples] == [0] * 4
+    assert last is None
+    hurried.clear()
+    assert not jbp.search(all_of_a_tie, "2", examples=4).ok
+    assert hurried[-1] is None  # the report
+    assert None in hurried[:-1]  # what is wrong in a hurry is looked at again
 
 
 # -- shapes in annotations --------------------------------------------------------------------------------------------
@@ -371,6 +455,8 @@ def test_a_search_that_cannot_be_made_says_why():
         "search: f calls no custom_vjp or custom_jvp. If it is a gradient itself, give an oracle.": lambda: jbp.search(
             jnp.sin, "N"
         ),
+        "search: dtype must be one of float32, float16, bfloat16, float64, float8_e4m3fn, float8_e5m2, complex64, "
+        "complex128, got 'int32'.": lambda: jbp.search(softmax, "N", dtype="int32"),
     }
     for message, call in calls.items():
         with pytest.raises(jbp.InputError) as error:

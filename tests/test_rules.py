@@ -138,6 +138,29 @@ class FlaxNet(nn.Module):
         return self.rule(nn.Dense(3)(self.rule(nn.Dense(4)(x))))
 
 
+@eqx.filter_custom_vjp
+def gelu(x):
+    return jax.nn.gelu(x)
+
+
+gelu.def_fwd(lambda perturbed, x: (jax.nn.gelu(x), None))
+gelu.def_bwd(lambda _, g, perturbed, x: jax.vjp(jax.nn.gelu, x)[1](g)[0])
+
+
+def test_a_call_bears_the_users_name_and_line_not_those_of_a_library():
+    mlp = eqx.nn.MLP(4, 4, 4, 1, activation=sine, final_activation=gelu, key=jax.random.key(0))
+    last, first = vjp(lambda x: jax.vmap(mlp)(x), M).calls
+    assert [last.name, first.name] == ["gelu", "sine"]
+    assert all(call.where.startswith("test_rules.py:") for call in (first, last))
+    assert all(call.where.endswith(", <lambda>") for call in (first, last))
+    (call,) = vjp(lambda x: 2 * gelu(x), X).calls
+    assert call.name == "gelu"
+    (alone,) = vjp(gelu, X).calls  # no line of the user's calls it
+    assert alone.name == "gelu"
+    assert alone.where.startswith("test_rules.py:")
+    assert alone.where.endswith(", gelu")
+
+
 class EquinoxNet(eqx.Module):
     layers: list
     rule: Callable = eqx.field(static=True)

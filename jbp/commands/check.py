@@ -9,12 +9,14 @@ Exit code: 0 if it is right on every example, 1 if not, 2 if it can't be compare
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..compare import annotated, search
+from ..compare.inputs import FLOATS
 from ..compare.inputs import parse as parse_shapes
 from ..layer import InputError
 from . import options
@@ -39,9 +41,7 @@ class Settings:
         None, lambda text: (parse_shapes(text), text)[1], "axes of each argument, with commas between", "'N I, I O'",
         "a letter is a size, drawn anew; 'V D, N T: int32 < V' has whole numbers below V"
     )  # fmt: skip
-    dtype: str = options.option(
-        "float32", lambda t: (parse_shapes("N", t), t)[1], "a dtype", "bfloat16", "of the floats"
-    )
+    dtype: str = options.choice(FLOATS, "of the floats")
     oracle: str | None = options.option(
         None, _reference, "a function as package.module:function", "mine.layers:gradient",
         "the reference, if the function is a gradient itself"
@@ -62,16 +62,19 @@ def run(settings: Settings) -> int:
     assert settings.function is not None
     function = loaded(settings.function)
     oracle = loaded(settings.oracle) if settings.oracle else None
-    shapes = settings.shapes or annotated(function)
+    shapes = annotated(function) if settings.shapes is None else settings.shapes
     if shapes is None:
         raise InputError(
             f"check: the arguments of {settings.function} are not annotated with shapes, as in Float[Array, 'N I']. "
             "Give them with --shapes 'N I, I O'."
         )
-    report = search(
-        function, shapes, oracle=oracle, dtype=settings.dtype, examples=settings.examples, seed=settings.seed,
-        empty=settings.empty == "yes",
-    )  # fmt: skip
+    try:
+        report = search(
+            function, shapes, oracle=oracle, dtype=settings.dtype, examples=settings.examples, seed=settings.seed,
+            empty=settings.empty == "yes",
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(re.sub("^search:", "check:", str(error))) from error
     print(report)
     if settings.json:
         options.write(settings.json, report.to_json())

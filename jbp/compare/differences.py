@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .program import Program
-from .replay import cast, equations, noise_of, without_rules
+from .program import Program, quickly
+from .replay import cast, equations, noise_of, unstopped
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
 NOISES = 4  # points at arguments that differ in their last bits
@@ -135,7 +135,7 @@ class Slopes:
 
             return jax.lax.map(at, jnp.asarray([0.0, *STEPS, *-STEPS], np.float64))
 
-        self._values = program.derived.setdefault(tuple(self.moving), jax.jit(values))
+        self._values = program.derived.setdefault(tuple(self.moving), quickly(values))
         self.epsilon = noise_of(program.jaxpr)
 
     def units(self) -> list[np.ndarray]:
@@ -150,7 +150,7 @@ class Slopes:
         """The gradient in float64 as if nothing were stopped; None if there is no `stop_gradient`."""
         if all(eqn.primitive.name != "stop_gradient" for eqn in equations(self.program.jaxpr)):
             return None
-        run = without_rules(self.program.jaxpr, "stop_gradient")
+        run = unstopped(self.program.jaxpr)
 
         def gradient(*arrays: Any) -> Any:
             def function(*moving: Any) -> Any:

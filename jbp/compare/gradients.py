@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from ..layer import InputError, described
+from .arguments import not_finite
 from .checks import also_in_float32, of_gradients
 from .differences import Slopes, vjp_probes
 from .judge import Comparison
 from .parts import VALUE, Part, has_value, named_parts
-from .program import Program, not_finite
+from .program import Program
 from .report import Report
 
 

@@ -12,22 +12,29 @@ import inspect
 import random
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
 from ..layer import InputError
+from .arguments import Arguments
+from .error import LeafError, errors
 from .gradients import compare
-from .program import Program
+from .judge import Comparison
+from .parts import VALUE, named_parts
+from .program import Program, hurried
 from .report import Report
+from .reproduction import reproduction
 from .rules import compare_rules
 from .sites import sites_of
 
 SIZES = (1, 2, 3, 4, 8, 17)  # of an axis that a letter stands for: a few small ones, as each shape is compiled anew
-SHOWN = 256  # elements of an array, up to which it is printed number by number
+FLOATS = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128")
 
 # How values are made: (name, function of a random generator, shape and dtype); simple ones first, as things shrink.
 Style = Callable[[np.random.Generator, tuple[int, ...], Any], np.ndarray]
@@ -148,9 +155,6 @@ def annotated(f: Callable[..., Any]) -> str | None:
     return ", ".join(found) if found else None
 
 
-Ask = Callable[..., Report]  # compares on these arguments: (args, timing, checks)
-
-
 def search(
     f: Callable[..., Any],
     shapes: str | None = None,
@@ -163,6 +167,8 @@ def search(
 ) -> Report:
     """Compare the custom rules in `f` on generated inputs, and report the smallest on which one is wrong.
 
+    A rule is wrong in its gradient, or in what its forward pass makes f return, which is compared with the primals'.
+
     With an `oracle` both are functions that return gradients, as for `compare`. `shapes` as for `arrays`; read off
     jaxtyping's annotations unless given; sizes are those of `SIZES`, so a rule that is wrong only at others (a tile of
     128) needs them as numbers. The report's `reproduce` is code that makes the comparison again. If none of
@@ -171,68 +177,133 @@ def search(
     Raises `InputError` if a rule itself raises (with the same code), if every example is refused, or if no shapes are
     known.
     """
-    shapes = shapes or annotated(f)
+    shapes = annotated(f) if shapes is None else shapes
     if examples < 1:
         raise InputError(f"search: examples must be at least 1, got {examples}.")
     if shapes is None:
         raise InputError("search: f's arguments are not annotated with shapes. Give them, as in search(f, 'N I, I O').")
+    if dtype not in FLOATS:
+        raise InputError(f"search: dtype must be one of {', '.join(FLOATS)}, got {dtype!r}.")
     hypothesis = _hypothesis()
     usual = _usual_args(parse(shapes, dtype))
     kind = "" if oracle is not None else _kind(f, usual)
-    programs: dict[str, Any] = {}
-    tried, refused = 0, ""
-
-    def ask(args: tuple, timing: bool = False, checks: bool = False) -> Report:
-        if oracle is not None:
-            return compare(f, oracle, *args, timing=timing, checks=checks)
-        return compare_rules(f, args, None, kind, timing, checks and kind == "vjp", programs)
-
+    quick, careful = _Asked(f, oracle, kind), _Asked(f, oracle, kind)
     known: dict[Any, bool] = {}  # examples are drawn again as they shrink, and many draws are alike
+    key = lambda args: tuple((a.shape, a.tobytes()) for a in args)
 
     def fails(args: tuple[np.ndarray, ...]) -> bool:
-        key = tuple((a.shape, a.tobytes()) for a in args)
-        if key not in known:
-            known[key] = wrong(args)
-        return known[key]
+        if key(args) not in known:
+            with hurried():
+                suspected = quick.fails(args)
+            known[key(args)] = suspected and careful.fails(args)
+        return known[key(args)]
 
-    def wrong(args: tuple[np.ndarray, ...]) -> bool:
-        nonlocal tried, refused
-        try:
-            report = ask(args)
-        except InputError as error:
-            if any(part in str(error) for part in (": f raises", "the oracle raises", "nothing to differentiate")):
-                refused = str(error)
-                return False
-            return True
-        tried += 1
-        return any(not leaf.ok and np.isfinite(leaf.scale) for part in _all(report) for leaf in part.leaves)
+    drawn = arrays(shapes, dtype, empty).filter(lambda args: known.get(key(args), True))  # what passes is drawn once
 
     settings = hypothesis.settings(
         max_examples=examples, deadline=None, database=None, derandomize=False, print_blob=False,
         suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
     try:
-        args = hypothesis.find(arrays(shapes, dtype, empty), fails, settings=settings, random=random.Random(seed))
+        args = hypothesis.find(drawn, fails, settings=settings, random=random.Random(seed))
     except hypothesis.errors.NoSuchExample:
-        if not tried:
-            raise InputError(f"search: every example is refused: {refused} Give shapes that f takes.") from None
-        report = ask(usual, timing=True, checks=True)
-        code = "" if report.ok else reproduction(f, oracle, usual, kind)
-        return replace(
-            report, reproduce=code, notes=(*report.notes, f"{tried} generated examples passed; this is one more.")
-        )
-    code = reproduction(f, oracle, args, kind)
+        if not quick.tried:
+            raise InputError(f"search: every example is refused: {quick.refused} Give shapes that f takes.") from None
+        report = careful.report(usual, timing=True, checks=True)
+        told = f"{quick.tried} generated examples passed; this is one more."
+        return replace(report, reproduce="" if report.ok else report.reproduce, notes=(*report.notes, told))
     try:
-        report = ask(args, checks=True)
+        report = careful.report(args, checks=True)
     except InputError as error:
+        code = reproduction(f, oracle, args, kind)
         raise InputError(f"{error} To see it again:\n\n{code}") from error
-    return replace(report, reproduce=code, notes=(*report.notes, f"The smallest case found in {tried} examples."))
+    return replace(report, notes=(*report.notes, f"The smallest case found in {quick.tried} examples."))
 
 
-def _all(report: Report) -> Iterator[Report]:
-    yield report
-    for call in report.calls:
-        yield from _all(call)
+@dataclass
+class _Asked:
+    """Comparisons of one function at one example after another; what is compiled is kept."""
+
+    f: Callable[..., Any]
+    oracle: Callable[..., Any] | None
+    kind: str
+    programs: dict[Any, Any] = field(default_factory=dict)
+    tried: int = 0
+    refused: str = ""
+
+    def report(self, args: tuple, timing: bool = False, checks: bool = False) -> Report:
+        """Of the gradients, or if only the value is wrong, of the value; with code that makes it again."""
+        if self.oracle is not None:
+            report = compare(self.f, self.oracle, *args, timing=timing, checks=checks)
+        else:
+            report = compare_rules(self.f, args, None, self.kind, timing, checks and self.kind == "vjp", self.programs)
+            if not _wrong(report) and (value := self.value(args)) is not None:
+                return replace(value, reproduce=reproduction(self.f, None, args, VALUE))
+        return replace(report, reproduce=reproduction(self.f, self.oracle, args, self.kind))
+
+    def value(self, args: tuple) -> Report | None:
+        """Of what f returns when it is differentiated, against its primals; None if it is right."""
+        key = VALUE, *((np.shape(a), a.dtype) for a in args)
+        if key not in self.programs:
+            whose = zip(("f, differentiated,", "f"), both_values(self.f), strict=True)
+            self.programs[key] = _Joined(*(Program(f"search: {who}", values, args) for who, values in whose))
+        joined, given = self.programs[key], Arguments.of(args).arrays
+        if not any(map(_leaf_wrong, joined.errors(given))):
+            return None
+        comparison = Comparison("search", getattr(self.f, "__name__", ""), joined.rule, joined.oracle, named_parts)
+        comparison.arrays = given
+        comparison.notes.append("The value of f, as the rule's forward pass has it, against the primal's.")
+        report = comparison.report(timing=False)
+        return report if _wrong(report) else None
+
+    def fails(self, args: tuple) -> bool:
+        """Whether a rule is wrong or raises."""
+        try:
+            report = self.report(args)
+        except InputError as error:
+            if any(part in str(error) for part in (": f raises", "the oracle raises", "nothing to differentiate")):
+                self.refused = str(error)
+                return False
+            return True
+        self.tried += 1
+        return _wrong(report)
+
+
+def both_values(f: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """f as it is when it is differentiated, with the forward passes of its rules, and by itself; float outputs only."""
+
+    def output(out: Any) -> dict[str, Any]:
+        floats = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+        return {"output": floats[0] if len(floats) == 1 else floats}
+
+    return lambda *args: output(jax.linearize(f, *args)[0]), lambda *args: output(f(*args))
+
+
+class _Joined:
+    """A rule, an oracle and the shadow as one program, which is compiled faster than three."""
+
+    def __init__(self, rule: Program, oracle: Program):
+        self.rule, self.oracle = rule, oracle
+
+        def all_three(consts: Sequence[Any], arrays: Sequence[Any]) -> Any:
+            return [jaxpr_as_fun(p.jaxpr)(*arrays) for p in (rule, oracle)], oracle.in_float64(consts, arrays)
+
+        self._run = jax.jit(all_three, compiler_options=rule.options)
+
+    def errors(self, arrays: Sequence[Any]) -> list[LeafError]:
+        with jax.enable_x64(True):
+            (got, plain), exact = jax.device_get(self._run(self.oracle.jaxpr.consts, arrays))
+        return errors(*map(named_parts, (got, plain, exact)))
+
+
+def _wrong(report: Report) -> bool:
+    """Whether a leaf is, in it or in a call inside."""
+    return any(map(_leaf_wrong, report.leaves)) or any(map(_wrong, report.calls))
+
+
+def _leaf_wrong(leaf: LeafError) -> bool:
+    """Nothing is known of a leaf if what is right is not finite."""
+    return not leaf.ok and bool(np.isfinite(leaf.scale))
 
 
 def _kind(f: Callable[..., Any], args: Sequence[Any]) -> str:
@@ -249,39 +320,6 @@ def _usual_args(specs: Sequence[Spec]) -> tuple[np.ndarray, ...]:
     letters = sorted({a for spec in specs for a in (*spec.axes, spec.below or "1") if not a.isdigit()})
     sizes = {a: 3 + i for i, a in enumerate(letters)}
     return tuple(_values(spec, sizes, "normal", i) for i, spec in enumerate(specs))
-
-
-def reproduction(f: Callable[..., Any], oracle: Callable[..., Any] | None, args: Sequence[Any], kind: str) -> str:
-    """Code that makes a comparison again."""
-    lines = ["import ml_dtypes  # its dtypes are NumPy's too"] if any("ml_dtypes" in _dtype(a) for a in args) else []
-    lines += ["import numpy as np", "", "import jbp"]
-    names = []
-    for role, function in (("f", f), ("oracle", oracle)):
-        if function is None:
-            continue
-        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-        known = module not in (None, "__main__") and name.isidentifier()
-        lines.append(f"from {module} import {name}" if known else f"# {role}: your function")
-        names.append(name if known else role)
-    lines += ["", *(f"x{i} = {_literal(a)}" for i, a in enumerate(args))]
-    call = ", ".join([*names, *(f"x{i}" for i in range(len(args)))])
-    return "\n".join([*lines, f"print(jbp.compare{'_' * bool(kind)}{kind}({call}))", ""])
-
-
-def _dtype(a: np.ndarray) -> str:
-    return f"np.{a.dtype.name}" if hasattr(np, a.dtype.name) else f"ml_dtypes.{a.dtype.name}"
-
-
-def _literal(a: Any) -> str:
-    a = np.asarray(a)
-    if a.size > SHOWN:
-        return f"np.zeros({a.shape}, {_dtype(a)})  # {a.size:,} elements: put yours here"
-    if np.iscomplexobj(a) and a.size:  # part by part: written as one, signs of zeros and infinities are lost
-        real, imaginary = (_literal(part.astype(np.float64)) for part in (a.real, a.imag))
-        return f"np.vectorize(complex)({real}, {imaginary}).astype({_dtype(a)})"
-    wide = a.astype(float) if jnp.issubdtype(a.dtype, jnp.floating) else a
-    text = repr(wide.tolist()).replace("nan", "np.nan").replace("inf", "np.inf")
-    return f"np.array({text}, {_dtype(a)})" + (f".reshape{a.shape}" if not a.size else "")
 
 
 def _hypothesis() -> Any:

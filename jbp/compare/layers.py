@@ -9,9 +9,10 @@ import numpy as np
 
 from ..layer import InputError, described
 from ..readouts import Summed
+from .arguments import Arguments
 from .judge import Comparison
 from .parts import Part, named_parts
-from .program import Arguments, Program
+from .program import Program
 from .report import Report
 
 

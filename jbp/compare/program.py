@@ -1,12 +1,12 @@
 """A function traced once at given arguments: compiled as it is, and run in float64 by the same trace."""
 
-import inspect
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,12 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError
-from .replay import OPAQUE, Dtypes, cast, equations, inner_jaxprs, recast, single_dtype, wide_dtype
+from .arguments import Arguments
+from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, inner_jaxprs, quiet, recast, single_dtype, wide_dtype
 
 SECONDS = 0.5  # spent on timing
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_hurried: ContextVar[bool] = ContextVar("hurried", default=False)
 
 
 class Measured(NamedTuple):
@@ -29,76 +32,39 @@ class Measured(NamedTuple):
     flops: float | None = None
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Arguments as their arrays, and how to put others in their place. What is neither array nor float stays put."""
-
-    leaves: tuple[Any, ...]
-    treedef: Any
-    places: tuple[int, ...]  # of the arrays among the leaves
-
-    @classmethod
-    def of(cls, args: Any) -> "Arguments":
-        leaves, treedef = jax.tree.flatten(args)
-        leaves = [_canonical(leaf) for leaf in leaves]
-        places = tuple(i for i, leaf in enumerate(leaves) if _is_array(leaf) or type(leaf) in (float, complex))
-        return cls(tuple(leaves), treedef, places)
-
-    @property
-    def arrays(self) -> list[Any]:
-        return [
-            self.leaves[i] if hasattr(self.leaves[i], "dtype") else jnp.asarray(self.leaves[i]) for i in self.places
-        ]
-
-    def names(self, f: Callable[..., Any]) -> list[str]:
-        """Of the arrays, by f's own parameters, where the arguments are the tuple of f's."""
-        try:
-            parameters = list(inspect.signature(f).parameters.values())
-        except (TypeError, ValueError):
-            parameters = []
-        plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        paths, _ = jax.tree_util.tree_flatten_with_path(self.treedef.unflatten(self.leaves))
-        names = []
-        for i in self.places:
-            first, *rest = paths[i][0]
-            name = plain[first.idx] if first.idx < len(plain) else f"argument {first.idx}"
-            inner = jax.tree_util.keystr(tuple(rest), simple=True, separator=".")
-            names.append(f"{name}.{inner}" if inner else name)
-        return names
-
-    def filled(self, arrays: Sequence[Any]) -> Any:
-        """The arguments with other arrays."""
-        leaves = list(self.leaves)
-        for i, array in zip(self.places, arrays, strict=True):
-            leaves[i] = array
-        return self.treedef.unflatten(leaves)
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Programs made in here are compiled in a quarter of the time, and run slower: for what is run a few times."""
+    token = _hurried.set(True)
+    try:
+        yield
+    finally:
+        _hurried.reset(token)
 
 
-def not_finite(what: str, names: Sequence[str], arrays: Sequence[Any]) -> list[str]:
-    """A remark if there is NaN or infinity in `what`: no error, as an infinite logit may be meant."""
-    found = []
-    for name, array in zip(names, arrays, strict=True):
-        if not jnp.issubdtype(array.dtype, jnp.inexact) or (finite := np.isfinite(array := np.asarray(array))).all():
-            continue
-        first = tuple(map(int, np.argwhere(~finite)[0]))
-        bad = f", {(~finite).sum():,} of {array.size:,}" if array.size > 1 else ""
-        found.append(f"{name}{list(first) if first else ''} = {array[first]}{bad}")
-    return [f"{what} NaN or infinity: {'; '.join(found)}."] if found else []
+def in_a_hurry() -> bool:
+    return _hurried.get()
 
 
-def _canonical(leaf: Any) -> Any:
-    """A NumPy array in the dtype in which JAX takes it: with x64 off, int64 as int32 and float64 as float32."""
-    if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "iufc":
-        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
-    return leaf
+@cache
+def quick(backend: str) -> dict[str, Any]:
+    """Options of a compiler that hurries; none where it knows no such options."""
+    if backend != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=QUICK)()
+    except Exception:  # of whatever kind another XLA raises
+        return {}
+    return QUICK
+
+
+def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function jitted for a few runs."""
+    return jax.jit(function, compiler_options=quick(jax.default_backend()))
 
 
 class ClosesOver(InputError):
     """A program holds a value of another trace, which has ended."""
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and getattr(leaf.dtype, "kind", "V") not in "OSUMm"
 
 
 class Program:
@@ -111,6 +77,7 @@ class Program:
         self.who, self.notes = who, list[str]()
         self.instead: Callable[..., Any] | None = None  # the result in float64 by other means, if memory runs out
         self.derived: dict[Any, Callable[..., Any]] = {}  # other programs made of this one, compiled once
+        self.options = quick(jax.default_backend()) if in_a_hurry() else None
         self.arguments = arguments = Arguments.of(args)
         if any(
             isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer) and a.is_deleted() for a in arguments.arrays
@@ -125,6 +92,8 @@ class Program:
         started = time.perf_counter()
         try:
             self._traced = jax.jit(lambda *arrays: function(*arguments.filled(arrays))).trace(*arguments.arrays)
+            if any(e.primitive.name in DEBUG for e in equations(self._traced.jaxpr)):
+                self._traced = self._without_output()
         except InputError:
             raise
         except Exception as error:
@@ -145,12 +114,17 @@ class Program:
                 f"{who} has side effects ({', '.join(effects)}), and it is run many times. Take them out to compare."
             )
 
+    def _without_output(self) -> Any:
+        """Traced again, without what `jax.debug` prints: it is run many times."""
+        run, structure = quiet(self._traced.jaxpr), jax.tree.structure(self._traced.out_info)
+        return jax.jit(lambda *arrays: jax.tree.unflatten(structure, run(*arrays))).trace(*self.arguments.arrays)
+
     @cached_property
     def compiled(self) -> tuple[Callable[..., Any], int, float, float | None]:
         """(program, temporary bytes, seconds to trace and compile, FLOPs)."""
         started = time.perf_counter()
         try:
-            program = self._traced.lower().compile()
+            program = self._traced.lower().compile(self.options)
         except Exception as error:
             raise InputError(f"{self.who} can't be compiled: {said(error)}") from error
         memory: Any = program.memory_analysis()
@@ -188,11 +162,11 @@ class Program:
 
     @cached_property
     def _wide(self) -> Callable[..., list[Any]]:
-        return jax.jit(self.in_float64)
+        return quickly(self.in_float64)
 
     @cached_property
     def _single(self) -> Callable[..., list[Any]]:
-        return jax.jit(lambda consts, arrays: self.in_float64(consts, arrays, single_dtype))
+        return quickly(lambda consts, arrays: self.in_float64(consts, arrays, single_dtype))
 
     def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any], to: Dtypes = wide_dtype) -> list[Any]:
         """The flat result in float64, or in other dtypes; to be traced with x64 on."""

@@ -2,6 +2,7 @@
 
     recast            every float is a float64 (complex128): the same mathematics with next to no rounding
     without_rules     a call of a custom_vjp (or custom_jvp) function is its own primal, and autodiff goes through it
+    quiet             nothing is printed by `jax.debug`
     first_nonfinite   which equation makes the first NaN or infinity out of finite numbers
 
 `recast` changes the program that was traced, not the function: casts to a fixed dtype inside it don't stop it,
@@ -124,7 +125,9 @@ def _holds_jaxpr(value: Any) -> bool:
 ROUNDS = ("reduce_precision", "optimization_barrier")  # what rounds, and what only stands in the way
 OPAQUE = ("pure_callback", "ffi_call", "pallas_call", "call_exported")  # can't be looked into
 BITS = (*OPAQUE, "bitcast_convert_type", "nextafter", "rng_uniform")  # mean something in the original dtype alone
-CALLS = ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
+DEBUG = ("debug_callback", "debug_print")
+CALLS = dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call"), "call_jaxpr")
+CALLS["remat_opt"] = "fwd_jaxpr"  # the forward pass of a custom_vjp with optimize_remat=True
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -169,7 +172,7 @@ def recast(jaxpr: ClosedJaxpr, to: Dtypes = wide_dtype) -> Callable[..., list[An
         if name in ROUNDS:
             return values
         if name in CALLS:
-            return again(eqn.params["call_jaxpr"])(*values) if "call_jaxpr" in eqn.params else values
+            return again(eqn.params[CALLS[name]])(*values)
         if name in BITS:
             own = [cast(a, partial(_own, v)) for a, v in zip(values, eqn.invars, strict=True)]
             return [cast(out, to) for out in bind(eqn, own)]
@@ -201,18 +204,30 @@ def _plain(dtype: Any) -> bool:
     return not jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
-# -- without custom rules ---------------------------------------------------------------------------------------------
+# -- without custom rules, without output ------------------------------------------------------------------------------
 
 
 def without_rules(jaxpr: ClosedJaxpr, *names: str) -> Callable[..., list[Any]]:
-    """The jaxpr as a function in which the calls of these primitives are their own primals, wherever they sit.
+    """The jaxpr as a function in which the calls of these primitives are their own primals, wherever they sit."""
+    return _instead(jaxpr, names, lambda eqn, values, again: again(eqn.params["call_jaxpr"])(*values))
 
-    A primitive that calls nothing (`stop_gradient`) is the identity.
-    """
+
+def unstopped(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
+    """The jaxpr as a function in which `stop_gradient` stops nothing."""
+    return _instead(jaxpr, ("stop_gradient",), lambda eqn, values, again: values)
+
+
+def quiet(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
+    """The jaxpr as a function without what `jax.debug` prints and calls."""
+    return _instead(jaxpr, DEBUG, lambda eqn, values, again: [])
+
+
+def _instead(jaxpr: ClosedJaxpr, names: Sequence[str], do: Change) -> Callable[..., list[Any]]:
+    """The jaxpr as a function in which the equations of these primitives are done by `do`, wherever they sit."""
 
     def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
         if eqn.primitive.name in names:
-            return again(eqn.params["call_jaxpr"])(*values) if "call_jaxpr" in eqn.params else values
+            return do(eqn, values, again)
         inner = inner_jaxprs(eqn)
         if eqn.primitive.name in CALLS or not any(e.primitive.name in names for j in inner for e in equations(j)):
             return bind(eqn, values)

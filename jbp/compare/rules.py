@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
+from .arguments import not_finite
 from .checks import also_in_float32, of_rule
 from .derivatives import (
     Flat,
@@ -28,7 +29,7 @@ from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes,
 from .identities import Identities
 from .judge import Comparison
 from .parts import Part, place
-from .program import Program, not_finite
+from .program import Program
 from .replay import without_rules
 from .report import Report
 from .sites import RULES, Site, Tapped, hidden, sites_of

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from .replay import aval_of, bind, equations, inner_jaxprs, line_of, replay
+from .replay import aval_of, bind, equations, inner_jaxprs, replay
 
 RULES = {"vjp": "custom_vjp_call", "jvp": "custom_jvp_call"}
 INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
-
+LIBRARIES = ("/jax/_src/", *(f"-packages/{name}/" for name in ("jax", "equinox", "flax")), "/jbp/compare/", "<string>")
 
 Path = tuple[int, ...]  # of an equation: its place in the jaxpr, which inner jaxpr of it, the place in there, …
 
@@ -55,8 +55,33 @@ class Site:
 
 
 def named(eqn: JaxprEqn) -> str:
-    """The name of the function that carries a rule."""
-    return str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_name)
+    """The name of the function that carries a rule; of the user's, where that is a library's wrapper around it."""
+    wrapped = _wrapped(eqn)
+    return _last(wrapped) if wrapped else str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_name)
+
+
+def _wrapped(eqn: JaxprEqn) -> Any:
+    """The frame of the user's function in a library's, as a call of a rule; None if there is none."""
+    info = eqn.params["call_jaxpr"].jaxpr.debug_info
+    for inner in equations(eqn.params["call_jaxpr"]) if _foreign(str(info.func_src_info)) else ():
+        frames = _frames(inner)
+        wrapper = next((i for i, frame in enumerate(frames) if _last(frame) == info.func_name), 0)
+        if own := [frame for frame in frames[:wrapper] if not _foreign(frame.file_name)]:
+            return own[-1]
+    return None
+
+
+def _frames(eqn: JaxprEqn) -> Sequence[Any]:
+    """The call stack in which an equation was traced, from the innermost out."""
+    return getattr(eqn.source_info.traceback, "frames", None) or ()
+
+
+def _foreign(place: str) -> bool:
+    return any(part in place for part in LIBRARIES)
+
+
+def _last(frame: Any) -> str:
+    return frame.function_name.rpartition(".")[2]
 
 
 def sites_of(jaxpr: ClosedJaxpr, kind: str) -> list[Site]:
@@ -85,8 +110,11 @@ def _sites(jaxpr: ClosedJaxpr | Jaxpr, rule: str, path: Path, loops: tuple[int, 
 
 
 def _where(eqn: JaxprEqn) -> str:
-    """The line of a call; if nothing but JAX stands around it, that of the function."""
-    return line_of(eqn) or str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info).rpartition("/")[2]
+    """The line of a call in the user's code; if nothing but libraries stand around it, that of the function."""
+    frame = next((frame for frame in _frames(eqn) if not _foreign(frame.file_name)), _wrapped(eqn))
+    if frame is None:
+        return str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info).rpartition("/")[2]
+    return f"{frame.file_name.rpartition('/')[2]}:{frame.line_num}, {_last(frame)}"
 
 
 def hidden(jaxpr: ClosedJaxpr, kind: str) -> list[str]:

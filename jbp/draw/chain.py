@@ -20,7 +20,7 @@ import numpy as np
 
 from ..layer import Context, batch_of
 from ..network import Network
-from ..trace import Summed
+from ..readouts import Summed
 from .marks import title_of
 
 

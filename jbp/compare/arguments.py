@@ -1,0 +1,78 @@
+"""Arguments of a function as their arrays, and how to put others in their place."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments as their arrays, and how to put others in their place. What is neither array nor float stays put."""
+
+    leaves: tuple[Any, ...]
+    treedef: Any
+    places: tuple[int, ...]  # of the arrays among the leaves
+
+    @classmethod
+    def of(cls, args: Any) -> "Arguments":
+        leaves, treedef = jax.tree.flatten(args)
+        leaves = [_canonical(leaf) for leaf in leaves]
+        places = tuple(i for i, leaf in enumerate(leaves) if _is_array(leaf) or type(leaf) in (float, complex))
+        return cls(tuple(leaves), treedef, places)
+
+    @property
+    def arrays(self) -> list[Any]:
+        return [
+            self.leaves[i] if hasattr(self.leaves[i], "dtype") else jnp.asarray(self.leaves[i]) for i in self.places
+        ]
+
+    def names(self, f: Callable[..., Any]) -> list[str]:
+        """Of the arrays, by f's own parameters, where the arguments are the tuple of f's."""
+        try:
+            parameters = list(inspect.signature(f).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        paths, _ = jax.tree_util.tree_flatten_with_path(self.treedef.unflatten(self.leaves))
+        names = []
+        for i in self.places:
+            first, *rest = paths[i][0]
+            name = plain[first.idx] if first.idx < len(plain) else f"argument {first.idx}"
+            inner = jax.tree_util.keystr(tuple(rest), simple=True, separator=".")
+            names.append(f"{name}.{inner}" if inner else name)
+        return names
+
+    def filled(self, arrays: Sequence[Any]) -> Any:
+        """The arguments with other arrays."""
+        leaves = list(self.leaves)
+        for i, array in zip(self.places, arrays, strict=True):
+            leaves[i] = array
+        return self.treedef.unflatten(leaves)
+
+
+def not_finite(what: str, names: Sequence[str], arrays: Sequence[Any]) -> list[str]:
+    """A remark if there is NaN or infinity in `what`: no error, as an infinite logit may be meant."""
+    found = []
+    for name, array in zip(names, arrays, strict=True):
+        if not jnp.issubdtype(array.dtype, jnp.inexact) or (finite := np.isfinite(array := np.asarray(array))).all():
+            continue
+        first = tuple(map(int, np.argwhere(~finite)[0]))
+        bad = f", {(~finite).sum():,} of {array.size:,}" if array.size > 1 else ""
+        found.append(f"{name}{list(first) if first else ''} = {array[first]}{bad}")
+    return [f"{what} NaN or infinity: {'; '.join(found)}."] if found else []
+
+
+def _canonical(leaf: Any) -> Any:
+    """A NumPy array in the dtype in which JAX takes it: with x64 off, int64 as int32 and float64 as float32."""
+    if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "iufc":
+        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+    return leaf
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and getattr(leaf.dtype, "kind", "V") not in "OSUMm"

@@ -1,0 +1,60 @@
+"""What a function may hold besides mathematics: forward passes that JAX may leave out, and output."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from by_hand import numbers, vjp
+
+import jbp
+
+X = numbers(0, 4)
+
+
+def sine(factor: float) -> Callable:
+    """Its gradient times a factor; its forward pass is left out where the residuals are not needed."""
+    f = jax.custom_vjp(lambda x: jnp.sin(x))
+    f.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (factor * g * jnp.cos(x),), optimize_remat=True)
+    return f
+
+
+@pytest.mark.parametrize("around", [lambda f: f, lambda f: lambda x: 2 * f(x), lambda f: jax.checkpoint(f)])
+def test_a_rule_with_optimize_remat_is_compared_like_any_other(around: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
+    report = jbp.compare_vjp(around(sine(1.0)), X)
+    assert report.ok, report
+    wrong = jbp.compare_vjp(around(sine(1.01)), X)
+    assert not wrong.ok
+    assert wrong.worst.pattern == "off by the factor 1.010"
+
+
+def test_what_jax_debug_prints_is_printed_by_the_users_runs_alone(capsys: pytest.CaptureFixture):
+    def loud(x: Any) -> Any:
+        jax.debug.print("forward {}", x[0])
+        return jnp.sin(x), x
+
+    def back(x: Any, g: Any) -> tuple[Any]:
+        jax.debug.callback(lambda x: print("backward"), x)
+        return (g * jnp.cos(x),)
+
+    rule = jax.custom_vjp(lambda x: loud(x)[0])
+    rule.defvjp(loud, back)
+
+    def f(x: Any) -> Any:
+        def turn(c: Any, _: None) -> tuple[Any, None]:
+            jax.debug.print("turn {}", c[0], ordered=True)
+            return jax.lax.cond(c[0] > 9, lambda c: c, rule, c), None
+
+        return jax.lax.scan(turn, x, None, length=2)[0]
+
+    report = vjp(f, X)
+    assert report.ok, report
+    assert len(report.calls) == 1
+    jax.effects_barrier()
+    assert capsys.readouterr().out == ""
+    jax.grad(lambda x: f(x).sum())(X)
+    jax.effects_barrier()
+    assert sorted({line.split()[0] for line in capsys.readouterr().out.splitlines()}) == ["backward", "forward", "turn"]
