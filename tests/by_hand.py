@@ -22,8 +22,8 @@ def ruled(f: Callable, slope: Callable) -> Callable:
 
 
 def vjp(f: Callable, *args: Any, **more: Any) -> jbp.Report:
-    return compare_vjp(f, *args, timing=False, checks=False, **more)
+    return compare_vjp(f, *args, **({"timing": False, "checks": False} | more))
 
 
 def jvp(f: Callable, *args: Any, **more: Any) -> jbp.Report:
-    return compare_jvp(f, *args, timing=False, **more)
+    return compare_jvp(f, *args, **({"timing": False, "checks": False} | more))
