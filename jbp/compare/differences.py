@@ -41,14 +41,21 @@ def scaled(a: Any, factor: Any, dtype: Any = None) -> Any:
 
 
 def last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
-    """The arguments in float64, moved by up to a unit in the last place, of a dtype with this ε."""
-    random = stream(name)
-    return [scaled(a, 1 + epsilon * _away(random, np.shape(a)), np.float64) for a in arrays]
+    """The arguments in float64, moved by up to a unit in the last place, of a dtype with this ε.
+
+    Equal numbers are moved alike, so that what is at a kink because they are equal stays there.
+    """
+    salt = np.uint64(stream(name).integers(1 << 62))
+    return [scaled(a, 1 + epsilon * _by_value(scaled(a, 1.0, np.float64), salt), np.float64) for a in arrays]
 
 
-def _away(random: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    """Numbers between −1 and 1, none of them near 0."""
-    return random.uniform(0.5, 1, shape) * random.choice((-1, 1), shape)
+@np.errstate(over="ignore")  # the products wrap around
+def _by_value(a: Any, salt: np.uint64) -> Any:
+    """Numbers between −1 and 1, none of them near 0, that only depend on |a|."""
+    bits = np.abs(np.asarray(a)).astype(np.float64).view(np.uint64) ^ salt
+    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):  # splitmix64
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(factor)
+    return np.where(bits & np.uint64(1), 1.0, -1.0) * (0.5 + (bits >> np.uint64(12)) * 2.0**-53)
 
 
 def beside(arrays: Sequence[Any]) -> list[list[Any]]:
