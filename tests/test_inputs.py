@@ -245,15 +245,15 @@ def test_the_code_keeps_other_dtypes(found: Callable):
     assert report.reproduce.startswith("import ml_dtypes")
 
 
-def test_a_function_of_one_scalar_is_searched(found: Callable):
+def test_a_function_of_one_scalar_is_searched():
     def annotated_double(x: Float[Array, ""]) -> Float[Array, ""]:
         return 2 * x
 
-    double = ruled(annotated_double, lambda args, g: (3 * g,))
-    for shapes in ("", None):
-        report, (x,) = found(double, shapes)
-        np.testing.assert_array_equal(x, np.ones((), np.float32))
-        assert report.worst.pattern == "off by the factor 1.500"
+    double = ruled(annotated_double, lambda args, g: (2 * g,))
+    assert annotated(double) == annotated(annotated_double) == ""
+    report = jbp.search(double, examples=3)
+    assert report.ok
+    assert report.worst.shape == ()
 
 
 def test_a_function_of_a_module_is_imported():
@@ -314,7 +314,7 @@ def test_a_forward_pass_of_another_function_is_found_also_deep_inside(found: Cal
 
     wrong = jax.custom_vjp(lambda x: 2 * x)
     wrong.defvjp(lambda x: (jnp.where(x > 12, 0, 2 * x), None), lambda _, g: (2 * g,))
-    report, (x, _) = found(f, "N, N: int32", examples=30)
+    report, (x, _) = found(f, "3, 3: int32", examples=30)
     assert x.max() > 12
     assert report.worst.name == "output"  # of two the one that is no float does not count
 

@@ -80,12 +80,12 @@ def test_a_rule_is_right_where_autodiff_is_not(name: str):
 LOST = "its formula is right, its arithmetic loses digits"
 # What is wrong, and what the verdict must hold of it.
 FAULTS = {
-    "jax.scipy.special.log_ndtr, far tail": f"WRONG in log_ndtr: {LOST}; output[3] is 0.1049",
-    "jax.scipy.special.log_ndtr, tails": f"WRONG in log_ndtr: {LOST}; output[0] is 3.77",
+    "jax.scipy.special.log_ndtr, far tail": f"WRONG in log_ndtr: {LOST}; output[3] is 0.28446",
+    "jax.scipy.special.log_ndtr, tails": "WRONG in log_ndtr: output[0] is -14.49",
     "jax.scipy.special.xlogy, (0, 0)": "WRONG in xlogy: NaN in 1 of 2 elements, first at [0]; output[0] is nan",
     "jax.numpy.logaddexp, both inf": "WRONG in logaddexp: NaN in 1 of 3 elements, first at [2]; output[2] is nan",
     "optax.safe_softmax_cross_entropy, a logit of −∞": "WRONG in weighted_logsoftmax: NaN in 1 of 3 elements",
-    f"{GPU}rms_norm, xla, eps 0.5": "WRONG in rms_norm: x[0,0,30] is -2.89",
+    f"{GPU}rms_norm, xla, eps 0.5": "WRONG in rms_norm: x[0,0,31] is -4.78",
 }
 
 

@@ -198,14 +198,12 @@ def search(
             known[key(args)] = suspected and careful.fails(args)
         return known[key(args)]
 
-    drawn = arrays(shapes, dtype, empty).filter(lambda args: known.get(key(args), True))  # what passes is drawn once
-
     settings = hypothesis.settings(
         max_examples=examples, deadline=None, database=None, derandomize=False, print_blob=False,
         suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
     try:
-        args = hypothesis.find(drawn, fails, settings=settings, random=random.Random(seed))
+        args = hypothesis.find(arrays(shapes, dtype, empty), fails, settings=settings, random=random.Random(seed))
     except hypothesis.errors.NoSuchExample:
         if not quick.tried:
             raise InputError(f"search: every example is refused: {quick.refused} Give shapes that f takes.") from None

@@ -261,7 +261,7 @@ def _between(
     return found[0], found[1]
 
 
-def _moved(a: Any, by: np.ndarray) -> Any:
+def _moved(a: Any, by: Any) -> Any:
     """An array in float64, each element moved by so much of its size; what holds no floats as it is."""
     return scaled(a, 1.0, np.float64) + by * unit_of(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a
 
