@@ -1,7 +1,8 @@
 """Why a rule and autodiff differ: the rule in float64 and central differences are asked, leaf by leaf.
 
-So a wrong formula is told from a right one in poor arithmetic, and a wrong autodiff (a kink, a `stop_gradient`, a wrong
-custom rule further in) from a wrong rule. Also here: elements that are wrong, and small beside the rest of their leaf.
+So a wrong formula is told from a right one in poor arithmetic, and a wrong autodiff (at a kink, behind a `where`, of a
+wrong custom rule further in) from a wrong rule. Also here: elements that are wrong, and small beside the rest of their
+leaf; and the noise of the shadow itself.
 """
 
 import dataclasses
@@ -99,9 +100,7 @@ def suspected(comparison: "Comparison", leaves: list[LeafError]) -> list[str]:
     oracle = [np.asarray(part.array) for part in comparison.exact[_values(leaves) :]]
     epsilon = max(leaf.epsilon for leaf in leaves)
     probe = next(comparison.third(None, ()))
-    blind = (
-        np.any(probe.slope.kink) or probe.slope.error == 0
-    )  # not even rounding: what changes is lost in what does not
+    blind = np.any(probe.slope.kink) or probe.slope.error == 0  # not even rounding: all that changes is absorbed
     if blind or _agrees(probe, oracle, epsilon) is not False:
         return []
     return [
@@ -275,8 +274,8 @@ def _places(worst: tuple[int, ...], rule: np.ndarray, oracle: np.ndarray) -> lis
     differ = np.flatnonzero(off > 1e-9 * np.abs(oracle).max(initial=0))
     most = differ[np.argsort(-off[differ], kind="stable")[: PLACES // 2]]
     spread = differ[np.linspace(0, len(differ) - 1, PLACES // 4).astype(int)] if len(differ) else differ
-    beside = differ[np.minimum(np.searchsorted(differ, spread) + 1, len(differ) - 1)] if len(differ) else differ
-    flat = {int(np.ravel_multi_index(worst, rule.shape)), *map(int, (*most, *spread, *beside))}
+    after = differ[np.minimum(np.searchsorted(differ, spread) + 1, len(differ) - 1)] if len(differ) else differ
+    flat = {int(np.ravel_multi_index(worst, rule.shape)), *map(int, (*most, *spread, *after))}
     return [tuple(map(int, np.unravel_index(i, rule.shape))) for i in flat]
 
 
