@@ -46,7 +46,11 @@ def last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
     Equal numbers are moved alike, so that what is at a kink because they are equal stays there.
     """
     salt = np.uint64(stream(name).integers(1 << 62))
-    return [scaled(a, 1 + epsilon * _by_value(scaled(a, 1.0, np.float64), salt), np.float64) for a in arrays]
+
+    def moved(a: Any) -> Any:
+        return scaled(a, 1 + epsilon * _by_value(scaled(a, 1.0, np.float64), salt), np.float64)
+
+    return [moved(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a for a in arrays]
 
 
 @np.errstate(over="ignore")  # the products wrap around
