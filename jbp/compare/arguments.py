@@ -55,6 +55,16 @@ class Arguments:
         return self.treedef.unflatten(leaves)
 
 
+def is_float(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+
+def filled(arrays: Sequence[Any], places: Sequence[int], moving: Sequence[Any]) -> list[Any]:
+    """The arrays with others at some places."""
+    others = dict(zip(places, moving, strict=True))
+    return [others.get(i, a) for i, a in enumerate(arrays)]
+
+
 def not_finite(what: str, names: Sequence[str], arrays: Sequence[Any]) -> list[str]:
     """A remark if there is NaN or infinity in `what`: no error, as an infinite logit may be meant."""
     found = []

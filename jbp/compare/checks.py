@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError, described
-from .derivatives import is_float, of_floats
+from .arguments import is_float
+from .derivatives import of_floats
 from .error import errors
 from .identities import EXACT, Identities, distance, equal, mapped, scanned
 from .parts import check_same

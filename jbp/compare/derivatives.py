@@ -8,25 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError, described
-from .differences import stream
+from .arguments import filled, is_float
+from .differences import stream, widened
 from .program import Program
 from .sites import Site, Tapped
 
 Flat = Callable[..., Sequence[Any]]
 
 
-def is_float(a: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
-
-
 def floats_of(arrays: Sequence[Any]) -> list[int]:
     return [i for i, a in enumerate(arrays) if jnp.issubdtype(a.dtype, jnp.inexact)]
-
-
-def filled(arrays: Sequence[Any], places: Sequence[int], moving: Sequence[Any]) -> list[Any]:
-    """The arrays with others at some places."""
-    others = dict(zip(places, moving, strict=True))
-    return [others.get(i, a) for i, a in enumerate(arrays)]
 
 
 def of_floats(function: Flat, floats: Sequence[int], arrays: Sequence[Any]) -> Flat:
@@ -69,7 +60,7 @@ def pulled_forward(function: Flat, floats: list[int], arrays: Sequence[Any], cot
 
 
 def in_pieces(arrays: Sequence[Any]) -> list[np.ndarray]:
-    return [np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) for a in arrays]
+    return [widened(a) for a in arrays]
 
 
 def paired(outs: Sequence[Any], cotangents: Sequence[Any]) -> Any:

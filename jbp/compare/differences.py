@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .arguments import filled, is_float
 from .program import Program, quickly
 from .replay import cast, equations, noise_of, unstopped
 
@@ -32,12 +33,9 @@ def stream(name: str) -> np.random.Generator:
     return np.random.default_rng(list(f"jbp {name}".encode()))
 
 
-def scaled(a: Any, factor: Any, dtype: Any = None) -> Any:
-    """An array times a factor, where it is one of floats."""
-    if not jnp.issubdtype(jnp.result_type(a), jnp.inexact):
-        return a
-    wide = np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) * factor
-    return wide if dtype is not None else wide.astype(a.dtype)
+def widened(a: Any) -> Any:
+    """An array of floats in float64 (complex128); another as it is."""
+    return np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) if is_float(a) else a
 
 
 def last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
@@ -47,10 +45,7 @@ def last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
     """
     salt = np.uint64(stream(name).integers(1 << 62))
 
-    def moved(a: Any) -> Any:
-        return scaled(a, 1 + epsilon * _by_value(scaled(a, 1.0, np.float64), salt), np.float64)
-
-    return [moved(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a for a in arrays]
+    return [wide * (1 + epsilon * _by_value(wide, salt)) if is_float(wide) else wide for wide in map(widened, arrays)]
 
 
 @np.errstate(over="ignore")  # the products wrap around
@@ -165,8 +160,7 @@ class Slopes:
 
         def gradient(*arrays: Any) -> Any:
             def function(*moving: Any) -> Any:
-                others = dict(zip(self.moving, moving, strict=True))
-                return run(*(others.get(i, a) for i, a in enumerate(arrays)))[0]
+                return run(*filled(arrays, self.moving, moving))[0]
 
             return jax.grad(function, tuple(range(len(self.moving))))(*(arrays[i] for i in self.moving))
 
@@ -191,7 +185,7 @@ class Slopes:
 
 
 def unit_of(a: Any) -> np.ndarray:
-    size = np.abs(np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64))
+    size = np.abs(widened(a))
     units = np.where(size > 0, size, 0.1 * np.sqrt(np.mean(size**2)) if size.any() else 1.0)
     return np.asarray(units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units)
 

@@ -109,6 +109,11 @@ def _dot(a: np.ndarray, b: np.ndarray) -> Any:
     return np.einsum("i,i", a, b)
 
 
+def rms(a: Any) -> float:
+    """The root mean square of an array; 0 if it is empty."""
+    return float(np.sqrt(np.mean(np.square(np.abs(a))))) if np.size(a) else 0.0
+
+
 class _Sum:
     """A root mean square, gathered chunk by chunk, with neither overflow nor underflow."""
 

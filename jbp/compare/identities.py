@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError
-from .derivatives import Flat, filled, floats_of, in_pieces, is_float, of_floats, paired, pulled, pushed
+from .arguments import filled, is_float
+from .derivatives import Flat, floats_of, in_pieces, of_floats, paired, pulled, pushed
 from .differences import Slopes, beside, unit_of
 from .error import FAR
 from .program import Program, said

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .differences import Numerical, Slopes, Third, scaled, stream
+from .arguments import is_float
+from .differences import Numerical, Slopes, Third, stream, widened
 from .error import EXACT, LeafError, amplified, errors, pooled
 from .parts import Part, check_same
 from .program import Program, in_a_hurry, race
@@ -136,7 +137,7 @@ def _nearby(arrays: Sequence[Any]) -> Iterator[list[Any]]:
     random = stream("nearby")
 
     def moved(a: Any) -> Any:
-        near = scaled(a, 1 - random.uniform(0, 2**-6, np.shape(a)))
+        near = (widened(a) * (1 - random.uniform(0, 2**-6, np.shape(a)))).astype(a.dtype) if is_float(a) else a
         return jax.device_put(near, a.sharding) if isinstance(a, jax.Array) and near is not a else near
 
     return ([moved(a) for a in arrays] for _ in range(NEARBY))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .error import LeafError
+from .error import LeafError, rms
 
 FAR = 2.0**-10  # of the leaf's scale, by which a pattern may miss
 LIMIT = 1 << 20  # elements of a leaf, above which only the cheap patterns are tried
@@ -34,14 +34,10 @@ def pattern_of(leaf: LeafError, got: Any, exact: Any, others: dict[str, Any] = {
     tolerance = max(FAR * scale, 4 * leaf.allowed if math.isfinite(leaf.allowed) else 0)
 
     def close(a: Any, b: Any) -> bool:
-        return np.shape(a) == np.shape(b) and _rms(np.subtract(a, b)) <= tolerance
+        return np.shape(a) == np.shape(b) and rms(np.subtract(a, b)) <= tolerance
 
     with np.errstate(all="ignore"):
         return next(_patterns(got, exact, scale, close, others, 2 * leaf.oracle_largest), "")
-
-
-def _rms(a: Any) -> float:
-    return float(np.sqrt(np.mean(np.square(np.abs(a))))) if np.size(a) else 0.0
 
 
 def _patterns(
@@ -112,9 +108,9 @@ def _slices(got: np.ndarray, exact: np.ndarray, axis: int) -> Iterator[str]:
     if n < 2 or exact.ndim < 2:
         return
     rest = tuple(i for i in range(exact.ndim) if i != axis)
-    rms = lambda a: np.sqrt(np.mean(np.abs(a) ** 2, axis=rest))
-    of, off = rms(exact), rms(got - exact)
-    wrong = off > FAR * np.maximum(of, 0.1 * _rms(exact))
+    along = lambda a: np.sqrt(np.mean(np.abs(a) ** 2, axis=rest))
+    of, off = along(exact), along(got - exact)
+    wrong = off > FAR * np.maximum(of, 0.1 * rms(exact))
     if not 0 < wrong.sum() <= max(1, n // 3):
         return
     what = "row" if exact.ndim == 2 and axis == 0 else "column" if exact.ndim == 2 else f"slice across axis {axis}"
@@ -124,7 +120,7 @@ def _slices(got: np.ndarray, exact: np.ndarray, axis: int) -> Iterator[str]:
     part, true = got[tuple(index)], exact[tuple(index)]
     if 2 * np.sum(np.abs(part - true) > FAR * np.abs(true)) <= true.size:  # few elements of it, not the slice
         return
-    how = "zero" if not part.any() else "of the wrong sign" if _rms(part + true) < FAR * _rms(true) else "wrong"
+    how = "zero" if not part.any() else "of the wrong sign" if rms(part + true) < FAR * rms(true) else "wrong"
     if len(places) == 1:
         yield f"{what} {places[0]} is {how}"
     else:
@@ -136,7 +132,7 @@ def _terms(got: np.ndarray, exact: np.ndarray, scale: float, axis: int, n: int, 
     if n < 2:
         return
     small = FAR * scale * math.sqrt(n)
-    if _rms(exact.sum(axis)) < small < _rms(got.sum(axis)) / 8:
+    if rms(exact.sum(axis)) < small < rms(got.sum(axis)) / 8:
         yield f"missing the term along axis {axis}: the right one sums to zero along it"
     mean = (got - exact).mean(axis, keepdims=True)
     if close(got - exact, np.broadcast_to(mean, exact.shape)):

@@ -11,13 +11,12 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
-from .arguments import not_finite
+from .arguments import is_float, not_finite
 from .checks import also_in_float32, of_rule
 from .derivatives import (
     Flat,
     floats_of,
     in_pieces,
-    is_float,
     paired,
     pulled,
     pulled_forward,

@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from .differences import Probe, beside, last_bits, scaled, stream, unit_of
-from .error import EXACT, FAR, FLOOR, LeafError
+from .arguments import is_float
+from .differences import Probe, beside, last_bits, stream, unit_of, widened
+from .error import EXACT, FAR, FLOOR, LeafError, rms
 from .parts import VALUE
 from .patterns import pattern_of
 from .replay import equations, first_nonfinite
@@ -198,7 +198,6 @@ def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafErr
         np.asarray(comparison.parts(r)[i].array) for r in (rule.exact(*arrays), rule.exact(*near), rule(*arrays))
     )
     with np.errstate(all="ignore"):
-        rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2)))
         allowed = max(4 * rms(moved - exact), 4 * FLOOR * leaf.epsilon * rms(exact))
         return not rms(got.astype(exact.dtype) - exact) <= allowed
 
@@ -262,7 +261,7 @@ def _between(
 
 def _moved(a: Any, by: Any) -> Any:
     """An array in float64, each element moved by so much of its size; what holds no floats as it is."""
-    return scaled(a, 1.0, np.float64) + by * unit_of(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a
+    return widened(a) + by * unit_of(a) if is_float(a) else a
 
 
 def _places(worst: tuple[int, ...], rule: np.ndarray, oracle: np.ndarray) -> list[tuple[int, ...]]:
@@ -304,6 +303,5 @@ def _same(a: Any, b: Any, leaf: LeafError) -> bool:
     """
     arithmetic = 1e-3 * leaf.error if math.isfinite(leaf.error) else 0.0
     with np.errstate(all="ignore"):
-        rms = lambda a: float(np.sqrt(np.mean(np.abs(a) ** 2))) if np.size(a) else 0.0
         constants = (_constants(leaf.epsilon) + 1e-9) * rms(b)
         return not leaf.hidden and bool(rms(a - b) <= max(constants, arithmetic))
