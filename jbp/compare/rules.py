@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
 from .arguments import is_float, not_finite
+from .calls import RULES, VMAP, count_of_constants, has_rule
 from .checks import also_in_float32, of_rule
 from .derivatives import (
     Flat,
@@ -29,9 +30,9 @@ from .identities import Identities
 from .judge import Comparison
 from .parts import Part, place
 from .program import Program
-from .replay import without_rules
+from .replay import equations, opened, without_rules
 from .report import Report
-from .sites import RULES, Site, Tapped, hidden, sites_of
+from .sites import Site, Tapped, hidden, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
 FORWARD_MODE = "autodiff in forward mode of "
@@ -94,8 +95,10 @@ def compare_rules(
     def with_rules(*arrays: Any) -> Sequence[Any]:
         return jax.tree.leaves(f(*program.arguments.filled(arrays)))
 
-    bare = without_rules(program.jaxpr, RULES[kind])
+    bare = without_rules(program.jaxpr, kind)
     alone = len(sites) == 1 and _is_all(program.jaxpr)
+    if not alone and any(e.primitive.name == VMAP for e in equations(program.jaxpr)):
+        with_rules = opened(program.jaxpr)
     seeds = seeds_like(
         who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone
     )
@@ -242,7 +245,7 @@ class _Task:
         if not turns:
             return None
         stacked = bool(site.loops) or turns > 1
-        ruled, bare, consts = site.call, without_rules(site.primal, RULES[self.kind]), site.eqn.params["num_consts"]
+        ruled, bare, consts = site.call, without_rules(site.primal, self.kind), count_of_constants(site.eqn)
         if self.kind == "vjp":
             names = [site.arguments[i] for i in floats_of([v.aval for v in site.eqn.invars]) if i >= consts]
         else:
@@ -305,9 +308,9 @@ def _is_all(jaxpr: ClosedJaxpr) -> bool:
     if len(jaxpr.eqns) != 1:
         return False
     eqn = jaxpr.eqns[0]
-    return eqn.primitive.name in RULES.values() or (
-        eqn.primitive.name in ("jit", "pjit") and _is_all(eqn.params["jaxpr"])
-    )
+    if eqn.primitive.name in ("jit", "pjit"):
+        return _is_all(eqn.params["jaxpr"])
+    return any(has_rule(eqn, kind) for kind in RULES)
 
 
 def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
