@@ -8,7 +8,7 @@ scan                               a loop; which of its inputs are carried
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 RULES = {"vjp": "custom_vjp_call", "jvp": "custom_jvp_call"}
 HIJAX = "call_hi_primitive"
 VMAP = "custom_vmap_call"
+SHARDED = "shard_map"
 # What forward mode makes of a custom_vjp: reverse mode alone can use it.
 LINEAR = ("custom_lin", "call_hi_primitive_linearized")
 # The parameter that holds what is called: of calls without a rule for a derivative, and of all.
@@ -68,6 +69,16 @@ def scan_inputs(eqn: JaxprEqn) -> tuple[int, int]:
         consts, carry, _ = eqn.params["ft_in"].unpack()
         return len(consts), len(carry)
     return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def sharded(eqn: JaxprEqn, function: Callable[..., Sequence[Any]]) -> Callable[..., list[Any]]:
+    """Another function in place of that of a `shard_map`: on the same mesh, with the same shards."""
+    p = eqn.params
+    axes = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
+    specs: Any = {name: tuple(p[name]) for name in ("in_specs", "out_specs")}
+    shards = lambda *args: tuple(function(*args))
+    on_mesh = jax.shard_map(shards, mesh=p["mesh"], axis_names=set(axes), check_vma=p["check_vma"], **specs)
+    return lambda *args: list(on_mesh(*args))
 
 
 # -- of a call with rules ---------------------------------------------------------------------------------------------

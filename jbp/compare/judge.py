@@ -138,7 +138,7 @@ def _nearby(arrays: Sequence[Any]) -> Iterator[list[Any]]:
 
     def moved(a: Any) -> Any:
         near = (widened(a) * (1 - random.uniform(0, 2**-6, np.shape(a)))).astype(a.dtype) if is_float(a) else a
-        return jax.device_put(near, a.sharding) if isinstance(a, jax.Array) and near is not a else near
+        return jax.device_put(near, a.sharding) if getattr(a, "committed", False) and near is not a else near
 
     return ([moved(a) for a in arrays] for _ in range(NEARBY))
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from ..layer import InputError
-from .calls import HIJAX, PLAIN, VMAP, has_rule, inner_jaxprs, is_call, primal_of
+from .calls import HIJAX, PLAIN, SHARDED, VMAP, has_rule, inner_jaxprs, is_call, primal_of, sharded
 
 # What `change` gets: an equation, the values that go in, and `again`, which makes an inner jaxpr a function under the
 # same change. It returns the values that come out.
@@ -86,14 +86,14 @@ def _is_jaxpr(value: Any) -> bool:
 def _with_inner(eqn: JaxprEqn, values: Sequence[Any], again: Callable, dtype: Dtypes) -> Sequence[Any]:
     """The equation with its inner jaxprs traced again under the change; `dtype` maps those of their arguments."""
 
+    if eqn.primitive.name == SHARDED:
+        return sharded(eqn, again(*inner_jaxprs(eqn)))(*values)
+
     def traced(value: Any) -> Any:
         if not _is_jaxpr(value):
             return value
-        avals = (
-            [v.aval for v in value.jaxpr.invars] if isinstance(value, ClosedJaxpr) else [v.aval for v in value.invars]
-        )
-        specs = [jax.ShapeDtypeStruct(a.shape, dtype(a.dtype)) for a in avals]
-        closed = jax.make_jaxpr(again(value))(*specs)
+        avals = [_of_dtype(v.aval, dtype) for v in (value.jaxpr if isinstance(value, ClosedJaxpr) else value).invars]
+        closed = jax.make_jaxpr(again(value))(*avals)
         if isinstance(value, ClosedJaxpr):
             return closed
         if closed.consts:
@@ -102,6 +102,11 @@ def _with_inner(eqn: JaxprEqn, values: Sequence[Any], again: Callable, dtype: Dt
 
     params = {k: jax.tree.map(traced, v, is_leaf=_is_jaxpr) if _holds_jaxpr(v) else v for k, v in eqn.params.items()}
     return bind(eqn, values, params)
+
+
+def _of_dtype(aval: Any, dtype: Dtypes) -> Any:
+    """The type of a value in another dtype: of the same shape, on the same mesh."""
+    return aval.update(dtype=dtype(aval.dtype), weak_type=False)
 
 
 def _holds_jaxpr(value: Any) -> bool:

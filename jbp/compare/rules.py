@@ -32,7 +32,7 @@ from .parts import Part, place
 from .program import Program
 from .replay import equations, opened, without_rules
 from .report import Report
-from .sites import Site, Tapped, hidden, sites_of
+from .sites import Site, Tapped, hidden, on_meshes, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
 FORWARD_MODE = "autodiff in forward mode of "
@@ -79,8 +79,8 @@ def compare_rules(
     if not callable(f):
         raise InputError(f"{who}: expected a function, got {f!r}. As in {who}(f, x).")
     program = Program(f"{who}: f", f, args)
-    sites = sites_of(program.jaxpr, kind)
-    if not sites:
+    sites, sharded = sites_of(program.jaxpr, kind), on_meshes(program.jaxpr, kind)
+    if not sites and not sharded:
         raise InputError(_nothing_found(who, kind, f, program.jaxpr))
     for site in sites if kind == "vjp" else ():
         _check_types(who, site)
@@ -117,8 +117,10 @@ def compare_rules(
         return also_in_float32(found, args, again) if checks else found
     missed = hidden(program.jaxpr, kind)
     if missed:
-        whole.notes.append(f"Not looked into, under a while loop, a shard_map or another rule: {', '.join(missed)}.")
-    what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
+        whole.notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
+    if sharded:
+        whole.notes.append(f"Inside a shard_map, and so compared as part of the whole: {', '.join(sharded)}.")
+    what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds) if sites else []
 
     def looked_into(site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
         try:
@@ -129,7 +131,7 @@ def compare_rules(
 
     calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, what_reached, strict=True))))
     skipped = [site.name for site, (_, _, n) in zip(sites, what_reached, strict=True) if not n]
-    if len(skipped) == len(sites):
+    if len(skipped) == len(sites) and not sharded:
         raise InputError(
             f"{who}: with these arguments no custom_{kind} is reached ({', '.join(skipped)}), so there is nothing to "
             "compare. Give arguments that lead to one."
@@ -318,7 +320,7 @@ def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
     name = getattr(f, "__name__", repr(f))
     text = f"{who}: no custom_{kind} is called in {name} on a path that a derivative takes"
     if missed := hidden(jaxpr, kind):
-        where = "under a while loop, a shard_map or pmap, or in another rule"
+        where = "under a while loop or in another rule"
         return f"{text}; {', '.join(missed)} stands {where}. Compare it by itself."
     if found := sites_of(jaxpr, other):
         return f"{text}, but a custom_{other} is: {found[0].name}. Use compare_{other}."

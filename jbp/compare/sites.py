@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from .calls import PLAIN, argument_names, has_rule, inner_jaxprs, name_of, primal_of, scan_inputs, source_of
+from .calls import PLAIN, SHARDED, argument_names, has_rule, inner_jaxprs, name_of, primal_of, scan_inputs, source_of
 from .replay import aval_of, bind, equations, replay
 
 INLINE = ("jit", "pjit", *PLAIN, "checkpoint", "remat2", "compute_on", "xla_metadata_call")
+PASSED = ("cond", "scan")
 LIBRARIES = ("/jax/_src/", *(f"-packages/{name}/" for name in ("jax", "equinox", "flax")), "/jbp/compare/", "<string>")
 
 Path = tuple[int, ...]  # of an equation: its place in the jaxpr, which inner jaxpr of it, the place in there, …
@@ -98,7 +99,7 @@ def _sites(jaxpr: ClosedJaxpr | Jaxpr, kind: str, path: Path, loops: tuple[int, 
             continue  # what Flax's nn.scan leaves behind: a call of nothing
         if ruled:
             yield Site(named(eqn), (*path, i), eqn, loops, _where(eqn))
-        elif name in INLINE or name in ("cond", "scan"):
+        elif name in (*INLINE, *PASSED):
             more = (eqn.params["length"],) if name == "scan" else ()
             for k, inner in enumerate(inner_jaxprs(eqn)):
                 yield from _sites(inner, kind, (*path, i, k), (*loops, *more))
@@ -113,10 +114,22 @@ def _where(eqn: JaxprEqn) -> str:
 
 
 def hidden(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
-    """Names of calls that are not looked into: under a while loop, in another rule's primal, on a mesh."""
-    seen = {id(site.eqn) for site in _sites(jaxpr, kind, (), ())}
-    rest = [e for e in equations(jaxpr) if has_rule(e, kind) and id(e) not in seen]
-    return sorted({named(e) for e in rest})
+    """Names of calls that are not looked into: under a while loop, or in another rule's primal."""
+    seen = {id(site.eqn) for site in _sites(jaxpr, kind, (), ())} | {id(e) for e in _on_meshes(jaxpr, kind)}
+    return sorted({named(e) for e in equations(jaxpr) if has_rule(e, kind) and id(e) not in seen})
+
+
+def on_meshes(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
+    """Names of calls inside a `shard_map`: they are compared as part of the whole."""
+    return sorted({named(e) for e in _on_meshes(jaxpr, kind)})
+
+
+def _on_meshes(jaxpr: ClosedJaxpr | Jaxpr, kind: str) -> Iterator[JaxprEqn]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == SHARDED:
+            yield from (e for inner in inner_jaxprs(eqn) for e in equations(inner) if has_rule(e, kind))
+        elif eqn.primitive.name in (*INLINE, *PASSED):
+            yield from (e for inner in inner_jaxprs(eqn) for e in _on_meshes(inner, kind))
 
 
 class Tapped:
