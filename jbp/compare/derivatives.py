@@ -27,14 +27,21 @@ def of_floats(function: Flat, floats: Sequence[int], arrays: Sequence[Any]) -> F
 
 def pulled(function: Flat, floats: list[int], arrays: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
     """The gradients of ⟨cotangents, function⟩."""
-    _, pull = jax.vjp(of_floats(function, floats, arrays), *(arrays[i] for i in floats))
-    return list(pull(list(cotangents)))
+    outs, pull = jax.vjp(of_floats(function, floats, arrays), *(arrays[i] for i in floats))
+    return list(pull([laid_out_as(c, out) for c, out in zip(cotangents, outs, strict=True)]))
 
 
 def pushed(function: Flat, floats: list[int], arrays: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
     """The tangents of the function's outputs."""
     run = of_floats(function, floats, arrays)
-    return list(jax.jvp(run, [arrays[i] for i in floats], list(tangents))[1])
+    tangents = [laid_out_as(t, arrays[i]) for t, i in zip(tangents, floats, strict=True)]
+    return list(jax.jvp(run, [arrays[i] for i in floats], tangents)[1])
+
+
+def laid_out_as(a: Any, like: Any) -> Any:
+    """The array cut over the mesh as another one is, where the mesh has explicit axes: there that is part of its type."""
+    sharding = getattr(jax.typeof(like), "sharding", None)
+    return a if sharding is None or not sharding.mesh.explicit_axes else jax.reshard(a, sharding)
 
 
 def pulled_forward(function: Flat, floats: list[int], arrays: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:

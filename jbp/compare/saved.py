@@ -36,14 +36,13 @@ def _residuals(function: Callable, moving: Sequence[Any]) -> tuple[int, list[str
     def forward(*moving: Any) -> list[Any]:
         outs, pull = jax.vjp(function, *moving)
         leaves, treedef = jax.tree.flatten(pull)
-        shapes.append((outs, treedef))
+        shapes.append((list(map(jax.typeof, outs)), treedef))
         return leaves
 
     jaxpr = jax.make_jaxpr(forward)(*moving)
     outs, treedef = shapes[0]
-    specs = [jax.ShapeDtypeStruct(aval_of(v).shape, aval_of(v).dtype) for v in jaxpr.jaxpr.outvars]
-    cotangents = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in outs]
-    backward = jax.make_jaxpr(lambda leaves, c: treedef.unflatten(leaves)(c))(specs, cotangents)
+    kept = list(map(aval_of, jaxpr.jaxpr.outvars))
+    backward = jax.make_jaxpr(lambda leaves, c: treedef.unflatten(leaves)(c))(kept, outs)
     used = _used(backward)
     given = set(jaxpr.jaxpr.invars)
     seen: set[Any] = set()
