@@ -141,7 +141,7 @@ class _HoldsAnArray:
     def forward(self, params, x, context):
         return x, ()
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         return delta, ()
 
 
@@ -230,8 +230,8 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
         jnp.zeros(0), X, X, jbp.SquaredNorms()),
      "Cost.measure: this network has no parameters to read anything at. Add a layer that has."),
     (lambda: _function_cost().grad(jnp.zeros(21), X, Y, feedback=jnp.zeros(21)),
-     "feedback: layer 1.layer is a from_function layer, whose jax.vjp carries delta with its own params. Write that "
-     "layer by hand, or leave feedback out."),
+     "feedback: layer 1.layer (Function) carries delta with its own params only. Write that layer by hand, or leave "
+     "feedback out."),
     (lambda: mlp().measure(THETA, X, Y),
      "Cost.measure: expected readouts, got none. As in cost.measure(theta, x, y, Gradient())."),
     (lambda: mlp().measure(THETA, X, Y, jbp.Gradient),
@@ -241,13 +241,13 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "Cost.measure: expected readouts, got 'gradient'. As in cost.measure(theta, x, y, Gradient())."),
     # Cost
     (lambda: jbp.Cost(jbp.mlp(3, 2), losses.HalfSquaredError),
-     "Cost: expected a loss, got <class 'jbp.losses.HalfSquaredError'>. Write jbp.losses.HalfSquaredError()."),
+     "Cost: expected a loss, got the class HalfSquaredError. Write HalfSquaredError()."),
     (lambda: jbp.Cost(jbp.mlp(3, 2), "mse"),
      "Cost: expected a loss, got 'mse'. Write jbp.losses.HalfSquaredError()."),
     (lambda: jbp.Cost(losses.HalfSquaredError(), jbp.mlp(3, 2)),
      "Cost: expected a Network, got HalfSquaredError(). Write Network(layers, input=(...))."),
     (lambda: jbp.Cost(jbp.mlp(3, 2), losses.HalfSquaredError(), "average"),
-     "Cost: reduction must be 'mean' or 'sum', got 'average'."),
+     "Cost: reduction must be 'mean', 'sum' or 'positions', got 'average'."),
     # networks and layers
     (lambda: network(jbp.Dense), "Sequential: layers[0] is no layer: <class 'jbp.layers.dense.Dense'>. Give Dense()."),
     (lambda: network(jbp.Dense(3), 5),
@@ -672,9 +672,9 @@ class Broken:
     def forward(self, params, x, context):
         return x @ params["w"] + params["b"][None], x
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         w, b = jbp.Outer(saved[:, None], delta[:, None]), jbp.Sum(delta[:, None])
-        return self.fault(delta @ params["w"].T, {"w": read(w), "b": read(b)})
+        return self.fault(delta @ params["w"].T, {"w": read["w"](w), "b": read["b"](b)})
 
 
 DELTA = (
@@ -683,12 +683,11 @@ DELTA = (
 )
 READINGS = (
     "backward must return readings in the structure of the params, PyTreeDef({{'b': *, 'w': *}}), got PyTreeDef({}). "
-    "Call read(pair) once for each leaf."
+    "Call each leaf's reader once, with its pair."
 )
 BOTH = "backward must return (delta of x, readings), got {}. Return both, in this order."
 LEAF = (
-    "backward reads a gradient {} at leaf {}, which is {}. Check the pair that it gives to read: "
-    "Outer(a [N, T, I], delta [N, T, O]), Sum(g [N, T, ...])."
+    "layer {}: leaf {}: expected Outer(a [N, *T, I], delta [N, *T, O]) of a leaf [I, O] = {}, got {}. Check both."
 )
 FAULTS = {
     "no readings at all": (lambda dx, r: dx, BOTH.format("float32[5, 3]")),
@@ -760,7 +759,7 @@ def test_a_pair_of_the_wrong_shape_is_named(readout: Any):
     for call in (cost.grad, lambda *args: cost.measure(*args, readout)):
         with pytest.raises(jbp.InputError) as error:
             call(jnp.zeros(9), X, X)
-        assert str(error.value) == LEAF.format("float32[3, 2]", "1.w", "float32[3, 3]")
+        assert str(error.value) == LEAF.format("1", "w", "[3, 3]", "(float32[5, 3], float32[5, 2])")
 
 
 @dataclass(frozen=True)
@@ -773,8 +772,8 @@ class Narrow:
     def forward(self, params, x, context):
         return x @ params["w"], x
 
-    def backward(self, params, saved, delta, read):
-        return delta @ params["w"].T, {"w": read(jbp.Outer(saved[:, None], delta[:, None, :2]))}
+    def backward(self, params, feedback, saved, delta, read):
+        return delta @ params["w"].T, {"w": read["w"](jbp.Outer(saved, delta[:, :2]))}
 
 
 def test_a_forward_without_saved_is_named():
@@ -793,7 +792,7 @@ class ForwardAlone:
     def forward(self, params, x, context):
         return x
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         return delta, ()
 
 
