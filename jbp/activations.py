@@ -5,7 +5,7 @@
 
 Saved: a where f′ follows from a at no loss (the next layer keeps a in any case, so it costs nothing), else z.
 Each class states f′ at its kinks, far out and at ±∞, and f is written so that plain autodiff of it gives the same f′
-there: by selects, as in `jax.nn`, because the derivative of `maximum` at a tie is ½. No f has a rule of its own, so that
+there: by selects, as in `jax.nn`, because the derivative of `maximum` at a tie is ½. No f has a rule of ours, so that
 autodiff can vouch for `slope`. Low precision is computed in float32 and rounded once.
 """
 

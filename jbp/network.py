@@ -47,7 +47,7 @@ class Network:
         set_(
             "input", jax.tree.map(self._input_spec, self.input, is_leaf=lambda given: given is None or _is_shape(given))
         )
-        check_hashable("Network", self.layers)
+        check_hashable("Network", *self.layers)
         # init and shapes of everything, abstractly; errors surface here
         _ = self.layout, self.output
 

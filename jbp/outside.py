@@ -17,15 +17,15 @@ from .losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 
 def check_key(who: str, key: Any, remedy: str = "{}") -> None:
     """Raise `InputError` unless `key` is one random key: of `jax.random.key`, or a legacy one of uint32 words."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if shape == () if typed else dtype == np.uint32 and len(shape) == 1:
+    is_array = isinstance(key, (jax.Array, np.ndarray))
+    typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    axes = key.ndim - (not typed) if typed or (is_array and key.dtype == np.uint32) else -1  # of an array of keys
+    if axes == 0:
         return
     write = f"Write {remedy.format(f'jax.random.key({key if type(key) is int and key >= 0 else 0})')}."
-    if typed or (dtype == np.uint32 and len(shape) == 2):
+    if axes > 0:
         write = "Give one of them, as in keys[0]."
-    got = f"{dtype}{list(shape)}" if dtype is not None and shape is not None else repr(key)
-    raise InputError(f"{who}: expected a random key, got {got}. {write}")
+    raise InputError(f"{who}: expected a random key, got {described(key) if is_array else repr(key)}. {write}")
 
 
 def check_context(context: Any) -> None:
@@ -45,7 +45,9 @@ def check_arrays(**given: Any) -> None:
     for name, value in given.items():
         for leaf in jax.tree.leaves(value):
             dtype = getattr(leaf, "dtype", None)
-            if isinstance(leaf, (jax.Array, bool, int, float, complex)) or dtype is not None and _numeric(leaf, dtype):
+            if isinstance(leaf, (jax.Array, bool, int, float, complex)):
+                continue
+            if dtype is not None and _numeric(leaf, dtype):
                 continue
             if dtype is not None and hasattr(leaf, "shape"):
                 got, kind = f"an array of {dtype} {list(leaf.shape)}", getattr(dtype, "kind", "")
@@ -65,34 +67,30 @@ def _numeric(leaf: Any, dtype: Any) -> bool:
     return extended or (not hasattr(leaf, "to_numpy") and getattr(dtype, "kind", "O") not in "OSUTMm")
 
 
-def check_hashable(who: str, thing: Any) -> None:
-    """Raise `InputError` where a layer (or all of a tuple of them) or a loss can't be hashed: names it and its field."""
-    try:
-        hash(thing)
-    except TypeError as error:
-        said = f"{who}: a layer and a loss must be hashable, a frozen dataclass of settings: {error}. "
-    else:
+def check_hashable(who: str, *things: Any) -> None:
+    """Raise `InputError` where a layer or a loss can't be hashed: it names the innermost one and its field."""
+    if _hashed(things):
         return
-    layers = [((str(i),), layer) for i, layer in enumerate(thing)] if isinstance(thing, tuple) else [((), thing)]
-    for path, inner in [found for path, layer in layers for found in walk(layer, path)][::-1]:  # the innermost first
-        if _hashed(inner):
-            continue
-        name, value = next(
-            (
-                (f.name, v)
-                for f in (fields(inner) if is_dataclass(inner) else ())
-                if not _hashed(v := getattr(inner, f.name))
-            ),
-            ("", None),
-        )
-        place = f"layer {'.'.join(path)}: " if path else ""
-        if not name:
-            raise InputError(f"{who}: {place}{said.partition(': ')[2]}Write @dataclass(frozen=True).")
-        got = f"{described(value)}" if hasattr(value, "dtype") else f"the {type(value).__name__} {value!r}"
-        raise InputError(
-            f"{who}: {place}{type(inner).__name__}.{name}: a setting must be hashable, got {got}. {_hashable(who, value)}"
-        )
-    raise InputError(f"{said}Settings are numbers, words, functions and tuples of them.")
+    layers = [found for i, thing in enumerate(things) for found in walk(thing, (str(i),))]
+    path, bad = next((path, layer) for path, layer in reversed(layers) if not _hashed(layer))
+    where = f"{who}: " if who == "Cost" else f"{who}: layer {'.'.join(path)}: "
+    for name in [field.name for field in fields(bad)] if is_dataclass(bad) else []:
+        if not _hashed(value := getattr(bad, name)):
+            got = described(value) if hasattr(value, "dtype") else f"the {type(value).__name__} {value!r}"
+            raise InputError(
+                f"{where}{type(bad).__name__}.{name}: a setting must be hashable, got {got}. "
+                + _hashable(value, "y" if who == "Cost" else "the params or the Context")
+            )
+    raise InputError(
+        f"{where}a layer and a loss must be hashable, and {type(bad).__name__} is not. Write @dataclass(frozen=True)."
+    )
+
+
+def _hashable(value: Any, home: str) -> str:
+    """What to write instead."""
+    if hasattr(value, "dtype"):
+        return "Write float(value)." if value.shape == () else f"Arrays belong into {home}."
+    return "Write it as a tuple." if isinstance(value, list) else "Write it as a tuple of pairs, or a frozen dataclass."
 
 
 def _hashed(thing: Any) -> bool:
@@ -103,21 +101,18 @@ def _hashed(thing: Any) -> bool:
     return True
 
 
-def _hashable(who: str, value: Any) -> str:
-    if hasattr(value, "dtype"):
-        home = "y" if who == "Cost" else "the params or the Context"
-        return "Write float(value)." if value.shape == () else f"Arrays belong into {home}."
-    return "Write it as a tuple." if isinstance(value, list) else "Write it as a tuple of pairs, or a frozen dataclass."
-
-
 def check_logits(layers: Sequence[Layer], loss: Any) -> None:
     """Raise `InputError` where a network ends in what a cross-entropy of logits does itself."""
     last: Any = layers[-1] if layers else None
     while isinstance(last, Sequential) and last.layers:
         last = last.layers[-1]
     if isinstance(last, (Sigmoid, Softmax)) and isinstance(loss, (SigmoidCrossEntropy, SoftmaxCrossEntropy)):
-        its, own = type(last).__name__, type(loss).__name__.removesuffix("CrossEntropy").lower()
+        loss, own, its = (
+            type(loss).__name__,
+            type(loss).__name__.removesuffix("CrossEntropy").lower(),
+            type(last).__name__,
+        )
         raise InputError(
-            f"Cost: {type(loss).__name__} expects logits and applies the {own} itself, and the network ends in {its}(). "
-            f"Take {its}() away: mlp(..., last=jbp.Identity()). Who means both puts jbp.Identity() behind {its}()."
+            f"Cost: {loss} expects logits and applies the {own} itself, and the network ends in {its}(). End it in a "
+            f"Dense, mlp(..., last=jbp.Identity()); or, if both are meant, put jbp.Identity() behind {its}()."
         )

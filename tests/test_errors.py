@@ -129,8 +129,8 @@ NEAREST = "layout.index: unknown symbol {!r}. The nearest is {}."
 
 KEY_DUE = "{}.init: expected a random key, got {}. {}"
 LOGITS = (
-    "Cost: {0}CrossEntropy expects logits and applies the {1} itself, and the network ends in {2}(). Take {2}() away: "
-    "mlp(..., last=jbp.Identity()). Who means both puts jbp.Identity() behind {2}()."
+    "Cost: {0}CrossEntropy expects logits and applies the {1} itself, and the network ends in {2}(). End it in a "
+    "Dense, mlp(..., last=jbp.Identity()); or, if both are meant, put jbp.Identity() behind {2}()."
 )
 
 
@@ -301,8 +301,7 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: network(jbp.Dense(3), jbp.LeakyReLU(jnp.float32(0.1))),
      "Network: layer 1: LeakyReLU.negative_slope: a setting must be hashable, got float32[]. Write float(value)."),
     (lambda: network(_NotFrozen()),
-     "Network: layer 0: a layer and a loss must be hashable, a frozen dataclass of settings: unhashable type: "
-     "'_NotFrozen'. Write @dataclass(frozen=True)."),
+     "Network: layer 0: a layer and a loss must be hashable, and _NotFrozen is not. Write @dataclass(frozen=True)."),
     (lambda: jbp.Cost(jbp.mlp(3, 2), losses.Huber(jnp.float32(1))),
      "Cost: Huber.d: a setting must be hashable, got float32[]. Write float(value)."),
     (lambda: jbp.Cost(jbp.mlp(3, 2), losses.SoftmaxCrossEntropy(ignore=[0])),
@@ -505,7 +504,15 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "(5, 3).[…]"),
     (lambda: compare(lambda x: x if x[0, 0] > 0 else -x, lambda x: x, X),
      "compare: the rule raises TracerBoolConversionError: Attempted boolean conversion of traced array with shape "
-     "bool[]."),
+     "bool[]. Write jnp.where or jax.lax.cond in place of if."),
+    (lambda: compare(lambda x: 2 * np.asarray(x), lambda x: 2 * x, X),
+     "compare: the rule raises TracerArrayConversionError: The numpy.ndarray conversion method __array__() was called "
+     "on traced array with shape float32[5, 3]. Write it with jax.numpy, or as jax.pure_callback(f, x, x): f in NumPy, "
+     "its result like x."),
+    (lambda: compare(lambda x: x * float(x[0, 0]), lambda x: x, X),
+     "compare: the rule raises ConcretizationTypeError: Abstract tracer value encountered where concrete value is "
+     "expected: traced array with shape float32[]. Keep to jax.numpy, without float(), int(), .item() or math of an "
+     "argument."),
     (lambda: compare(lambda x: "relu", lambda x: x, X),
      "compare: the rule raises TypeError: it returned a value of type <class 'str'>, which is not a valid JAX type"),
     (lambda: compare(divides_by_zero, lambda x: x, X),
