@@ -25,7 +25,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from .compare.program import quick
-from .layer import Context, InputError, Layer, Theta, wide_dtype
+from .layer import Context, InputError, Layer, Theta, called, wide_dtype
 from .pair import Pair, Stack
 from .reader import Reader, readers
 
@@ -58,8 +58,8 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """The name of the layer's class."""
-        return type(self.layer).__name__
+        """The layer's own name, or its class's."""
+        return called(self.layer)
 
 
 @jax.tree_util.register_dataclass

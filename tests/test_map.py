@@ -9,7 +9,7 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    *("layer", "layout", "pair", "reader", "run", "activations", "layers", "losses", "network", "readouts", "in_jax"),
+    *("layer", "layout", "pair", "reader", "run", "activations", "layers", "losses", "outside", "network", "readouts", "in_jax"),
     *("compare", "loss_leaves", "checking", "trace", "reverse", "testing", "curvature", "feedback", "explain", "flow", "draw", "fit", "data", "figure", "commands"),
     "__main__",
 ]

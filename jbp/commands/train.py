@@ -27,8 +27,10 @@ class Settings(options.Descent):
     """What the command line asks for. `command`: train or compare."""
 
     command: str = "train"
-    batch: int = options.number(10, int, 1, 2**31 - 1, "a whole number above 0", "digits in a batch")
-    epochs: int = options.number(100, int, 1, 2**31 - 1, "a whole number above 0", "how often each digit is met")
+    batch: int = options.number(10, int, 1, 2**31 - 1, "a whole number above 0", "digits in a batch", of=("train",))
+    epochs: int = options.number(
+        100, int, 1, 2**31 - 1, "a whole number above 0", "how often each digit is met", of=("train",)
+    )
     json: str | None = options.file("run.json", "write everything found")
     plot: str | None = options.file("run.png", "draw errors, cost and accuracy", options.PLOTS)
 
