@@ -22,13 +22,13 @@ from .compare import compare as compare
 from .compare import compare_jvp as compare_jvp
 from .compare import compare_vjp as compare_vjp
 from .compare import search as search
+from .course import Run as Run
 from .explain import Explanation as Explanation
 from .explain import explain as explain
-from .fit import History as History
-from .fit import Run as Run
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
+from .history import History as History
 from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer
@@ -48,5 +48,6 @@ from .readouts import Gradient as Gradient
 from .readouts import PerExampleGradients as PerExampleGradients
 from .readouts import SquaredNorms as SquaredNorms
 from .reverse import Cost as Cost
+from .state import State as State
 from .testing import assert_gradients as assert_gradients
 from .testing import assert_vjp as assert_vjp

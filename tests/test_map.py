@@ -10,7 +10,8 @@ import jbp
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
     *("layer", "layout", "pair", "activations", "layers", "losses", "network", "readouts", "compare", "trace"),
-    *("reverse", "testing", "curvature", "feedback", "explain", "flow", "draw", "fit", "data", "figure", "commands"),
+    *("reverse", "testing", "curvature", "feedback", "explain", "flow", "draw"),
+    *("history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands"),
     "__main__",
 ]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
