@@ -175,11 +175,12 @@ class State:
                 )
         key = jax.random.wrap_key_data(jnp.asarray(arrays.pop("key")), impl=about["key"])
         program = np.asarray(arrays.pop("program", [])).astype(np.uint8).tobytes()
-        history, best, end = History(np.array(arrays.pop("cost")), about["epochs"]), None, None
+        cost = np.asarray(arrays.pop("cost"), np.float64)
+        history, best, end = History(cost, about["epochs"]), None, None
         if "best_epoch" in about:
             best = Best(jnp.asarray(arrays.pop("best.theta")), about["best_epoch"], about["best_value"])
         if "end" in about:
-            end = End(jnp.asarray(arrays.pop("end.theta")), np.array(arrays.pop("end.cost")), about["end"])
+            end = End(jnp.asarray(arrays.pop("end.theta")), np.asarray(arrays.pop("end.cost"), np.float64), about["end"])
         for name, kind in about["keys"].items():
             arrays[name] = jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=kind)
         return cls(
