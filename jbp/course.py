@@ -78,6 +78,7 @@ class Course:
             self._full_batches(asked, show)
         if not self.stopped and (block := self.stream.rest(self.epochs)):
             return self._rest(block)
+        self.descent.let_go()
         return self._result(self.descent.theta, self._state())
 
     def _full_batches(self, asked: Callable[[], bool], show: Callable[[int, float], None]) -> None:

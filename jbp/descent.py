@@ -20,6 +20,10 @@ from .stream import BLOCK_BYTES, Block, batch_of_rows, batch_specs
 # as the batches of an iterable that it needs are so large:
 BACK_SECONDS, BACK_STEPS, BACK_BYTES = 10.0, 32, 4 * BLOCK_BYTES
 
+# From so many parameters on, each step is a call: in a loop, XLA copies most weights before it writes them anew. A call
+# costs about 0.1 ms, such a step many times that.
+LARGE = 1 << 25
+
 
 @dataclass
 class Descent:
@@ -38,6 +42,7 @@ class Descent:
     steer: Callable[..., Any] | None = None  # or a function of θ `[P]` and the step that gives one
     step: int = 0
     failed: bool = False
+    copied: bool = False  # whether `begin` is a copy by now
     calls: list[tuple[Block, int, int]] = field(default_factory=list)  # since the step of `begin`
 
     def __post_init__(self) -> None:
@@ -63,8 +68,10 @@ class Descent:
 
     def last(self, block: Block) -> tuple[Float[Array, "P"], np.ndarray]:
         """(θ after the one step of the block, its cost), while the descent stays where it is, before that step."""
-        program = self.cost, self._rule(block), self.steer, block.cut
-        theta, C = _last(*program, *self._inputs(block, self.step), self.params, self.state)
+        program, inputs = (self.cost, self._rule(block), self.steer, block.cut), self._inputs(block, self.step)
+        if self.copied and np.isfinite(_peek(self.cost, block.cut, *inputs, self.params, 0)):
+            self.let_go()
+        theta, C = _last(*program, *inputs, self.params, self.state)
         cost = np.asarray(C)[None]
         if not np.isfinite(cost[0]):
             self._go_back(self.step - 1)
@@ -72,10 +79,15 @@ class Descent:
         return theta, cost
 
     def _run(self, block: Block, i: int, stop: int) -> np.ndarray:
-        program = self.cost, self._rule(block), self.steer, block.cut
-        inputs = self._inputs(block, self.step - i)
-        self.params, self.state, costs = _advance(*program, *inputs, self.params, self.state, i, stop)
-        return np.asarray(costs)[i:stop]
+        program, inputs = (self.cost, self._rule(block), self.steer, block.cut), self._inputs(block, self.step - i)
+        if self.cost.layout.size < LARGE:
+            self.params, self.state, costs = _advance(*program, *inputs, self.params, self.state, i, stop)
+            return np.asarray(costs)[i:stop]
+        Cs = []
+        for j in range(i, stop):
+            self.params, self.state, C = _step(*program, *inputs, self.params, self.state, j)
+            Cs.append(C)
+        return np.stack(Cs)
 
     def _inputs(self, block: Block, first: int) -> tuple:
         return block.by_row, block.side, block.rows, self.feedback, self.key, first
@@ -91,15 +103,22 @@ class Descent:
         held = sum(one.rows.nbytes + (one.by_row is not block.by_row and one.nbytes) for one in blocks)
         due = (seconds >= BACK_SECONDS and steps >= BACK_STEPS) or (held > BACK_BYTES and steps >= 4)
         if due and np.isfinite(_peek(self.cost, block.cut, *self._inputs(block, self.step - i), self.params, i)):
-            del self.begin  # and with it the copy that it holds
+            self.let_go()
             copy = copied((self.params, self.state))
-            self.begin, self.calls = lambda: copy, []
+            self.begin, self.copied = lambda: copy, True
             self.first, self.started = self.step, time.perf_counter()
+
+    def let_go(self) -> None:
+        """Give up the way back, and what was kept for it."""
+        self.begin, self.copied, self.calls = lambda: (self.params, self.state), False, []
+        self.first = self.step
 
     def _go_back(self, step: int) -> None:
         """Run again from the beginning until so many steps are done, or none. Nothing comes after that."""
-        self.params = self.state = None
-        self.params, self.state = self.begin()
+        begin = self.begin
+        if self.calls:
+            self.params = self.state = None  # of no use any more
+        self.params, self.state = begin()
         self.failed, self.step = True, self.first
         for block, i, stop in self.calls:
             if (stop := min(stop, i + step - self.step)) > i:
@@ -152,6 +171,13 @@ def _one_step(cost, rule, steer, cut, by_row, side, rows, feedback, key, step, p
 def _batch(cut, by_row, side, rows, key, step):
     x, y, weights, mask = batch_of_rows(by_row, rows, cut)
     return x, y, weights, Context(jax.random.fold_in(key, step), mask, side)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames=("params", "state"))
+def _step(cost, rule, steer, cut, by_row, side, rows, feedback, key, first, params, state, i):
+    """(params, state, C) after step i."""
+    feedback = None if feedback is None else cost.layout.unflatten(feedback)
+    return _one_step(cost, rule, steer, cut, by_row, side, rows[i], feedback, key, first + i, params, state)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames=("params", "state"))

@@ -517,7 +517,8 @@ def test_no_theta_and_nothing_to_resume(tmp_path: Path):
 
 def test_nothing_that_the_caller_holds_is_written_into():
     """A network of one leaf that is a vector: unflatten and flatten give the very same array."""
-    cost = jbp.Cost(jbp.Network([jbp.from_function(lambda key, x: jnp.ones(3), lambda p, x: x * p)], (3,)), losses.SquaredError())
+    scaled = jbp.from_function(lambda key, x: jnp.ones(3), lambda p, x: x * p[None])
+    cost = jbp.Cost(jbp.Network([scaled], (3,)), losses.SquaredError())
     held = [jnp.arange(3.0)]
     copies = [np.array(held[0])]
 
