@@ -3,7 +3,7 @@
 100 million parameters, 6 layers of 4096, float32, Adam: a state, θ and the optimiser's two moments, is 1.2 GB. Each way
 descends in a process of its own, and what counts is how much the process grows, at its peak, over what it holds before:
 JAX, θ and the batch. The peer is a compiled step of jax.grad and optax with donated buffers, called in a loop.
-`python bench/fit_memory.py`; as `jbp` or `optax` behind it, that way alone is run. Another word makes it smaller: the width.
+`python bench/fit_memory.py`; a number behind it is another width.
 """
 
 import os
@@ -71,10 +71,13 @@ def main(words: list[str]) -> int:
             [sys.executable, __file__, way, str(width)], capture_output=True, text=True, check=True, env=os.environ
         )
         sizes[way], state = map(int, done.stdout.split())
-        print(f"{way:28} {sizes[way] / 1e9:6.2f} GB, {sizes[way] / state:.2f} states of {state / 1e9:.2f} GB", flush=True)
+        print(
+            f"{way:28} {sizes[way] / 1e9:6.2f} GB, {sizes[way] / state:.2f} states of {state / 1e9:.2f} GB", flush=True
+        )
     more = [(sizes[way] - sizes["optax"]) / state for way in WAYS[:2]]
     ok = max(more) <= 1.05
-    print(f"jbp.fit holds {more[0]:.2f}, renewed {more[1]:.2f} states more than optax: {'at most one' if ok else 'TOO MUCH'}")
+    said = "at most one" if ok else "TOO MUCH"
+    print(f"jbp.fit holds {more[0]:.2f}, renewed {more[1]:.2f} states more than optax: {said}")
     return 0 if ok else 1
 
 

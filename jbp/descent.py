@@ -189,9 +189,9 @@ def _advance(cost, rule, steer, cut, by_row, side, rows, feedback, key, first, p
         params, state, costs = carry
         inputs = by_row, side, rows[i], feedback, key, first + i
         params, state, C = _one_step(cost, rule, steer, cut, *inputs, params, state)
-        return params, state, costs.at[i].set(C)
+        return params, state, costs.at[i].set(C.astype(costs.dtype))
 
-    costs = jnp.zeros(rows.shape[0], wide_dtype(cost.network.dtype))
+    costs = jnp.zeros(rows.shape[0], wide_dtype(dtype_of(params)))
     return jax.lax.fori_loop(start, stop, step, (params, state, costs))
 
 

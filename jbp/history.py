@@ -136,7 +136,7 @@ class Search:
             raise InputError(f"fit: best={self.by!r} needs a number, got {value!r} from evaluate. Give float(...).")
         if math.isnan(value) or (self.best and not sign * value > sign * self.best.value):
             return self
-        return replace(self, best=Best(theta, epoch, value))
+        return replace(self, best=Best(theta, epoch, float(value)))
 
     def over(self, epochs: int, patience: int | None) -> str | None:
         """What to say if the last `patience` of all `epochs` done have brought nothing better, else None."""

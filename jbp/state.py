@@ -168,7 +168,8 @@ class State:
                 f"fit: the state has format {about['format']}, this version of jbp reads format {FORMAT}. Begin anew."
             )
         for name, array in arrays.items():
-            if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype and name not in ("cost", "end.cost"):
+            narrow = jnp.result_type(float) != np.float64 and array.dtype.name in ("float64", "int64", "uint64")
+            if narrow and name not in ("cost", "end.cost"):
                 raise InputError(
                     f"fit: {name} of the state is {array.dtype}, which needs JAX's x64. "
                     "Set jax.config.update('jax_enable_x64', True)."
@@ -180,7 +181,9 @@ class State:
         if "best_epoch" in about:
             best = Best(jnp.asarray(arrays.pop("best.theta")), about["best_epoch"], about["best_value"])
         if "end" in about:
-            end = End(jnp.asarray(arrays.pop("end.theta")), np.asarray(arrays.pop("end.cost"), np.float64), about["end"])
+            end = End(
+                jnp.asarray(arrays.pop("end.theta")), np.asarray(arrays.pop("end.cost"), np.float64), about["end"]
+            )
         for name, kind in about["keys"].items():
             arrays[name] = jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=kind)
         return cls(

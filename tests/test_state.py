@@ -1,4 +1,4 @@
-"""A descent that is resumed has the bits of one without a pause, whatever the pause was: nothing here is approximate."""
+"""A descent that is resumed has the bits of one without a pause, whatever the pause was: nothing is approximate."""
 
 import os
 import signal
@@ -29,8 +29,8 @@ def numbers(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def small_cost(width: int = 4, **settings: Any) -> jbp.Cost:
-    network = jbp.Network([jbp.Dense(width), jbp.Tanh(), jbp.Dense(2)], (3,), **settings)
+def small_cost(width: int = 4, bias: bool = True, **settings: Any) -> jbp.Cost:
+    network = jbp.Network([jbp.Dense(width, bias=bias), jbp.Tanh(), jbp.Dense(2)], (3,), **settings)
     return jbp.Cost(network, losses.HalfSquaredError())
 
 
@@ -67,6 +67,7 @@ def same_bits(one: jbp.Run, other: jbp.Run) -> None:
 # -- a pause between epochs -------------------------------------------------------------------------------------------
 
 
+NOISY = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(1)), optax.sgd(0.1))
 CASES: dict[str, dict[str, Any]] = {
     "arrays, the last batch short": {"data": (X, Y)},
     "arrays, every batch full": {"data": (X[:20], Y[:20])},
@@ -75,7 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a list of batches": {"data": BATCHES},
     "a function of the epoch": {"data": lambda epoch: [(x + epoch, y) for x, y in BATCHES]},
     "momentum": {"data": (X, Y), "optimizer": optax.sgd(0.1, momentum=0.9)},
-    "the optimiser's own noise": {"data": (X, Y), "optimizer": optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(1)), optax.sgd(0.1))},
+    "the optimiser's own noise": {"data": (X, Y), "optimizer": NOISY},
     "feedback by the step": {"data": (X, Y), "feedback": lambda theta, step: theta * (1 + 0.1 * step)},
 }  # fmt: skip
 
@@ -185,11 +186,11 @@ def test_safetensors_takes_the_arrays(make: Callable, module: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("make", [lambda: (COST, THETA), in_bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")  # orbax's own
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning"
+)  # orbax's own
 def test_orbax_takes_the_arrays(make: Callable, tmp_path: Path):
-    orbax = pytest.importorskip(
-        "orbax.checkpoint", reason="it needs orbax-checkpoint: pip install 'jbp[checkpoint]'"
-    )
+    orbax = pytest.importorskip("orbax.checkpoint", reason="it needs orbax-checkpoint: pip install 'jbp[checkpoint]'")
     cost, theta = make()
     half, whole = half_and_whole(cost, theta)
     with orbax.PyTreeCheckpointer() as checkpointer:
@@ -308,7 +309,9 @@ def test_ctrl_c_in_the_middle_of_an_epoch(at: int, a_step_at_a_time: None, tmp_p
     step = run.history.cost.size
     assert 1 <= step <= at
     assert run.interrupted
-    assert run.stopped == f"fit: interrupted at step {step}, in epoch {1 + step // 4} of 3. run.state goes on from there."
+    assert (
+        run.stopped == f"fit: interrupted at step {step}, in epoch {1 + step // 4} of 3. run.state goes on from there."
+    )
     np.testing.assert_array_equal(run.history.cost, whole.history.cost[:step])
     same_bits(jbp.fit(COST, None, BATCHES, epochs=3, resume=run.state, **SETTINGS), whole)
     same_bits(jbp.fit(COST, None, BATCHES, epochs=3, save=tmp_path, **SETTINGS), whole)
@@ -421,7 +424,7 @@ OTHERS: dict[str, tuple[Callable, str]] = {
         "network that it was made with.",
     ),
     "layout without a leaf": (
-        resumed(jbp.Cost(jbp.Network([jbp.Dense(4, bias=False), jbp.Tanh(), jbp.Dense(2)], (3,)), losses.HalfSquaredError())),
+        resumed(small_cost(bias=False)),
         "fit: the state is of another layout: leaf 0.b is float32[4] there, and absent here. Give the network that it "
         "was made with.",
     ),
@@ -443,7 +446,8 @@ OTHERS: dict[str, tuple[Callable, str]] = {
     ),
     "key": (
         resumed(key=jax.random.key(8)),
-        "fit: the state has another key: [0 7] there, [0 8] here. Give the same key; or none, and the state's own goes on.",
+        "fit: the state has another key: [0 7] there, [0 8] here. Give the same key; or none, and the state's own goes "
+        "on.",
     ),
     "examples": (
         resumed(data=(X[:20], Y[:20])),
@@ -468,8 +472,8 @@ OTHERS: dict[str, tuple[Callable, str]] = {
     "a path": (lambda state: resumed()("state.npz"),
                "fit: resume must be a state, got str. Give run.state, or the dict of its arrays."),
     "other arrays": (lambda state: resumed()({"theta": THETA}),
-                     "fit: expected the arrays of a state, got a dict without about, key, cost. Give run.state, or what "
-                     "run.state.arrays() returned."),
+                     "fit: expected the arrays of a state, got a dict without about, key, cost. Give run.state, or "
+                     "what run.state.arrays() returned."),
 }  # fmt: skip
 
 
