@@ -22,14 +22,14 @@ from .compare import compare as compare
 from .compare import compare_jvp as compare_jvp
 from .compare import compare_vjp as compare_vjp
 from .compare import search as search
+from .course import Run as Run
 from .explain import Explanation as Explanation
 from .explain import explain as explain
-from .fit import History as History
-from .fit import Run as Run
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
 from .in_jax import as_function as as_function
+from .history import History as History
 from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer
@@ -64,5 +64,6 @@ from .reverse import Cost as Cost
 from .run import run as run
 from .run import step as step
 from .run import step_back as step_back
+from .state import State as State
 from .testing import assert_gradients as assert_gradients
 from .testing import assert_vjp as assert_vjp
