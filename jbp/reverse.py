@@ -211,13 +211,17 @@ class Cost:
         total = float(w.astype(np.float64).sum()) if self.reduction == "mean" else 1.0
         # a key draws other noise for fewer examples, and a mask is not cut: then there are no blocks
         alone = all(part is None for part in (context.key, context.mask, context.side))
-        shadow = partial(in_blocks, summed, theta, (x, y, w), total) if alone else None
 
-        def calls():
+        def shadow(program, arrays):
+            return in_blocks(summed, arrays[0], (x, y, w), total, program)
+
+        def calls(arrays):
+            theta = arrays[0]  # where it is wrong
             return step_reports(run(self, theta, x, y, **settings, mark=lambda path: Summed()), self.loss, y)
 
         return compare_with(
-            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, shadow=shadow, calls=calls, name=self.name,
+            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, shadow=shadow if alone else None, calls=calls,
+            name=self.name, elsewhere=True,
             pieces=(lambda arrays: [part for _, part in self._leaves(*arrays)],
                     lambda leaves: [np.concatenate([leaf.ravel() for leaf in leaves])]),
         )  # fmt: skip

@@ -132,12 +132,13 @@ def _small(arrays: Sequence[Any]) -> bool:
 
 def _without_jit(comparison: "Comparison", run: Callable[[], Any]) -> Check:
     """Run op by op, the rule must be as near to the shadow as it must be when it is compiled."""
-    plain = comparison.plain
+    point = comparison.points[0]
+    plain = point.plain
     try:
         got = comparison.parts(run())
         check_same(comparison.who, got, plain)
-        compiled = errors(comparison.got, plain, comparison.exact)
-        eager = errors(got, plain, comparison.exact)
+        compiled = errors(point.got, plain, point.exact)
+        eager = errors(got, plain, point.exact)
     except Exception as error:  # whatever a stranger's rule raises is the answer
         return Check("without jit", None, f"can't be tried: {said(error)}")
     worse = [e.name for e, c in zip(eager, compiled, strict=True) if c.ok and not e.ok and e.error > 8 * c.allowed]

@@ -110,5 +110,5 @@ def in_blocks(
     )
 
 
-def _no_memory(program: Program) -> Any:
+def _no_memory(program: Program, arrays: Any) -> Any:
     raise MemoryError
