@@ -305,16 +305,7 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, places: Sequence[tuple[int, 
                 terms = np.real(np.asarray(result[leaf]) * weights)
                 return float(terms.sum()), float(np.abs(terms).sum())
 
-        def total(part: Any) -> Any:
-            return np.real(part * weights).sum()
-
-        with np.errstate(all="ignore"):  # a slope that is not finite vouches for nothing
-            spread = np.abs(slope.high - slope.low) * np.abs(weights)
-            middle = total(np.where(slope.kink, (slope.low + slope.high) / 2, slope.value))
-            reach = np.where(slope.kink, spread / 2, 0).sum()
-            error = (np.abs(np.where(slope.kink, 0, slope.error)) * np.abs(weights)).sum()
-            grows = np.sum(np.where(np.isfinite(slope.value), 0, slope.grows * np.sign(np.real(weights))))
-        return Probe(ask, Slope(middle, error, middle - reach, middle + reach, slope.kink.any(), grows))
+        return Probe(ask, summed([slope], [weights])[0])
 
     shape = np.shape(slope.value)
     turn = 0.8 - 0.6j if np.iscomplexobj(slope.value) else 1.0
@@ -322,6 +313,22 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, places: Sequence[tuple[int, 
         yield pick(np.asarray(_one_hot(np.ones(shape), at) * turn))
     for _ in range(DIRECTIONS if np.size(slope.value) else 0):
         yield pick(np.asarray(random.standard_normal(shape) * turn))
+
+
+@np.errstate(all="ignore")  # a slope that is not finite vouches for nothing
+def summed(slopes: Sequence[Slope], weights: Sequence[Any]) -> tuple[Slope, float]:
+    """The slope of Σ Re(weight · output) over the elements of all outputs that have a weight; Σ |terms|."""
+    value, error, reach, size, grows, kink = 0.0, 0.0, 0.0, 0.0, 0.0, False
+    for slope, weight in zip(slopes, weights, strict=True):
+        some = weight != 0
+        w, s = weight[some], Slope(*(np.broadcast_to(part, np.shape(weight))[some] for part in slope))
+        terms = np.real(np.where(s.kink, (s.low + s.high) / 2, s.value) * w)
+        value, size = value + float(terms.sum()), size + float(np.abs(terms).sum())
+        error += float(np.sum(np.where(s.kink, 0, np.abs(s.error)) * np.abs(w)))
+        reach += float(np.sum(np.where(s.kink, np.abs(s.high - s.low) / 2, 0) * np.abs(w)))
+        grows, kink = grows + float(np.sum(s.grows * np.sign(np.real(w)))), kink or bool(s.kink.any())
+    at = np.asarray
+    return Slope(at(value), at(error), at(value - reach), at(value + reach), at(kink), at(np.sign(grows))), size
 
 
 def _one_hot(like: np.ndarray, at: tuple[int, ...]) -> np.ndarray:

@@ -48,6 +48,14 @@ class Point:
     def ok(self) -> bool:
         return all(leaf.ok for leaf in self.leaves)
 
+    def judged(self, i: int) -> tuple[Part, Part]:
+        """A leaf by the rule and in float64, with 0 in both where an element is undecided."""
+        out = self.undecided.get(i, False)
+        both = (self.got[i], self.exact[i])
+        zero = lambda a: np.where(out, 0, np.asarray(a)).astype(a.dtype)
+        a, b = (part._replace(array=zero(part.array)) for part in both)
+        return a, b
+
 
 @dataclass(frozen=True)
 class Refuted:

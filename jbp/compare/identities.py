@@ -16,7 +16,7 @@ import numpy as np
 from ..layer import InputError
 from .arguments import filled, is_float
 from .derivatives import Flat, floats_of, in_pieces, of_floats, paired, pulled, pushed
-from .differences import DIRECTIONS, Slope, Slopes, beside, stream, unit_of
+from .differences import DIRECTIONS, Slope, Slopes, beside, stream, summed, unit_of
 from .error import FAR
 from .program import Program, said
 from .replay import BITS, equations
@@ -204,26 +204,23 @@ class Identities:
         Forward mode gives J v, the slopes of the derivative along v; reverse mode Jᵀ v: ⟨w, Jᵀ v⟩ = ⟨v, J w⟩.
         """
 
-        def told(value: Any, error: Any, kink: Any, size: Any) -> tuple[Slope, Any]:
-            bad = kink | ~(8 * error < 1e-3 * size)  # it jumps, or differences can't tell
-            value = np.where(bad, np.nan, value)
-            return Slope(value, error, value, value, np.zeros(np.shape(value), bool)), 1e-6 * size
+        tiny = np.finfo(np.float64).tiny
+
+        def told(slope: Slope, size: float) -> tuple[Slope, float]:
+            vague = ~slope.kink & ~(8 * slope.error < 1e-3 * size)  # it jumps, or differences can't tell
+            return slope._replace(value=np.where(vague, np.nan, slope.value)), 1e-6 * size
 
         if not reverse:
-            for i, s in enumerate(slopes.along(in_pieces(self.direction))):
-                size = np.abs(s.value).max(initial=np.finfo(np.float64).tiny)
-                yield lambda seconds, i=i: seconds[i], *told(s.value, s.error, s.kink, size)
+            for i, slope in enumerate(slopes.along(in_pieces(self.direction))):
+                size = float(np.abs(slope.value).max(initial=tiny))
+                yield lambda seconds, i=i: seconds[i], *told(slope, size)
             return
         random, v = stream("second order"), in_pieces(self.direction)
         for _ in range(DIRECTIONS):
             w = [u * random.standard_normal(u.shape) for u in slopes.units()]
-            along = slopes.along(w)
-            terms = [np.real(a * s.value) for a, s in zip(v, along, strict=True)]
-            size = sum(float(np.abs(t).sum()) for t in terms) or np.finfo(np.float64).tiny
-            error = sum(float((np.abs(a) * s.error).sum()) for a, s in zip(v, along, strict=True))
-            kink = np.asarray(any(np.any(s.kink) for s in along))
+            slope, size = summed(slopes.along(w), v)
             ask = lambda seconds, w=w: sum(float(np.real(a * b).sum()) for a, b in zip(seconds, w, strict=True))
-            yield ask, *told(np.asarray(sum(float(t.sum()) for t in terms)), np.asarray(error), kink, size)
+            yield ask, *told(slope, max(size, tiny))
 
 
 def wave_like(a: Any) -> np.ndarray:

@@ -129,6 +129,7 @@ class Comparison:
         else:
             notes = [*suspected(self, leaves), *_imprecise(leaves)] if not in_a_hurry() else []
         more: dict[str, Any] = {}
+        leaves = [self._placed(leaf, i) for i, leaf in enumerate(leaves)]
         if timing:
             a, b, ratio = race(partial(self.rule, *arrays), partial(self.oracle, *arrays))
             more = {"rule": self.rule.measured(a)}
@@ -160,9 +161,11 @@ class Comparison:
             several = f"{given.met.count:,} kinks are met" if given.met.count > 1 else "A kink is met"
             chosen = "; the rule's slopes there are others than autodiff's, and right as well" if given.chosen else ""
             yield f"{several} at the arguments{chosen}. {len(self.points) - 1} points beside them are compared too."
-        if all(leaf.ok for leaf in leaves) or self.worst(leaves) is given:
-            return
-        yield "It is wrong at a point beside the given one" + (", where no kink is." if given.met is not None else ".")
+
+    def _placed(self, leaf: LeafError, i: int) -> LeafError:
+        """The leaf, saying so where it is wrong beside the given point."""
+        beside = not leaf.ok and self.worst([leaf], i) is not self.points[0]
+        return replace(leaf, by=f"{leaf.by}, beside the given point") if beside else leaf
 
 
 def _spoiled(leaves: Sequence[LeafError]) -> Iterator[str]:

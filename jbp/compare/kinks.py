@@ -176,7 +176,9 @@ def _jumps(choices: Choices, eqn: JaxprEqn, *values: Any) -> list[Any]:
         axis = eqn.params["axes"][0]
         ordered = jnp.sort(x, axis)
         two = (-1, -2) if name == "argmax" else (1, 0)
-        margin = jnp.subtract(*(jnp.take(ordered, i, axis) for i in two)) if x.shape[axis] > 1 else jnp.ones((), x.dtype)
+        margin = (
+            jnp.subtract(*(jnp.take(ordered, i, axis) for i in two)) if x.shape[axis] > 1 else jnp.ones((), x.dtype)
+        )
     else:
         margin = x - jnp.floor(x) - 0.5 if name == "round" else x - jnp.round(x)
     choices.of(margin, shared=False)

@@ -194,7 +194,9 @@ class Report:
         yield from ("", f"errors: rms difference from float64, relative to the leaf's rms{pooled}")
         yield f"allowed: {RULE}"
         yield from self.notes
-        yield from (f"{call.name}: {note}" for call in self.calls if call.kind is not Verdict.WRONG for note in call.notes)
+        yield from (
+            f"{call.name}: {note}" for call in self.calls if call.kind is not Verdict.WRONG for note in call.notes
+        )
         yield self.verdict
         if self.reproduce:
             yield from ("", "To make it again:", "", self.reproduce)

@@ -50,7 +50,7 @@ def explained(
     for i in failing:
         point = comparison.worst(leaves, i)
         others = {part.name: part.array for part in point.exact if part.name != leaves[i].name}
-        got, exact = point.got[i].array, point.exact[i].array
+        got, exact = (part.array for part in point.judged(i))
         leaves[i] = dataclasses.replace(
             leaves[i], pattern=leaves[i].pattern or pattern_of(leaves[i], got, exact, others)
         )
@@ -135,7 +135,8 @@ def hidden(comparison: "Comparison", point: Point, leaves: list[LeafError]) -> l
         if not leaf.ok or leaf.size < 2 or leaf.name == VALUE or leaf.epsilon < EXACT:
             continue  # for float64 a leaf is judged by 1e-12 of its scale: little hides behind that
         exact = np.asarray(point.exact[i].array)
-        a, b = (np.abs(np.asarray(p.array).astype(exact.dtype) - exact) for p in (got[i], plain[i]))
+        with np.errstate(invalid="ignore"):  # what is not finite is undecided
+            a, b = (np.abs(np.asarray(p.array).astype(exact.dtype) - exact) for p in (got[i], plain[i]))
         suspect = a > FAR * (leaf.epsilon * np.abs(exact) + b)
         suspects |= {i: suspect} if suspect.any() else {}
     if not suspects:
