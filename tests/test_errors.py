@@ -1,9 +1,10 @@
 """What a wrong call is told: who, what was expected, what arrived, and one remedy; word for word.
 
-Each row is a call and its message. The type checker and the strict promotion of `conftest.py` are off here, as they
-are for a user.
+Each row is a call and its message; `[…]` stands for words of JAX's own that one JAX says and another does not. The
+type checker and the strict promotion of `conftest.py` are off here, as they are for a user.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -380,7 +381,7 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "compare: the rule raises TypeError: <lambda>.<locals>.<lambda>() missing 1 required positional argument: 'y'"),
     (lambda: compare(lambda x: x, jax.grad(lambda x: x), X),
      "compare: the oracle raises TypeError: Gradient only defined for scalar-output functions. Output had shape: "
-     "(5, 3)."),
+     "(5, 3).[…]"),
     (lambda: compare(lambda x: x if x[0, 0] > 0 else -x, lambda x: x, X),
      "compare: the rule raises TracerBoolConversionError: Attempted boolean conversion of traced array with shape "
      "bool[]."),
@@ -441,11 +442,11 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: compare_vjp(product(forward=raises), X, W),
      "compare_vjp: the rule of product raises KeyError: 'no such thing'"),
     (lambda: compare_vjp(product(backward=lambda saved, g: (g @ saved[1].T, g.T @ saved[0])), X, W),
-     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule must produce an output with the same "
+     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule […]must produce an output with the same "
      "type as the args tuple of the primal function, but at output[1] the bwd rule produced an output of type "
      "float32[2,3] corresponding to an input of type float32[3,2], so the shapes do not match"),
     (lambda: compare_vjp(product(backward=lambda saved, g: (g @ saved[1].T, saved[0][:, :, None] * g[:, None])), X, W),
-     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule must produce an output with the same "
+     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule […]must produce an output with the same "
      "type as the args tuple of the primal function, but at output[1] the bwd rule produced an output of type "
      "float32[5,3,2] corresponding to an input of type float32[3,2], so the shapes do not match"),
     (lambda: compare_vjp(lambda x: product()(writes(x), W), X),
@@ -515,7 +516,9 @@ def _function_cost():
 def test_a_wrong_call_is_told_what_to_do(call: Callable, message: str):
     with pytest.raises(jbp.InputError) as error:
         call()
-    assert str(error.value) == message
+    told = str(error.value)
+    if re.fullmatch(re.escape(message).replace(re.escape("[…]"), ".*"), told) is None:
+        assert told == message
 
 
 def _random(x):
