@@ -220,8 +220,8 @@ class Cost:
             return step_reports(run(self, theta, x, y, **settings, mark=lambda path: Summed()), self.loss, y)
 
         return compare_with(
-            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, shadow=shadow if alone else None, calls=calls,
-            name=self.name, elsewhere=True,
+            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, calls=calls, name=self.name,
+            shadow=shadow if alone else None, elsewhere=True,
             pieces=(lambda arrays: [part for _, part in self._leaves(*arrays)],
                     lambda leaves: [np.concatenate([leaf.ravel() for leaf in leaves])]),
         )  # fmt: skip

@@ -265,7 +265,7 @@ class Probe:
     slope: Slope
 
 
-# The third oracle: probes of one leaf at some of its elements, and as a whole, at given arrays; or (None) of all leaves.
+# The third oracle: probes of one leaf at some of its elements and as a whole, or (None) of all, at given arrays.
 Third = Callable[[int | None, Sequence[tuple[int, ...]], Sequence[Any]], Iterator[Probe]]
 
 

@@ -1,4 +1,4 @@
-"""What stands at one point: the rule, autodiff and the float64 shadow, and which derivative is right where there are several.
+"""What stands at one point: the rule, autodiff, the float64 shadow, and which derivative is right if there are several.
 
 A derivative that is not finite is decided element by element:
 
@@ -175,7 +175,8 @@ def _choose(comparison: "Comparison", point: Point) -> None:
     Autodiff's own error is measured from the one that is nearest to autodiff's: a slope of its own choice is no error.
     """
     kinks, met = comparison.kinks, point.met
-    assert kinks is not None and met is not None
+    assert kinks is not None
+    assert met is not None
     first = sum(part.name == VALUE for part in point.exact)
     exact = [np.asarray(part.array) for part in point.exact[first:]]
     gradients = point.leaves[first:-1]

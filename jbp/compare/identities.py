@@ -6,7 +6,7 @@ Each is run in float64 (`replay`), where the two sides agree to the last digits 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -219,8 +219,12 @@ class Identities:
         for _ in range(DIRECTIONS):
             w = [u * random.standard_normal(u.shape) for u in slopes.units()]
             slope, size = summed(slopes.along(w), v)
-            ask = lambda seconds, w=w: sum(float(np.real(a * b).sum()) for a, b in zip(seconds, w, strict=True))
-            yield ask, *told(slope, max(size, tiny))
+            yield partial(paired_with, w), *told(slope, max(size, tiny))
+
+
+def paired_with(w: Sequence[Any], result: Sequence[Any]) -> float:
+    """Re Σ w · result."""
+    return sum(float(np.real(a * b).sum()) for a, b in zip(result, w, strict=True))
 
 
 def wave_like(a: Any) -> np.ndarray:

@@ -5,9 +5,9 @@ What decides is the point that was given, and beside it two things:
 * where a kink of the program is met, points beside it: a rule may choose its slopes at a kink, and not beside it;
 * in `Cost.compare`, one θ off the given one: what a gain of 1 hides shows there.
 
-Only arguments for which the rule returns a derivative are moved (`argnums` says otherwise). Rounding is a matter of luck
-in a leaf of few elements: autodiff may happen to hit one of them to the last bit. So a rule that fails is tried again
-at arguments that differ in their last bits, and the errors of all points are pooled. Bad luck does not last.
+Only arguments for which the rule returns a derivative are moved (`argnums` says otherwise). Rounding is a matter of
+luck in a leaf of few elements: autodiff may happen to hit one of them to the last bit. So a rule that fails is tried
+again at arguments that differ in their last bits, and the errors of all points are pooled. Bad luck does not last.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,9 @@ from .differences import Numerical, Slopes, Third, last_bits
 from .error import LeafError, pooled
 from .evidence import Point, around, like, movable, point_at
 from .kinks import Kinks
-from .parts import VALUE, Part
+from .parts import Part
 from .program import Program, in_a_hurry, race
 from .report import Check, Report
-from .verdict import Verdict
 from .why import explained, hidden, noisy, suspected
 
 NEARBY = 16  # points whose arguments differ in their last bits
@@ -158,7 +157,7 @@ class Comparison:
         given = self.points[0]
         yield from given.notes
         if given.met is not None:
-            several = f"{given.met.count:,} kinks are met" if given.met.count > 1 else "A kink is met"
+            several = f"{given.met.number:,} kinks are met" if given.met.number > 1 else "A kink is met"
             chosen = "; the rule's slopes there are others than autodiff's, and right as well" if given.chosen else ""
             yield f"{several} at the arguments{chosen}. {len(self.points) - 1} points beside them are compared too."
 

@@ -15,7 +15,7 @@ met, and have no shares. `while` loops, and branches of `cond` inside, stay as t
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial, reduce
 from typing import Any, NamedTuple
 
@@ -25,12 +25,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 from scipy.optimize import lsq_linear
 
-from ..layer import InputError
 from .arguments import filled, is_float
 from .differences import Slopes
 from .error import FLOOR
 from .program import Program, quickly
-from .replay import bind, equations, inner_jaxprs, replay
+from .replay import aval_of, bind, equations, inner_jaxprs, replay, scan_inputs
 
 PASSES = 4  # rounds of exchanges between neighbours of a sorted array
 ROWS = 16  # choices that are run by one call
@@ -94,8 +93,8 @@ def softened(jaxpr: ClosedJaxpr | Jaxpr, choices: Choices) -> Callable[..., list
             return _loop(eqn, list(map(_plain, values)), choices)
         if name in RULED and has_choices(inner[0]):
             return _ruled(eqn, list(map(_plain, values)), choices)
-        if name in SOFT and not _opaque(eqn):
-            return SOFT[name](choices, eqn, *values)
+        if name in CHOICES and not _opaque(eqn):
+            return CHOICES[name](choices, eqn, *values)
         if any(isinstance(v, Either) for v in values):
             return _either(eqn, values)
         return bind(eqn, values)
@@ -109,7 +108,7 @@ def has_choices(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
 
 def _opaque(eqn: JaxprEqn) -> bool:
     """Whether a comparison is of no real numbers, or of a number with itself."""
-    name, floats = eqn.primitive.name, [jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.invars]
+    name, floats = eqn.primitive.name, [jnp.issubdtype(aval_of(v).dtype, jnp.floating) for v in eqn.invars]
     if name not in CHOICES:
         return False
     same = len(eqn.invars) == 2 and eqn.invars[0] is eqn.invars[1]
@@ -124,7 +123,7 @@ def _loop(eqn: JaxprEqn, values: list[Any], choices: Choices) -> Sequence[Any]:
     """A scan, the shares of its turns along the first axis."""
     p = eqn.params
     length, reverse, body = p["length"], p["reverse"], p["jaxpr"]
-    nc, n = p["num_consts"], p["num_carry"]
+    nc, n = scan_inputs(eqn)
     consts, carry, xs = values[:nc], values[nc : nc + n], values[nc + n :]
     shares = [] if choices.noting else choices.next()
     if shares is None:
@@ -232,7 +231,7 @@ def _windows(larger: Callable, choices: Choices, eqn: JaxprEqn, x: Any) -> list[
     size, strides, dilation = p["window_dimensions"], p["window_strides"], p["window_dilation"]
     far = -jnp.inf if larger is _larger else jnp.inf
     padded = jnp.pad(x, p["padding"], constant_values=far)
-    shape = eqn.outvars[0].aval.shape
+    shape = aval_of(eqn.outvars[0]).shape
 
     def shifted(at: Sequence[int]) -> Any:
         starts = [i * d for i, d in zip(at, dilation, strict=True)]
@@ -277,7 +276,7 @@ def _top(choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
     return [jnp.moveaxis(ordered[..., : values.shape[axis]], -1, axis), index]
 
 
-CHOICES = {
+CHOICES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("lt", "le", "gt", "ge"), _compare),
     **dict.fromkeys(("eq", "ne", "floor", "ceil", "round", "argmax", "argmin"), _jumps),
     "max": lambda choices, eqn, a, b: [_larger(choices, a, b)],
@@ -294,7 +293,7 @@ CHOICES = {
 }  # fmt: skip
 
 
-# -- what is made of a truth value that may be either -------------------------------------------------------------------
+# -- what is made of a truth value that may be either -----------------------------------------------------------------
 
 SHAPES = (
     "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "rev", "copy", "concatenate",
@@ -350,17 +349,14 @@ def _mixed(share: Any, no: Any, yes: Any) -> Any:
     return jnp.where(share == 0, no, jnp.where(share == 1, yes, both))
 
 
-SOFT: dict[str, Callable[..., Any]] = CHOICES
-
-
-# -- kinks that are met, and the derivatives that are right there -------------------------------------------------------
+# -- kinks that are met, and the derivatives that are right there -----------------------------------------------------
 
 
 class Met(NamedTuple):
     """The kinks met at one point: for each comparison where, or None; and whether all of them have shares."""
 
     where: list[Any]
-    count: int
+    number: int
     shared: bool
 
 

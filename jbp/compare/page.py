@@ -154,7 +154,8 @@ def _leaves(report: Report) -> Iterator[str]:
     long = any(len(leaf.name) > 20 for leaf in leaves)
     yield _table(LEAVES, rows, f"{'tall' if tall else ''} {'long' if long else ''}")
     pooled = f", pooled over {report.points} points" if report.points > 1 else ""
-    yield f"<p><small>Errors: rms difference from float64, relative to the leaf’s rms{pooled}. Allowed: {RULE}.</small></p>"
+    errors = f"Errors: rms difference from float64, relative to the leaf’s rms{pooled}."
+    yield f"<p><small>{errors} Allowed: {RULE}.</small></p>"
 
 
 def _leaf(leaf: LeafError) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """`print(report)` shows a table; `.ok`, `.kind`, `.worst`, `.to_json()`, `.to_markdown()`, `.to_html()`, `.figure()`.
+    """`print(report)` shows a table; `.ok`, `.kind`, `.worst`, `.to_json()`, `.to_markdown()`, `.to_html()`,
+    `.figure()`.
 
     `leaves` in order, `total` for all of them as one vector (a cost's value stands by itself). `calls` are reports of
     the calls of custom rules inside, in the order of the reverse pass: `enters` names the first that is wrong. `rule`
@@ -58,8 +59,8 @@ class Report:
         checks = [check for check in self.checks if check.ok is False]
         if not self.values_ok or checks or any(call.kind is Verdict.WRONG for call in self.calls):
             return Verdict.WRONG
-        parts = [*self._gradients, *self.calls]
-        if all(part.kind is Verdict.EMPTY for part in parts):
+        kinds = [*(leaf.kind for leaf in self._gradients), *(call.kind for call in self.calls)]
+        if all(kind is Verdict.EMPTY for kind in kinds):
             return Verdict.EMPTY
         undecided = any(leaf.undecided for leaf in self.leaves) or any(check.undecided for check in self.checks)
         if undecided or any(call.kind is Verdict.UNDECIDED for call in self.calls):

@@ -65,8 +65,7 @@ def explained(
             told = [_told(comparison, point, leaves, i) for point in points]
         except ValueError as error:
             return leaves, total, [*notes, f"The rule was not run in float64: {error}"]
-        for leaf, verdict in told:
-            leaves[i] = leaf
+        leaves[i] = told[-1][0] if told else leaves[i]
         verdicts = [verdict for _, verdict in told]
         if told and not all(leaf.excused for leaf, _ in told):
             leaves[i] = dataclasses.replace(leaves[i], excused="")
