@@ -228,7 +228,7 @@ def movable(comparison: "Comparison", point: Point) -> list[int]:
 
     What is 0 at the point may be so by a kink: it is asked beside it, where nothing is judged.
     """
-    moving = comparison.moving
+    moving = comparison.moving or ()
     if comparison.given is not None:
         return [i for i in moving if i in comparison.given]
     if comparison.tangents:

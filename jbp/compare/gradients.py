@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..layer import InputError, described
-from .arguments import not_finite
+from .arguments import is_float, not_finite
 from .checks import also_in_float32, of_gradients
 from .differences import Slopes, vjp_probes
 from .judge import Comparison
@@ -81,41 +81,41 @@ def compare_with(
     given = programs[0].arguments
     comparison.notes += not_finite("The arguments hold", given.names(rule), given.arrays)
     comparison.elsewhere = elsewhere
-    comparison.slopes = slopes = _slopes(comparison, oracle, args, function, pieces, argnums)
-    if slopes is not None:
-        comparison.third, comparison.kinks = partial(vjp_probes, slopes), Kinks(slopes)
-        comparison.moving = slopes.moving
+    moving = [0] if pieces is not None else _moving(comparison, args, argnums)
+    f = function or _function_behind(oracle, args, has_value(comparison.oracle.out))
+    if moving is not None:
+        comparison.moving = moving
+        if f is not None:
+            comparison.slopes = slopes = _slopes(f, args, comparison.arrays, moving, pieces)
+            comparison.third, comparison.kinks = partial(vjp_probes, slopes), Kinks(slopes)
     if shadow is not None:
         programs[1].instead = shadow
     return comparison.report(timing, partial(of_gradients, comparison, rule) if checks else None, calls)
 
 
-def _slopes(
-    comparison: Comparison, oracle: Callable, args: tuple, function: Callable | None, pieces: Any, argnums: Any
-) -> Slopes | None:
-    """Of the function behind two gradients, if it is known and their leaves are its arguments'."""
-    f = function or _function_behind(oracle, args, has_value(comparison.oracle.out))
-    if f is None:
-        return None
-    arrays, of = comparison.arrays, Program("compare: the function", f, args)
-    if not has_value((*jax.tree.leaves(of.out), None)):
-        got = described(of.out)
-        raise InputError(f"compare: the function must return one scalar, got {got}. Give what they are gradients of.")
-    if pieces is not None:
-        return Slopes(of, arrays, [0], *pieces)
+def _moving(comparison: Comparison, args: tuple, argnums: Any) -> list[int] | None:
+    """The arrays, by place, that gradients are of: as said, or the first with as many of these shapes; None if none."""
+    arrays, given = comparison.arrays, comparison.rule.arguments
     gradients = [jnp.shape(part.array) for part in comparison.parts(comparison.oracle.out) if part.name != VALUE]
-    given = comparison.rule.arguments
-    some = [argnums] if argnums is not None else [range(k + 1) for k in range(len(args))]
-    for numbers in some:
-        moving = [i for i in given.places_of(numbers) if jnp.issubdtype(jnp.result_type(arrays[i]), jnp.inexact)]
+    for numbers in [argnums] if argnums is not None else [range(k + 1) for k in range(len(args))]:
+        moving = [i for i in given.places_of(numbers) if is_float(arrays[i])]
         if [jnp.shape(arrays[i]) for i in moving] == gradients:
-            return Slopes(of, arrays, moving)
+            return moving
     if argnums is not None:
         raise InputError(
-            f"compare: the gradients have shapes {gradients}, and the arguments {argnums} others. Give the argnums "
+            f"compare: the gradients have the shapes {gradients}, the arguments {argnums} others. Give the argnums "
             "that they are of."
         )
     return None
+
+
+def _slopes(f: Callable, args: tuple, arrays: Sequence[Any], moving: list[int], pieces: Any) -> Slopes:
+    """Of the function behind two gradients."""
+    of = Program("compare: the function", f, args)
+    if not has_value((*jax.tree.leaves(of.out), None)):
+        got = described(of.out)
+        raise InputError(f"compare: the function must return one scalar, got {got}. Give what they are gradients of.")
+    return Slopes(of, arrays, moving, *(pieces or ()))
 
 
 def _function_behind(oracle: Callable, args: tuple, value: bool) -> Callable | None:

@@ -7,7 +7,8 @@ What decides is the point that was given, and beside it two things:
 
 Only arguments for which the rule returns a derivative are moved (`argnums` says otherwise). Rounding is a matter of
 luck in a leaf of few elements: autodiff may happen to hit one of them to the last bit. So a rule that fails is tried
-again at arguments that differ in their last bits, and the errors of all points are pooled. Bad luck does not last.
+again at `NEARBY` points, and passes if the errors of all, pooled, are small enough. Bad luck does not last. No such
+point makes it wrong.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arguments import filled, is_float
-from .differences import Numerical, Slopes, Third, last_bits
+from .differences import Numerical, Slopes, Third, stream, widened
 from .error import LeafError, pooled
 from .evidence import Point, around, like, movable, point_at
 from .kinks import Kinks
@@ -28,7 +29,7 @@ from .program import Program, in_a_hurry, race
 from .report import Check, Report
 from .why import explained, hidden, noisy, suspected
 
-NEARBY = 16  # points whose arguments differ in their last bits
+NEARBY = 16  # points close by, where luck is told from error
 BESIDE = 8  # points beside a kink
 NEAR = 2.0**-6  # how far they are, in units of each element's size
 OFF = 2.0**-3  # how far the other θ is
@@ -39,9 +40,9 @@ IMPRECISE = 0.01  # of a leaf's scale
 class Comparison:
     """What is compared: two programs of the same arrays, and how their results fall into parts.
 
-    `third` may be asked about gradients' leaves, counted without the value. `given`: the arguments, by place, that may
-    be moved, where the user says so. `moving`: those that the derivatives are of. `elsewhere`: another point of the
-    first argument decides too.
+    `third` may be asked about gradients' leaves, counted without the value. `moving`: the arguments, by place, that the
+    derivatives are of, all floats if that is not known; `given`: those that may be moved, where the user says so.
+    `elsewhere`: another point of the first argument decides too.
     """
 
     who: str
@@ -54,15 +55,18 @@ class Comparison:
     where: str = ""
     notes: list[str] = field(default_factory=list)
     kinks: Kinks | None = None
-    moving: Sequence[int] = ()
+    moving: Sequence[int] | None = None
     given: Sequence[int] | None = None
     tangents: bool = False  # the derivatives are of the outputs, along tangents that stand last
     elsewhere: bool = False
     arrays: list[Any] = field(default_factory=list)  # the rule's own arguments, unless given others of their shapes
-    points: list[Point] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)  # that decide, the first the given one
+    tried: int = 0  # others, for luck
 
     def __post_init__(self) -> None:
         self.arrays = self.rule.arguments.arrays
+        if self.moving is None:
+            self.moving = [i for i, a in enumerate(self.arrays) if is_float(a)]
 
     def errors(self, arrays: Sequence[Any]) -> list[LeafError]:
         """At one point: leaf by leaf, and the total."""
@@ -89,26 +93,29 @@ class Comparison:
         if self.elsewhere:
             off = around(arrays, [0], 2, OFF)[0]
             self.points.append(point_at(self, off, given=False))
-        if given.met is None and not given.ok:
-            self.points += [point_at(self, near, given=False) for near in self._last_bits()]
-        for point in self.points:
+        failed = given.met is None and not all(point.ok for point in self.points)
+        lucky = [point_at(self, near, given=False) for near in self._nearby(given)] if failed else []
+        for point in (*self.points, *lucky):
             if not point.ok:
                 noisy(self, point)
-        return list(map(pooled, zip(*(point.leaves for point in self.points), strict=True)))
+        leaves = list(map(pooled, zip(*(point.leaves for point in self.points), strict=True)))
+        if lucky:
+            self.tried = len(lucky)
+            more = map(pooled, zip(*(point.leaves for point in (*self.points, *lucky)), strict=True))
+            leaves = [b if b.ok and not a.ok and not a.wrong else a for a, b in zip(leaves, more, strict=True)]
+        return leaves
 
     def _at_kinks(self, point: Point) -> Point:
         """The point, judged by the derivatives that are right at its kinks."""
         return point if point.met is None or point.ok else point_at(self, point.arrays, point.met)
 
-    def _last_bits(self) -> Iterator[list[Any]]:
-        """Arguments that differ in the last bits of their dtypes; what is equal stays equal."""
-        floats = [i for i in self.moving if is_float(self.arrays[i])]
-        for k in range(NEARBY):
-            near = [
-                like(last_bits([a], float(jnp.finfo(a.dtype).eps), f"luck {k}")[0], a)
-                for a in (self.arrays[i] for i in floats)
-            ]
-            yield filled(self.arrays, floats, near)
+    def _nearby(self, given: Point) -> Iterator[list[Any]]:
+        """Arguments close to these: what may be moved, by up to 1/64 of itself, so that zeros and signs stay."""
+        random, moved = stream("nearby"), movable(self, given)
+        for _ in range(NEARBY):
+            near = [widened(self.arrays[i]) * (1 - random.uniform(0, NEAR, np.shape(self.arrays[i]))) for i in moved]
+            near = [like(n, self.arrays[i]) for n, i in zip(near, moved, strict=True)]
+            yield filled(self.arrays, moved, near)
 
     def report(
         self,
@@ -121,8 +128,8 @@ class Comparison:
         arrays = self.arrays
         *leaves, total = self.look()
         notes: list[str] = []
-        if len(self.points) == 1 or self.points[0].met is None:
-            leaves = hidden(self, self.points[0], leaves)
+        if (smooth := next((point for point in self.points if point.met is None), None)) is not None:
+            leaves = hidden(self, smooth, leaves)
         if not all(leaf.ok for leaf in (*leaves, total)):
             leaves, total, notes = explained(self, leaves, total)
         else:
@@ -143,8 +150,8 @@ class Comparison:
             more["checks"] = checks()
         notes = [*self.notes, *self.rule.notes, *self.oracle.notes, *_spoiled(leaves), *self._of_points(leaves), *notes]
         return Report(
-            tuple(leaves), total, points=len(self.points), name=self.name, where=self.where, notes=tuple(notes),
-            maps=tuple(map(_map, self.points[0].got, self.points[0].exact)), **more,
+            tuple(leaves), total, points=len(self.points) + self.tried, name=self.name, where=self.where,
+            notes=tuple(notes), maps=tuple(map(_map, self.points[0].got, self.points[0].exact)), **more,
         )  # fmt: skip
 
     def worst(self, leaves: Sequence[LeafError], i: int | None = None) -> Point:
