@@ -137,9 +137,9 @@ def _without_jit(comparison: "Comparison", run: Callable[[], Any]) -> Check:
     try:
         got = comparison.parts(run())
         check_same(comparison.who, got, plain)
-        compiled = errors(point.got, plain, point.exact)
-        eager = errors(got, plain, point.exact)
+        got, compiled, plain, exact = map(point.finite, (got, point.got, plain, point.exact))
+        before, eager = errors(compiled, plain, exact), errors(got, plain, exact)
     except Exception as error:  # whatever a stranger's rule raises is the answer
         return Check("without jit", None, f"can't be tried: {said(error)}")
-    worse = [e.name for e, c in zip(eager, compiled, strict=True) if c.ok and not e.ok and e.error > 8 * c.allowed]
+    worse = [e.name for e, c in zip(eager, before, strict=True) if c.ok and not e.ok and e.error > 8 * c.allowed]
     return Check("without jit", not worse, f"wrong in {worse[0]}" if worse else "as with it")

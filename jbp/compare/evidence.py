@@ -39,6 +39,7 @@ class Point:
     exact: list[Part]
     met: Met | None = None
     leaves: list[LeafError] = field(default_factory=list)
+    absent: dict[int, np.ndarray] = field(default_factory=dict)  # by leaf: elements where the shadow is not finite
     undecided: dict[int, np.ndarray] = field(default_factory=dict)  # by leaf: elements without a derivative
     wrong: dict[int, "Refuted"] = field(default_factory=dict)  # by leaf: elements refuted by themselves
     notes: list[str] = field(default_factory=list)
@@ -48,13 +49,21 @@ class Point:
     def ok(self) -> bool:
         return all(leaf.ok for leaf in self.leaves)
 
+    def finite(self, parts: list[Part]) -> list[Part]:
+        """The leaves, with 0 where the shadow is not finite."""
+        return [_zeroed(part, self.absent.get(i)) for i, part in enumerate(parts)]
+
     def judged(self, i: int) -> tuple[Part, Part]:
         """A leaf by the rule and in float64, with 0 in both where an element is undecided."""
-        out = self.undecided.get(i, False)
-        both = (self.got[i], self.exact[i])
-        zero = lambda a: np.where(out, 0, np.asarray(a)).astype(a.dtype)
-        a, b = (part._replace(array=zero(part.array)) for part in both)
-        return a, b
+        out = self.undecided.get(i)
+        return _zeroed(self.got[i], out), _zeroed(self.exact[i], out)
+
+
+def _zeroed(part: Part, out: np.ndarray | None) -> Part:
+    """A leaf with 0 at some elements."""
+    return (
+        part if out is None else part._replace(array=np.where(out, 0, np.asarray(part.array)).astype(part.array.dtype))
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def point_at(comparison: "Comparison", arrays: Sequence[Any], met: Met | None = 
         if part.name != VALUE and not np.isfinite(np.asarray(part.array)).all():
             _settle(comparison, point, i, given)
     point.leaves = _errors(comparison, point)
-    if met is not None and comparison.kinks is not None and not point.ok:
+    if met is not None:
         _choose(comparison, point)
     return point
 
@@ -89,8 +98,7 @@ def _errors(comparison: "Comparison", point: Point) -> list[LeafError]:
            for i in {*point.undecided, *point.wrong}}  # fmt: skip
 
     def without(parts: list[Part]) -> list[Part]:
-        zero = lambda i, a: np.where(out[i], 0, np.asarray(a)).astype(a.dtype)
-        return [p._replace(array=zero(i, p.array)) if i in out else p for i, p in enumerate(parts)]
+        return [_zeroed(part, out.get(i)) for i, part in enumerate(parts)]
 
     got, plain, exact = map(without, (point.got, point.plain, point.exact))
     found = errors(got, plain, exact)
@@ -119,6 +127,7 @@ def _settle(comparison: "Comparison", point: Point, i: int, given: bool) -> None
     exact = np.array(point.exact[i].array)
     got = np.asarray(point.got[i].array).astype(exact.dtype)
     bad = ~np.isfinite(exact)
+    point.absent[i] = bad
     undecided, refuted = bad.copy(), np.zeros_like(bad)
     first: Any = None
     leaf = i - sum(part.name == VALUE for part in point.exact)
@@ -162,8 +171,7 @@ def _settle(comparison: "Comparison", point: Point, i: int, given: bool) -> None
         point.wrong[i] = Refuted(refuted, at, value, right, why)
     if settled.any():  # right, so they are left out of the sums
         for parts in (point.got, point.plain, point.exact):
-            old = np.asarray(parts[i].array)
-            parts[i] = parts[i]._replace(array=np.where(settled, 0, old).astype(old.dtype))
+            parts[i] = _zeroed(parts[i], settled)
 
 
 # -- kinks ------------------------------------------------------------------------------------------------------------
@@ -185,7 +193,8 @@ def _choose(comparison: "Comparison", point: Point) -> None:
     def nearest(parts: list[Part]) -> list[np.ndarray]:
         result = [np.asarray(p.array).astype(e.dtype) for p, e in zip(parts[first:], exact, strict=True)]
         off = [rms(r - e) for r, e in zip(result, exact, strict=True)]
-        if all(o <= FLOOR * unit for o, unit in zip(off, units, strict=True)):
+        near = all(o <= FLOOR * unit for o, unit in zip(off, units, strict=True))
+        if near or all(m is None for m in met.where):
             return exact
         clean = [np.where(np.isfinite(r), r, 0) for r in result]
         return kinks.nearest(met, point.arrays, clean, units) or exact
@@ -199,7 +208,8 @@ def _choose(comparison: "Comparison", point: Point) -> None:
         plain = np.asarray(point.plain[i].array).astype(old.dtype) + moved
         point.exact[i] = point.exact[i]._replace(array=right)
         point.plain[i] = point.plain[i]._replace(array=plain)
-    point.leaves = _errors(comparison, point)
+    if of_rule is not exact or of_plain is not exact:
+        point.leaves = _errors(comparison, point)
 
 
 # -- points beside ----------------------------------------------------------------------------------------------------

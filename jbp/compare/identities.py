@@ -182,14 +182,14 @@ class Identities:
             slopes = Slopes(derivative, args, self.floats)
             probes = list(self._second(slopes, reverse))
         except InputError as error:
-            return Check(check.name, None, f"undecided: {error}", undecided=True)
+            return Check(check.name, None, f"it can't be told: {error}", undecided=True)
 
         def agrees(seconds: Sequence[Any]) -> bool:
             with np.errstate(invalid="ignore"):
                 return all(bool(np.all(slope.agrees(ask(seconds), far))) for ask, slope, far in probes)
 
         if not agrees(bare):
-            told = "undecided: autodiff's own differs from central differences of the derivative"
+            told = "autodiff's own differs from central differences of the derivative"
             return Check(check.name, None, told, undecided=True)
         if not agrees(ruled):
             return Check(check.name, False, f"{check.text}, and central differences agree with autodiff")

@@ -83,13 +83,8 @@ class Comparison:
             beside = around(arrays, moved, BESIDE, min(max(NEAR, 16 * narrow), 0.25)) if moved else []
             given.met = self.kinks.met(arrays, beside[:2])
             if given.met is not None:
-                self.points = [self._at_kinks(given)]
-                for near in beside:
-                    point = point_at(self, near, given=False)
-                    if not point.ok:
-                        point.met = self.kinks.met(near, [arrays])
-                        point = self._at_kinks(point)
-                    self.points.append(point)
+                self.points = [given := point_at(self, arrays, given.met)]
+                self.points += [point_at(self, near, self.kinks.met(near, [arrays]), given=False) for near in beside]
         if self.elsewhere:
             off = around(arrays, [0], 2, OFF)[0]
             self.points.append(point_at(self, off, given=False))
@@ -104,10 +99,6 @@ class Comparison:
             more = map(pooled, zip(*(point.leaves for point in (*self.points, *lucky)), strict=True))
             leaves = [b if b.ok and not a.ok and not a.wrong else a for a, b in zip(leaves, more, strict=True)]
         return leaves
-
-    def _at_kinks(self, point: Point) -> Point:
-        """The point, judged by the derivatives that are right at its kinks."""
-        return point if point.met is None or point.ok else point_at(self, point.arrays, point.met)
 
     def _nearby(self, given: Point) -> Iterator[list[Any]]:
         """Arguments close to these: what may be moved, by up to 1/64 of itself, so that zeros and signs stay."""

@@ -215,9 +215,9 @@ def _reduce(larger: Callable, choices: Choices, eqn: JaxprEqn, x: Any) -> list[A
     """As a tournament: pairs, and pairs of those."""
     axes = tuple(eqn.params["axes"])
     rest = tuple(i for i in range(x.ndim) if i not in axes)
-    flat = x.transpose(*axes, *rest).reshape(-1, *(x.shape[i] for i in rest))
-    if not flat.shape[0]:
+    if not x.size:
         return list(bind(eqn, [x]))
+    flat = x.transpose(*axes, *rest).reshape(-1, *(x.shape[i] for i in rest))
     while (n := flat.shape[0]) > 1:
         half = n // 2
         flat = jnp.concatenate([larger(choices, flat[:half], flat[half : 2 * half]), flat[2 * half :]])
@@ -227,6 +227,8 @@ def _reduce(larger: Callable, choices: Choices, eqn: JaxprEqn, x: Any) -> list[A
 def _windows(larger: Callable, choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
     p = eqn.params
     if any(d != 1 for d in p["base_dilation"]):
+        return list(bind(eqn, [x]))
+    if not x.size:
         return list(bind(eqn, [x]))
     size, strides, dilation = p["window_dimensions"], p["window_strides"], p["window_dilation"]
     far = -jnp.inf if larger is _larger else jnp.inf

@@ -134,7 +134,9 @@ class Report:
                 count = "all" if leaf.undecided == leaf.size else f"{leaf.undecided:,} of {leaf.size:,}"
                 shared = ", and the rule is NaN as autodiff is" if leaf.shares_nan else ""
                 yield f"{leaf.name}, {count} elements, where no finite derivative is known{shared}"
-        yield from (f"{check.name}, {check.text}" for check in self.checks if check.undecided)
+        checks = [check for check in self.checks if check.undecided]
+        for text in dict.fromkeys(check.text for check in checks):
+            yield f"{' and '.join(check.name for check in checks if check.text == text)}: {text}"
         yield from (f"{call.name}: {'; '.join(call._undecided())}" for call in self.calls
                     if call.kind is Verdict.UNDECIDED)  # fmt: skip
 

@@ -87,7 +87,8 @@ def _told(comparison: "Comparison", point: Point, leaves: Sequence[LeafError], i
     verdict = _same(mathematics[i], exact[i], leaf)
     if comparison.third is not None and i >= skip:
         verdict, slope = _asked(comparison, point, leaf, i - skip, mathematics[skip:], exact[skip:])
-        if verdict == "none" and slope is not None and not leaf.wrong:
+        stopped = any(eqn.primitive.name == "stop_gradient" for eqn in equations(comparison.oracle.jaxpr))
+        if verdict == "none" and slope is not None and not leaf.wrong and not stopped:
             leaf = dataclasses.replace(leaf, expected=slope, by="by central differences")
     if verdict == "formula" and not leaf.pattern:
         leaf = dataclasses.replace(leaf, pattern="its formula is right, its arithmetic loses digits")
