@@ -17,6 +17,7 @@ from .activations import Softplus as Softplus
 from .activations import Tanh as Tanh
 from .compare import GradientsDisagree as GradientsDisagree
 from .compare import Report as Report
+from .compare import Verdict as Verdict
 from .compare import arrays as arrays
 from .compare import compare as compare
 from .compare import compare_jvp as compare_jvp

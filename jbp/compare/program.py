@@ -158,7 +158,7 @@ class Program:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise InputError(f"{self.who} fails in float64: {_first_line(error)}") from error
                 if self.instead is not None:
-                    return self.instead(self)
+                    return self.instead(self, arrays)
                 leaves = self._step_by_step(arrays)
         return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
 
