@@ -315,9 +315,11 @@ class Cost:
             return jax.value_and_grad(replace(self, reduction="sum"))(theta, x, y, weights=weights)
 
         w = np.ones(jax.tree.leaves(x)[0].shape[0], np.float32) if weights is None else np.asarray(weights)
-        counted = self._counted(batch_of(self.network.output, w.size), jax.tree.map(jnp.asarray, y))
-        share = {"mean": 1.0, "positions": np.asarray(counted), "sum": np.zeros(1)}[self.reduction]
-        total = float((w.astype(np.float64) * share).sum()) or 1.0
+        total = 1.0
+        if self.reduction != "sum":
+            of = batch_of(self.network.output, w.size), jax.tree.map(jnp.asarray, y)
+            share = np.asarray(self._counted(*of)) if self.reduction == "positions" else 1.0
+            total = float((w.astype(np.float64) * share).sum())
         # a key draws other noise for fewer examples, a mask is not cut, and mixed examples belong together: no blocks
         alone = all(part is None for part in (context.key, context.mask, context.side, self.mixed_by))
 
