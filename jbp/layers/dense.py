@@ -8,7 +8,6 @@ Saved: x, because the kernel's pair is (x, δ). Shapes: x `[N, *T, I]`, y `[N, *
 Source: the text's induction; Rumelhart, Hinton & Williams 1986.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import Context, InputError, described, einsum
 from ..pair import Outer, Sum
@@ -68,9 +67,8 @@ def initialised(name: str, given: str | Initializer, key: PRNGKeyArray, shape: t
     return leaf.astype(dtype)
 
 
-def positions(x: Shaped[Array, "N *T C"]) -> Shaped[Array, "N M C"]:
-    """x with all axes between the first and the last as one axis of positions; one position if there are none."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+def _batch_of(spec: Any) -> str:
+    return f"{spec.dtype}[{', '.join(map(str, ('N', *spec.shape)))}]" if hasattr(spec, "dtype") else repr(spec)
 
 
 @dataclass(frozen=True)
@@ -85,16 +83,34 @@ class Dense:
     def __post_init__(self):
         if not isinstance(self.width, (int, np.integer)) or isinstance(self.width, bool) or self.width < 1:
             raise InputError(f"Dense: width must be a whole number of at least 1, got {self.width!r}.")
+        if not isinstance(self.bias, (bool, np.bool_)):
+            number = isinstance(self.bias, (int, np.integer))
+            raise InputError(
+                f"Dense: bias must be True or False, got {self.bias!r}. "
+                + (
+                    f"The number of inputs is read off the x that arrives: for {self.bias} outputs write "
+                    f"Dense({self.bias})."
+                    if number
+                    else "Initial biases are biases=, as in Dense(10, biases='zeros')."
+                )
+            )
+        for name in ("weights", "biases"):
+            if not isinstance(given := getattr(self, name), str) and not callable(given):
+                raise InputError(
+                    f"Dense: {name} must name an initialiser or be a function (key, shape, dtype) -> array, got "
+                    f"{described(given)}. As in jax.nn.initializers.constant(0.1)."
+                )
 
     def init(self, key: PRNGKeyArray, x: Any) -> Affine:
         leaves = jax.tree.leaves(x)
         if (
             len(leaves) != 1
             or leaves[0] is not x
+            or not hasattr(x, "dtype")
             or not leaves[0].shape
             or not jnp.issubdtype(leaves[0].dtype, jnp.floating)
         ):
-            got = ", ".join(f"{s.dtype}[{', '.join(map(str, ('N', *s.shape)))}]" for s in leaves) or "nothing"
+            got = ", ".join(_batch_of(s) for s in leaves) or "nothing"
             raise InputError(
                 f"Dense({self.width}): expected one float input x [N, ..., I], got {got}. "
                 "Give the input an axis of features, or cast it to float."
@@ -113,8 +129,9 @@ class Dense:
         y = y if params.b is None else y + jnp.broadcast_to(params.b, y.shape).astype(y.dtype)
         return y.astype(x.dtype), x
 
-    def backward(self, params: Affine, saved: Any, delta: Float[Array, "N *T O"], read: Any) -> tuple[Any, Affine]:
+    def backward(
+        self, params: Affine, feedback: Affine, saved: Any, delta: Float[Array, "N *T O"], read: Affine
+    ) -> tuple[Any, Affine]:
         # reverses y = x·w + b
-        x, d = positions(saved), positions(delta)
-        delta_x = einsum("...o,io->...i", delta, params.w).astype(delta.dtype)
-        return delta_x, Affine(read(Outer(x, d)), read(Sum(d)) if self.bias else None)
+        delta_x = einsum("...o,io->...i", delta, feedback.w).astype(delta.dtype)
+        return delta_x, Affine(read.w(Outer(saved, delta)), read.b(Sum(delta)) if self.bias else None)
