@@ -230,7 +230,7 @@ def around(arrays: Sequence[Any], moved: Sequence[int], count: int, step: float)
 def like(near: Any, a: Any) -> Any:
     """Numbers as an array of another's dtype, where that one is."""
     near = np.asarray(near).astype(a.dtype)
-    return jax.device_put(near, a.sharding) if isinstance(a, jax.Array) else near
+    return jax.device_put(near, a.sharding) if getattr(a, "committed", False) else near
 
 
 def movable(comparison: "Comparison", point: Point) -> list[int]:

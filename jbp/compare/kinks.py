@@ -26,10 +26,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 from scipy.optimize import lsq_linear
 
 from .arguments import filled, is_float
+from .calls import PLAIN, has_rule, inner_jaxprs, primal_of, scan_inputs
 from .differences import Slopes
 from .error import FLOOR
 from .program import Program, quickly
-from .calls import inner_jaxprs, scan_inputs
 from .replay import aval_of, bind, equations, replay
 
 PASSES = 4  # rounds of exchanges between neighbours of a sorted array
@@ -37,8 +37,7 @@ ROWS = 16  # choices that are run by one call
 MOST = 512  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
 STEPS = 8  # of least squares: one is enough unless kinks stand behind one another
 JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
-INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
-RULED = ("custom_jvp_call", "custom_vjp_call")
+INLINE = ("jit", "pjit", "checkpoint", "remat2", *PLAIN)
 
 
 class Either(NamedTuple):
@@ -92,7 +91,7 @@ def softened(jaxpr: ClosedJaxpr | Jaxpr, choices: Choices) -> Callable[..., list
             return again(inner[0])(*values)
         if name == "scan" and has_choices(inner[0]):
             return _loop(eqn, list(map(_plain, values)), choices)
-        if name in RULED and has_choices(inner[0]):
+        if any(has_rule(eqn, kind) for kind in ("vjp", "jvp")) and has_choices(primal_of(eqn)):
             return _ruled(eqn, list(map(_plain, values)), choices)
         if name in CHOICES and not _opaque(eqn):
             return CHOICES[name](choices, eqn, *values)
@@ -149,7 +148,7 @@ def _ruled(eqn: JaxprEqn, values: list[Any], choices: Choices) -> Sequence[Any]:
     if not choices.noting and (shares := choices.next()) is None:
         return bind(eqn, values)
     inner = Choices(None if choices.noting else shares)
-    outs = list(map(_plain, softened(eqn.params["call_jaxpr"], inner)(*values)))
+    outs = list(map(_plain, softened(primal_of(eqn), inner)(*values)))
     if choices.noting:
         choices.note(inner.margins, inner.shared)
         return bind(eqn, values)
