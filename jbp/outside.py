@@ -74,7 +74,8 @@ def check_hashable(who: str, *things: Any) -> None:
     layers = [found for i, thing in enumerate(things) for found in walk(thing, (str(i),))]
     path, bad = next((path, layer) for path, layer in reversed(layers) if not _hashed(layer))
     where = f"{who}: " if who == "Cost" else f"{who}: layer {'.'.join(path)}: "
-    for name in [field.name for field in fields(bad)] if is_dataclass(bad) else []:
+    names: list[str] = [field.name for field in fields(bad)] if is_dataclass(bad) else []
+    for name in names:
         if not _hashed(value := getattr(bad, name)):
             got = described(value) if hasattr(value, "dtype") else f"the {type(value).__name__} {value!r}"
             raise InputError(

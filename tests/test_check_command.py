@@ -13,6 +13,7 @@ import pytest
 
 from jbp.__main__ import main, understood
 from jbp.commands import check
+from jbp.commands.check import FUNCTION
 
 MODULE = """
 import jax
@@ -226,19 +227,16 @@ def test_every_option_reaches_the_settings(tmp_path: Path):
 
 FLOATS = "one of float32, float16, bfloat16, float64, float8_e4m3fn, float8_e5m2, complex64, complex128"
 WRONG: dict[str, str] = {
-    "": "check: expected a function as file.py:function or package.module:function, got none. Write for example jbp check "
-    "mine/layers.py:softmax",
-    "layer_of_mine.py:matmul": "check: there is no file layer_of_mine.py. Name one from the folder that you call it in.",
+    "": f"check: expected {FUNCTION}, got none. Write for example jbp check mine/layers.py:softmax",
+    "layer_of_mine.py:matmul": "check: there is no file layer_of_mine.py. Name one from the folder that you call it "
+    "in.",
     f"{NAME}.py:matmull": f"check: {NAME}.py has no matmull. Did you mean matmul?",
-    f"{NAME}.py": f"check: expected a function as file.py:function or package.module:function, got '{NAME}.py'. Write "
-    "for example mine/layers.py:softmax.",
+    f"{NAME}.py": f"check: expected {FUNCTION}, got '{NAME}.py'. Write for example mine/layers.py:softmax.",
     "raises_here.py:f": "check: raises_here.py raises RuntimeError when it is imported: no GPU. Mend it first.",
     "needs_more.py:f": "check: needs_more.py can't be imported: No module named 'not_installed_anywhere'. Install what "
     "it needs.",
-    f"{NAME}.matmul": f"check: expected a function as file.py:function or package.module:function, got '{NAME}.matmul'. Write for example "
-    "mine/layers.py:softmax.",
-    "a-b:f": "check: expected a function as file.py:function or package.module:function, got 'a-b:f'. Write for example "
-    "mine/layers.py:softmax.",
+    f"{NAME}.matmul": f"check: expected {FUNCTION}, got '{NAME}.matmul'. Write for example mine/layers.py:softmax.",
+    "a-b:f": f"check: expected {FUNCTION}, got 'a-b:f'. Write for example mine/layers.py:softmax.",
     "layer_of_mine:matmul": "check: there is no module layer_of_mine. Call it from the folder that holds it, or "
     "install it.",
     f"{NAME}.inner:matmul": f"check: there is no module {NAME}.inner. Call it from the folder that holds it, or "

@@ -134,7 +134,8 @@ def test_every_option_reaches_the_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "rate"), [("", 3.0), ("--activation relu", 0.1), ("--optimizer adam", 0.01), ("--learning-rate 2", 2.0), ("--lr 2", 2.0)]
+    ("line", "rate"),
+    [("", 3.0), ("--activation relu", 0.1), ("--optimizer adam", 0.01), ("--learning-rate 2", 2.0), ("--lr 2", 2.0)],
 )
 def test_the_learning_rate_follows_optimizer_and_activation_unless_given(line, rate):
     assert understood(line.split())[1].learning_rate == rate

@@ -505,9 +505,9 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: compare(lambda x: x if x[0, 0] > 0 else -x, lambda x: x, X),
      "compare: the rule raises TracerBoolConversionError: Attempted boolean conversion of traced array with shape "
      "bool[]. Write jnp.where or jax.lax.cond in place of if."),
-    (lambda: compare(lambda x: 2 * np.asarray(x), lambda x: 2 * x, X),
+    (lambda: compare(lambda x: 2 * np.asarray(x), lambda x: 2 * x, X[0]),
      "compare: the rule raises TracerArrayConversionError: The numpy.ndarray conversion method __array__() was called "
-     "on traced array with shape float32[5, 3]. Write it with jax.numpy, or as jax.pure_callback(f, x, x): f in NumPy, "
+     "on traced array with shape float32[3]. Write it with jax.numpy, or as jax.pure_callback(f, x, x): f in NumPy, "
      "its result like x."),
     (lambda: compare(lambda x: x * float(x[0, 0]), lambda x: x, X),
      "compare: the rule raises ConcretizationTypeError: Abstract tracer value encountered where concrete value is "

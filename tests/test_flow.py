@@ -32,6 +32,18 @@ def words(found):
     return [word for word, _ in found.verdicts]
 
 
+def test_a_function_is_called_by_its_name_everywhere():
+    """In the table of `flow`, in `explain`, in a drawing; without a name, by its class."""
+    scale = jbp.from_function(
+        lambda key, x: {"g": jnp.ones(x.shape)}, lambda params, x: x * params["g"][None], name="scale"
+    )
+    cost = jbp.Cost(jbp.Network([scale, jbp.Dense(2), jbp.from_function(None, lambda _, x: x)], (3,)), HALF)
+    theta, x, y = cost.init(jax.random.key(0)), jnp.ones((4, 3)), jnp.ones((4, 2))
+    assert [row.kind for row in flow(cost, theta, x, y).rows] == ["scale", "Dense", "Function"]
+    assert "layer 0, scale" in str(jbp.explain(cost, theta, x, y, "0.g[1]"))
+    assert any(node.label.startswith("scale\n") for node in jbp.draw.network(cost, theta).nodes)
+
+
 def test_numbers_are_numpys(x64):
     cost = jbp.Cost(jbp.mlp(3, 4, 2), HALF)
     rng = np.random.default_rng(0)
