@@ -1,8 +1,8 @@
 """One gradient costs no more than jax.grad: at most 1.03 of its time and of its temporary memory.
 
 The hand-written pass on leaves, against jax.value_and_grad of the same cost written in plain JAX in several ways, of
-which the fastest and the smallest count. On plain dense networks both are at the speed of the matrix products, and a tie
-is what there is to show. Beside them, jax.value_and_grad of jbp's own forward pass.
+which the fastest and the smallest count. On plain dense networks both are at the speed of the matrix products, and a
+tie is what there is to show. Beside them, jax.value_and_grad of jbp's own forward pass.
 """
 
 import harness
