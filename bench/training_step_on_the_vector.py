@@ -21,7 +21,7 @@ BATCH = 64
 
 
 def rivals(problem: mlps.Problem, x: jax.Array, y: jax.Array, optimizer: Any) -> tuple[dict, dict, dict]:
-    """Ours, the peers, and the naive step, for an epoch over x and y; the naive one for its first 20 steps."""
+    """Ours, the peers, and the naive step, for an epoch over x and y; the naive one for its first 10 steps."""
     cost, theta, key, steps = problem.cost, problem.theta, jax.random.key(3), len(x) // BATCH
     settings = {"optimizer": optimizer, "batch_size": BATCH, "key": key}
     ours = {"jbp.fit": harness.Rival(lambda: jbp.fit(cost, theta, (x, y), **settings).theta, steps=steps)}
@@ -36,8 +36,8 @@ def rivals(problem: mlps.Problem, x: jax.Array, y: jax.Array, optimizer: Any) ->
         f"jax.grad, scan: {way}": harness.compiled(scan, params, x, y, key, steps=steps),
         f"jax.grad, scan of batches: {way}": harness.compiled(scan_batches, params, x, y, key, steps=steps),
     }
-    flat, few = training.in_a_loop(cost.value_and_grad, optimizer, BATCH), slice(20 * BATCH)
-    naive = harness.Rival(lambda: flat(theta, x[few], y[few], key), steps=min(steps, 20))
+    flat, few = training.in_a_loop(cost.value_and_grad, optimizer, BATCH), slice(10 * BATCH)
+    naive = harness.Rival(lambda: flat(theta, x[few], y[few], key), steps=min(steps, 10))
     return ours, peers, {"naive step on the vector": naive}
 
 
