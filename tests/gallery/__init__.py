@@ -3,10 +3,23 @@
 A checker of gradients is as good as what it finds among `WRONG`, and as honest as what it leaves alone among `RIGHT`.
 """
 
-from . import complex_numbers, elementwise, losses, means, normalizations, products, recurrences, selections
+from . import (
+    complex_numbers,
+    elementwise,
+    losses,
+    means,
+    normalizations,
+    products,
+    recurrences,
+    reported,
+    reported_kernels,
+    selections,
+)
 from .case import Case as Case
 
-MODULES = (products, normalizations, means, losses, elementwise, selections, recurrences, complex_numbers)
+REPORTED = (reported, reported_kernels)  # in public trackers
+OWN = (products, normalizations, means, losses, elementwise, selections, recurrences, complex_numbers)
+MODULES = (*OWN, *REPORTED)
 CASES: list[Case] = [case for module in MODULES for case in module.CASES]
 WRONG: list[Case] = [case for case in CASES if case.kind is not None]
 RIGHT: list[Case] = [case for case in CASES if case.kind is None]
