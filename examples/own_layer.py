@@ -29,11 +29,11 @@ class RMSNorm:
         r = jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
         return params.g * x / r, (x / r, r)
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         x_hat, r = saved
-        g_hat = delta * params.g
+        g_hat = delta * feedback.g
         delta_x = (g_hat - x_hat * jnp.mean(g_hat * x_hat, axis=-1, keepdims=True)) / r
-        return delta_x, Gain(read(jbp.Sum((delta * x_hat)[:, None])))  # [N, T = 1, width]
+        return delta_x, Gain(read.g(jbp.Sum(delta * x_hat)))
 
 
 def main():

@@ -50,16 +50,16 @@ def sequence_of_costs():
     L = LAYOUT.num_layers
 
     def forward(a, first, last):  # from the outputs of layer `first` to those of layer `last`, in the text's ℓ
-        saved = []
+        backs = []
         for i in range(2 * (first - 1), 2 * (last - 1)):  # a dense layer and a sigmoid for each ℓ
-            a, kept = layers[i].forward(params[i], a, jbp.Context())
-            saved.append(kept)
-        return a, saved
+            a, back = jbp.run(layers[i], params[i], a)
+            backs.append(back)
+        return a, backs
 
     def cost_of(l):
         return lambda a: COST.loss.value(forward(a, l, L)[0], Y).sum()
 
-    output, saved = forward(X, 1, L)
+    output, backs = forward(X, 1, L)
     delta, checked = COST.loss.delta(output, Y), 0  # base case: the derivative of C_L
     for l in range(L, 0, -1):
         a = forward(X, 1, l)[0]
@@ -67,7 +67,7 @@ def sequence_of_costs():
         checked += 1
         if l > 1:  # inductive step: the derivative of C_{l-1} from that of C_l
             for i in (2 * (l - 1) - 1, 2 * (l - 1) - 2):
-                delta, _ = layers[i].backward(params[i], saved[i], delta, jbp.Pair.gradient)
+                delta, _ = backs[i](delta)
     numbers = ", ".join(map(str, WIDTHS[::-1]))
     print(f"2. {checked} cost functions, C_{L} … C_1, of {numbers} numbers each: every gradient checked")
 

@@ -43,7 +43,9 @@ class Activation(ABC):
         a = self.f(wide(x)).astype(x.dtype)
         return a, a if self.keeps == "a" else x
 
-    def backward(self, params: tuple, saved: Any, delta: Float[Array, "N ..."], read: Any) -> tuple[Any, tuple]:
+    def backward(
+        self, params: tuple, feedback: tuple, saved: Any, delta: Float[Array, "N ..."], read: Any
+    ) -> tuple[Any, tuple]:
         return (wide(delta) * self.slope(wide(saved))).astype(delta.dtype), ()
 
 
@@ -220,6 +222,8 @@ class Softmax:
         a = jax.nn.softmax(wide(x), axis=-1).astype(x.dtype)
         return a, a
 
-    def backward(self, params: tuple, saved: Any, delta: Float[Array, "N *T K"], read: Any) -> tuple[Any, tuple]:
+    def backward(
+        self, params: tuple, feedback: tuple, saved: Any, delta: Float[Array, "N *T K"], read: Any
+    ) -> tuple[Any, tuple]:
         a, d = wide(saved), wide(delta)
         return (a * (d - (d * a).sum(-1, keepdims=True))).astype(delta.dtype), ()

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layer import Context, InputError, Theta
+from .reader import read_nothing, readers
 from .reverse import Cost
 from .trace import Record, Step, run
 
@@ -121,7 +122,7 @@ def flow(
     `update: [P]`: what an optimizer would add to θ; plain gradient descent at rate 1, −∇C, unless given.
     Raises `InputError` for an update of another shape, under jit, and as `cost.check`.
     """
-    anywhere = _Anywhere(cost.network, cost.loss, cost.reduction)
+    anywhere = _Anywhere(cost.network, cost.loss, cost.reduction, cost.tied)
     record = run(anywhere, theta, x, y, weights=weights, context=context)
     C, gradient = cost.value_and_grad(theta, x, y, weights=weights, context=context)
     if update is not None and np.shape(update) != (cost.layout.size,):
@@ -138,15 +139,13 @@ def flow(
 class _Anywhere(Cost):
     """The cost at any θ, also one that is not finite."""
 
-    def check(self, theta: Theta, x: Any, y: Any, *, weights: Any = None) -> None:
+    def check(self, theta: Theta, x: Any, y: Any, **settings: Any) -> None:
         self.layout.check(theta)
-        super().check(np.where(np.isfinite(theta), theta, 0), x, y, weights=weights)
+        super().check(np.where(np.isfinite(theta), theta, 0), x, y, **settings)
 
 
 def _leaves(cost: Cost, vector: Any) -> dict[str, np.ndarray]:
-    vector, layout = np.asarray(vector, np.float64), cost.layout
-    parts = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, strict=False)
-    return {name: vector[i : i + n].reshape(shape) for name, shape, i, n in parts}
+    return dict(zip(cost.layout.names, cost.layout.leaves(np.asarray(vector, np.float64)), strict=True))
 
 
 def _row(record: Record, step: Step, theta: dict, gradient: dict, update: dict) -> Row:
@@ -190,7 +189,7 @@ def _dead(step: Step) -> float | None:
         return None
     # backward is linear in δ: another one, nowhere 0 and no two alike, shows where it stops, whatever comes from above
     other = jax.tree.map(lambda d: jnp.linspace(1, 2, d.size).reshape(d.shape).astype(d.dtype), step.delta)
-    through, _ = step.layer.backward(step.params, step.saved, other, lambda pair: ())
+    through, _ = step.layer.backward(step.params, step.params, step.saved, other, readers(step.params, read_nothing))
     (found,) = _floats(through)
     if not all(np.isfinite(a).all() for a in (found, *above, *_floats(step.output))):
         return math.nan

@@ -7,9 +7,10 @@ Index legend, used in every einsum and docstring of the package:
     K  classes, or columns         P  parameters, #W + #b
 """
 
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -35,18 +36,18 @@ class InputError(ValueError):
 
 @contextmanager
 def at(*place: object) -> Iterator[None]:
-    """Put `place` in front of the path of an `InputError` that passes through."""
+    """Put `place` in front of the path of an `InputError` that passes through; None is no place."""
     try:
         yield
     except InputError as error:
-        error.path = (*map(str, place), *error.path)
+        error.path = (*(str(part) for part in place if part is not None), *error.path)
         raise
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """Side inputs through which no gradient flows; the same for all layers, and a layer that needs none ignores it.
+    """Side inputs through which no gradient flows; they reach every layer, and a layer that needs none ignores them.
 
     `key`: source of noise; without one there is none (dropout is the identity). `mask: [N, T]`: True at real
     positions, False at padding. `side`: whatever a layer of your own needs besides.
@@ -56,18 +57,71 @@ class Context:
     mask: Any = None
     side: Any = None
 
-    def child(self, i: Any) -> "Context":
-        """The context of child i (an integer, traced or not): the same, with a key of its own."""
-        if self.key is None:
+    def child(self, place: Any) -> "Context":
+        """The same for a child, with a key of its own: `place` is an integer, traced or not, or a string's CRC-32.
+
+        None is no place: the context itself.
+        """
+        if self.key is None or place is None:
             return self
-        return Context(jax.random.fold_in(self.key, i), self.mask, self.side)
+        number = zlib.crc32(place.encode()) if isinstance(place, str) else place
+        return replace(self, key=jax.random.fold_in(self.key, number))
+
+    def reaches(self, layer: Any, x: Any) -> None:
+        """Called by `step` with each layer and its x. Here it does nothing; `Cost.check` listens."""
 
 
 @runtime_checkable
 class Layer(Protocol):
     """One step of the induction: a frozen, hashable dataclass that holds settings and no arrays.
 
-    `x`, outputs and deltas are arrays `[N, ...]` or pytrees of them; the batch axis is first.
+    `x`, outputs and deltas are arrays `[N, ...]` or pytrees of them; the batch axis is first. Every leaf of params is
+    a float array; whole numbers are settings, or side inputs in the `Context`. Nothing is registered: a class with
+    these three methods is a layer.
+
+    A container runs its children by `jbp.step` and `jbp.step_back`, which put the child's place in front of errors,
+    give it a context of its own and check its promises about shapes. This is the hardest one, a loop over n equal
+    blocks, whose params are stacked along a first axis:
+
+        @dataclass(frozen=True)
+        class Loop:
+            layer: jbp.Layer
+            n: int
+
+            def init(self, key, x):
+                return {"layer": jax.vmap(lambda key: self.layer.init(key, x))(jax.random.split(key, self.n))}
+
+            def forward(self, params, x, context):
+                def turn(x, block):
+                    i, params = block
+                    return jbp.step("layer", self.layer, params, x, context.child(i))
+
+                return jax.lax.scan(turn, x, (jnp.arange(self.n), params["layer"]))
+
+            def backward(self, params, feedback, saved, delta, read):
+                def turn(delta, block):
+                    params, feedback, kept, read = block
+                    return jbp.step_back(self.layer, params, feedback, kept, delta, read)
+
+                blocks = params["layer"], feedback["layer"], saved, read["layer"]
+                delta, readings = jax.lax.scan(turn, delta, blocks, reverse=True)
+                return delta, {"layer": jbp.stacked(read["layer"], readings)}
+
+    What a layer may say of itself besides, as an attribute or a property:
+
+        mixes_examples = True      an example's output depends on other examples (BatchNorm in training): what speaks
+                                   of single examples refuses the network, and what cuts the batch does not cut it
+        own_feedback_only = True   delta can't be carried by another vector than the params: `feedback=` is refused
+        check_values(x)            raises `InputError` where the values of x don't fit; `Cost.check` calls it with what
+                                   reaches the layer, outside jit
+
+    A loss with params of its own is a layer from (output, y) to C_n `[N]`; y is a side input, so the delta of
+    (output, y) is (delta of output, None), and `init` gets (output spec, None). It may say, besides,
+
+        turn(params, feedback, x, delta, read, context) -> (C_n, (delta of output, None), readings)
+                                   forward and backward in one sweep: nothing comes after a loss, so its delta is known
+                                   before its forward
+        unfused() -> (layer, loss) what it fuses, for curvature
     """
 
     def init(self, key: Any, x: Any) -> Any:
@@ -76,25 +130,49 @@ class Layer(Protocol):
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
         """(output, saved). `saved` is what backward needs: never a parameter, and as little as possible."""
 
-    def backward(self, params: Any, saved: Any, delta: Any, read: Callable[[Any], Any]) -> tuple[Any, Any]:
+    def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
         """(delta of x, readings) from delta of the output.
 
-        `params` only carry delta down, so that feedback alignment is the same code with another vector. `read(pair)`
-        is called once for each parameter leaf; the readings have the structure of the params. An integer leaf of x
-        has the delta None. A layer that loops over blocks hands the stacked readings to `read.stack`, see readouts.
+        `feedback`, `read` and the readings have the structure of the params. `feedback` carries delta down: the params
+        themselves, or another vector (feedback alignment). `params` stand beside it for what has to run forward again.
+        `read` holds a `jbp.Reader` for each leaf; backward calls it once, with the leaf's pair, as in
+        `{"w": read["w"](Outer(x, delta)), "b": read["b"](Sum(delta))}`. An integer leaf of x has the delta None.
+        What recomputes in reverse ties the recomputation to delta by `jax.lax.optimization_barrier((saved, delta))`;
+        else XLA merges it with the first forward, and everything is kept.
         """
 
 
 def walk(layer: Layer, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Layer]]:
     """(path, layer) for a layer and all layers inside it, found in its fields: whatever the containers are."""
     yield path, layer
-    named: list[str] = [field.name for field in fields(layer)] if is_dataclass(layer) else []
-    for name in named:
-        value = getattr(layer, name)
-        children = zip(map(str, range(len(value))), value, strict=True) if isinstance(value, tuple) else [(name, value)]
-        for place, child in children:
-            if isinstance(child, Layer) and not isinstance(child, type):
-                yield from walk(child, (*path, place))
+    for place, child in _inside(layer):
+        yield from walk(child, (*path, *place))
+
+
+def _inside(value: Any) -> Iterator[tuple[tuple[str, ...], Layer]]:
+    """(place, layer) for the layers in the fields of a dataclass, in tuples, NamedTuples, lists and dicts, nested."""
+    parts: Any = ()
+    if isinstance(value, (tuple, list)):
+        names = getattr(value, "_fields", range(len(value)))
+        parts = zip(map(str, names), value, strict=True)
+    elif isinstance(value, Mapping):
+        parts = ((str(name), part) for name, part in value.items())
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = ((field.name, getattr(value, field.name)) for field in fields(value))
+    for name, part in parts:
+        if isinstance(part, Layer) and not isinstance(part, type):
+            yield (name,), part
+        elif isinstance(part, (tuple, list, Mapping)):
+            # a tuple that is a field adds no name of its own: `Sequential.layers[0]` is layer 0, as in its params
+            yield from (((*(() if is_dataclass(value) else (name,)), *place), child) for place, child in _inside(part))
+
+
+def says(layer: Layer, what: str) -> str | None:
+    """The path and class of the first layer, in `layer` or inside it, that says `what` of itself, else None."""
+    for path, inner in walk(layer):
+        if getattr(inner, what, False) is True:
+            return f"{'.'.join(path)} ({type(inner).__name__})" if path else type(inner).__name__
+    return None
 
 
 # -- what arrives from outside ----------------------------------------------------------------------------------------
@@ -141,17 +219,6 @@ def output_spec(layer: Layer, params: Any, x: Any) -> Any:
 
 
 PROBE = 7919  # examples of the abstract batch that shapes are inferred with: a number that is no other axis's
-
-
-def check_gradients(params: Any, gradients: Any) -> None:
-    """Raise `InputError` unless each leaf's gradient has the leaf's shape."""
-    for (path, leaf), g in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(gradients), strict=True):
-        if jnp.shape(g) != jnp.shape(leaf):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise InputError(
-                f"backward reads a gradient {described(g)} at leaf {name}, which is {described(leaf)}. "
-                "Check the pair that it gives to read: Outer(a [N, T, I], delta [N, T, O]), Sum(g [N, T, ...])."
-            )
 
 
 def two(returned: Any, method: str, what: str) -> tuple[Any, Any]:
@@ -209,7 +276,7 @@ def check_readings(params: Any, readings: Any) -> None:
     except ValueError as error:
         raise InputError(
             f"backward must return readings in the structure of the params, {treedef}, "
-            f"got {jax.tree.structure(readings)}. Call read(pair) once for each leaf."
+            f"got {jax.tree.structure(readings)}. Call each leaf's reader once, with its pair."
         ) from error
 
 

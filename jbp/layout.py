@@ -17,8 +17,8 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +28,29 @@ from jaxtyping import Array, Float
 from .layer import InputError, Theta, described
 
 LARGE = 1 << 16  # elements from which on a leaf is copied by itself
+LOSS = "loss."  # in front of the names of a loss's own leaves
 _BIAS_NAMES = ("b", "bias")
 _WEIGHT = re.compile(r"w\^\{?(\d+)\}?_\{?(\d+)(?:←|<-)(\d+)\}?")
 _BIAS = re.compile(r"b\^\{?(\d+)\}?_\{?(\d+)\}?")
 _PATH = re.compile(r"([^\[\]]+)\[([\d, ]*)\]")
 
 
+class Fixed(NamedTuple):
+    """Params that are held fixed: the layout finds this node, and no gradient of what is in it is computed.
+
+    A layer whose `init` returns one stops the gradient at it in `forward`, and in `backward` hands its readers the pair
+    `Nothing`, as `jbp.Frozen` does.
+    """
+
+    fixed: Any
+
+
 @dataclass(frozen=True)
 class Layout:
     """Named leaves ↔ one vector θ of length P = #W + #b. Hashable, so it is static under jit.
 
-    Made by `Layout.of(tree)`. A leaf whose last name is `b` or `bias` holds biases; every other leaf holds weights.
+    Made by `Layout.of(tree)`. `trainable`: for each leaf whether it is not held fixed (`jbp.Frozen`). A leaf whose last
+    name is `b` or `bias` holds biases; every other leaf holds weights.
     In a plain chain of dense layers (leaves `i.w: [k, j]` and `i.b: [j]`, each width meeting the next) coordinates
     have the text's symbols; elsewhere a path with an index, as in `1.layer.g[3]`.
     """
@@ -47,6 +59,7 @@ class Layout:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: np.dtype
+    trainable: tuple[bool, ...]
 
     @classmethod
     def of(cls, tree: Any) -> "Layout":
@@ -58,7 +71,11 @@ class Layout:
             listed = ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
             raise InputError(f"Layout: one vector has one float dtype, got {listed}. Cast the leaves to one dtype.")
         dtype = next(iter(dtypes.values()), jnp.result_type(float))
-        return cls(treedef, names, tuple(tuple(jnp.shape(leaf)) for _, leaf in paths), np.dtype(dtype))
+        is_fixed = lambda node: isinstance(node, Fixed)
+        parts = jax.tree.leaves(tree, is_leaf=is_fixed)
+        trainable = (not is_fixed(part) for part in parts for _ in jax.tree.leaves(part))
+        shapes = tuple(tuple(jnp.shape(leaf)) for _, leaf in paths)
+        return cls(treedef, names, shapes, np.dtype(dtype), tuple(trainable))
 
     # -- sizes ------------------------------------------------------------------------------------------------------
 
@@ -114,17 +131,24 @@ class Layout:
             raise InputError(f"Layout.flatten: expected every leaf in {self.dtype}, got {listed}. Cast them first.")
         return joined([jnp.ravel(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, self.dtype)
 
+    def filled(self, tree: Any, dtype: Any) -> Any:
+        """The tree with zeros where a frozen leaf has None."""
+        leaves = zip(self.treedef.flatten_up_to(tree), self.shapes, strict=True)
+        return self.treedef.unflatten([jnp.zeros(shape, dtype) if g is None else g for g, shape in leaves])
+
     def unflatten(self, theta: Theta) -> Any:
         """The tree of leaves of θ. A float64 θ is always welcome: it is how a float64 shadow of a network is run.
 
         Raises `InputError` for a wrong length or dtype.
         """
         self.check(theta)
-        parts = [
-            jax.lax.slice(theta, (i,), (i + n,)).reshape(shape)
-            for i, n, shape in zip(self.offsets, self.sizes, self.shapes, strict=False)
-        ]
-        return jax.tree.unflatten(self.treedef, parts)
+        return jax.tree.unflatten(self.treedef, self.leaves(theta))
+
+    def leaves(self, vector: Float[Array, "P"]) -> list[Any]:
+        """The leaves of a vector like θ, of any dtype, in its order; of NumPy's for a NumPy vector, without a copy."""
+        cut = (lambda i, j: vector[i:j]) if isinstance(vector, np.ndarray) else partial(_slice, vector)
+        places = zip(self.offsets, self.offsets[1:], self.shapes, strict=False)
+        return [cut(i, j).reshape(shape) for i, j, shape in places]
 
     def check(self, theta: Theta, name: str = "theta") -> None:
         """Raise `InputError` unless θ has this layout's length and dtype, or float64."""
@@ -160,6 +184,8 @@ class Layout:
         """{ℓ: {"w": leaf, "b": leaf}} if the leaves are those of a plain chain of dense layers, else None."""
         layers: dict[int, dict[str, int]] = {}
         for leaf, name in enumerate(self.names):
+            if name.startswith(LOSS):  # a loss's own leaves stand behind the network's
+                continue
             if not (found := re.fullmatch(r"(\d+)\.([wb])", name)):
                 return None
             layers.setdefault(int(found[1]), {})[found[2]] = leaf
@@ -264,6 +290,10 @@ class Layout:
             return f"{unknown}. The nearest is {self.symbol_at(name, tuple(map(min, where, last)))}, of {there}."
         letters = "Weights are w^ℓ_{j←k}, biases b^ℓ_j. " if self.is_chain and not asked else ""
         return f"{unknown}. {letters}The nearest leaf has symbols {there}."
+
+
+def _slice(vector: Array, i: int, j: int) -> Array:
+    return jax.lax.slice(vector, (i,), (j,))
 
 
 def _last(name: str) -> str:

@@ -2,23 +2,30 @@
 
     value(output, y)                -> [N]             C_n
     delta(output, y)                -> [N, ...]        δ^L = ∂C_n/∂output: the base case
+
+These two are all that a loss of your own needs; it is any hashable object. For curvature it has, besides,
+
     hessian_product(output, y, v)   -> [N, ...]        H_n v,  H_n = ∂²C_n/∂output²
     hessian_root(output, y)         -> [K, N, ...]     columns S_k with Σ_k S_k S_kᵀ = H_n
     sample(key, output)             -> y               from the likelihood of which C_n is −log, where there is one
 
-Sums over an example's positions and classes; never divided by anything: reduction over examples belongs to `Cost`.
-Everything is computed and returned in at least float32, also for outputs of lower precision.
+and to say what is wrong with a y, `check(output, y)` for its shape and `check_values(output, y)` for its values.
+
+A loss over positions sums them, `positions="sum"`, or averages them, `"mean"`; never divided by anything else: the
+reduction over examples belongs to `Cost`. Everything is computed and returned in at least float32, also for outputs of
+lower precision. A loss that has parameters is a `Layer` from (output, y) to C_n `[N]`; `FromValue` makes any loss one.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from .layer import InputError, described, wide
+from .layer import Context, InputError, Layer, described, wide, wide_dtype
 
 Output = Float[Array, "N ..."]
 Target = Shaped[Array, "N ..."]
@@ -26,14 +33,119 @@ Target = Shaped[Array, "N ..."]
 
 @runtime_checkable
 class Loss(Protocol):
-    """A frozen, hashable dataclass with the five methods above, and `check`, which raises on a y that does not fit."""
+    """A hashable object with these two methods; the text above says what it may have besides."""
 
-    def check(self, output: Any, y: Any) -> None: ...
-    def value(self, output: Any, y: Any) -> Any: ...
-    def delta(self, output: Any, y: Any) -> Any: ...
-    def hessian_product(self, output: Any, y: Any, v: Any) -> Any: ...
-    def hessian_root(self, output: Any, y: Any) -> Any: ...
-    def sample(self, key: Any, output: Any) -> Any: ...
+    def value(self, output: Any, y: Any) -> Any:
+        """C_n `[N]`."""
+
+    def delta(self, output: Any, y: Any) -> Any:
+        """∂C_n/∂output, of the output's shape."""
+
+
+@dataclass(frozen=True)
+class FromFunction:
+    """The loss `value(output, y) -> [N]` with delta by `jax.grad` of it: see `from_function`."""
+
+    of: Callable[[Any, Any], Any]
+
+    def value(self, output: Any, y: Any) -> Any:
+        return self.of(output, y)
+
+    def delta(self, output: Any, y: Any) -> Any:
+        def total(output: Any) -> Any:
+            values = self.of(output, y)
+            check_value("from_function", output, values)
+            return values.sum()
+
+        return jax.grad(total)(output)
+
+
+def from_function(value: Callable[[Any, Any], Any]) -> FromFunction:
+    """A loss from `value(output, y) -> C_n [N]` alone; its delta is `jax.grad` of Σ_n C_n.
+
+    `value` treats examples independently and returns one number for each, no mean. Raises `InputError` if it does not.
+    """
+    if not callable(value) or isinstance(value, Loss):
+        raise InputError(f"losses.from_function: expected a function (output, y) -> [N], got {value!r}.")
+    return FromFunction(value)
+
+
+@dataclass(frozen=True)
+class FromValue:
+    """A loss as a layer from (output, y) to C_n `[N]`; no params.
+
+    forward    C_n = value(output, y)
+    backward   δ of output = delta(output, y) · δ_n
+
+    Saved: output and y. Raises `InputError`, with the loss's name, where value or delta has another shape.
+    """
+
+    loss: Loss
+
+    @property
+    def mixes_examples(self) -> bool:
+        return getattr(self.loss, "mixes_examples", False)
+
+    def init(self, key: Any, x: Any) -> tuple:
+        return ()
+
+    def check_values(self, x: Any) -> None:
+        if hasattr(self.loss, "check_values"):
+            self.loss.check_values(*x)
+
+    def forward(self, params: tuple, x: tuple[Any, Any], context: Context) -> tuple[Any, Any]:
+        if hasattr(self.loss, "check"):
+            self.loss.check(*x)
+        values = self.loss.value(*x)
+        check_value(type(self.loss).__name__, x[0], values)
+        return values, x
+
+    def backward(self, params: tuple, feedback: tuple, saved: Any, delta: Any, read: tuple) -> tuple[Any, tuple]:
+        output, y = saved
+        found = self.loss.delta(output, y)
+        _check_delta(type(self.loss).__name__, output, found)
+        scaled = lambda d, a: (d * delta.astype(d.dtype).reshape(-1, *(1,) * (d.ndim - 1))).astype(a.dtype)
+        return (jax.tree.map(scaled, found, output), jax.tree.map(lambda _: None, y)), ()
+
+
+def check_value(name: str, output: Any, values: Any) -> None:
+    """Raise `InputError` unless a loss gave one float for each example."""
+    n = jax.tree.leaves(output)[0].shape[0]
+    if jnp.shape(values) == (n,) and jnp.issubdtype(jnp.result_type(values), jnp.floating):
+        return
+    remedy = "Return a float for each example."
+    if jnp.shape(values) == ():
+        remedy = "Take no sum or mean over examples: Cost(reduction=...) does that."
+    elif jnp.ndim(values) > 1:
+        remedy = "Sum over the other axes, as in values.sum(-1)."
+    raise InputError(f"{name}: value must return C_n, one float for each example, [{n}], got {described(values)}. {remedy}")
+
+
+def _check_delta(name: str, output: Any, delta: Any) -> None:
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    if jax.tree.structure(delta) != jax.tree.structure(output) or shapes(delta) != shapes(output):
+        raise InputError(
+            f"{name}: delta must return ∂C_n/∂output, {described(output)} like the output, got {described(delta)}. "
+            "Keep all axes of the output."
+        )
+
+
+def as_layer(loss: Any) -> Layer:
+    """The loss as a layer from (output, y) to C_n. Raises `InputError` where it is neither a loss nor a layer."""
+    if isinstance(loss, type):
+        raise InputError(f"Cost: expected a loss, got the class {loss.__name__}. Write {loss.__name__}().")
+    if not isinstance(loss, Loss | Layer):
+        remedy = "Write jbp.losses.HalfSquaredError()."
+        if callable(loss):
+            remedy = "Write jbp.losses.from_function(value) for a function value(output, y) -> [N]."
+        raise InputError(f"Cost: expected a loss, got {loss!r}. {remedy}")
+    try:
+        hash(loss)
+    except TypeError as error:
+        raise InputError(
+            f"Cost: a loss must be hashable, a frozen dataclass of settings: {error}. Arrays belong into y."
+        ) from None
+    return FromValue(loss) if isinstance(loss, Loss) else loss
 
 
 def _sum(c: Float[Array, "N ..."]) -> Float[Array, "N"]:
@@ -198,14 +310,18 @@ class SoftmaxCrossEntropy:
     """C = −Σ_c y_c log p_c, p = softmax(z) over the last axis, summed over positions.
 
     y: integer labels `[N, *T]`, or weights of the classes `[N, *T, K]` (one-hot, or any). `smoothing` s replaces y by
-    (1 − s)y + s/K. Positions whose integer label is `ignore` count nothing. Any other label outside 0 … K − 1 is an
+    (1 − s)y + s/K. Positions whose integer label is `ignore` don't count. With `positions="mean"`, C_n is the sum
+    divided by max(1, the number of positions of the example that count). Any other label outside 0 … K − 1 is an
     error that `Cost.check` names; under jit, where values can't raise, it makes the cost and delta NaN.
     """
 
     smoothing: float = 0.0
     ignore: int | None = None
+    positions: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self):
+        if self.positions not in ("sum", "mean"):
+            raise InputError(f"SoftmaxCrossEntropy: positions must be 'sum' or 'mean', got {self.positions!r}.")
         if not 0 <= self.smoothing < 1:
             raise InputError(f"SoftmaxCrossEntropy: smoothing must be in [0, 1), got {self.smoothing}.")
 
@@ -239,9 +355,16 @@ class SoftmaxCrossEntropy:
                 f"({len(bad)} out of range). Mark labels to leave out with ignore=."
             )
 
+    def counted(self, output: Output, y: Target) -> Float[Array, "N"]:
+        """How many positions of each example count."""
+        counts = jnp.ones(output.shape[:-1], wide_dtype(output.dtype))
+        if self.ignore is not None and jnp.issubdtype(y.dtype, jnp.integer):
+            counts = jnp.where(y == self.ignore, 0, counts)
+        return _sum(counts)
+
     def _targets(self, output: Output, y: Target) -> tuple[Output, Any, Output]:
-        """(weights of the classes, their sum, 1 where a position counts, 0 where ignored, NaN where it is no class)."""
-        z, k = wide(output), output.shape[-1]
+        """(weights of the classes, their sum, the factor of each position in C_n: 0 where ignored, NaN where y is no class)."""
+        z, k, labels = wide(output), output.shape[-1], y
         counts = jnp.ones_like(z[..., :1])
         if jnp.issubdtype(y.dtype, jnp.integer):
             y = y.astype(jnp.int32)  # K need not fit into the labels' own dtype
@@ -253,6 +376,8 @@ class SoftmaxCrossEntropy:
             y, total = y.astype(z.dtype), y.astype(z.dtype).sum(-1, keepdims=True)
         if self.smoothing:
             y, total = (1 - self.smoothing) * y + self.smoothing / k, (1 - self.smoothing) * total + self.smoothing
+        if self.positions == "mean":
+            counts = counts / jnp.maximum(self.counted(output, labels), 1).reshape(-1, *(1,) * (z.ndim - 1))
         return y, total, counts
 
     def value(self, output: Output, y: Target) -> Float[Array, "N"]:
@@ -278,7 +403,7 @@ class SoftmaxCrossEntropy:
         _, total, counts = self._targets(output, y)
         p, t = jnp.exp(self._log_p(output)).reshape(n, -1, 1, k), math.prod(shape)  # [N, T, column, class]
         root = jnp.sqrt(jnp.swapaxes(p, 2, 3)) * (jnp.eye(k, dtype=p.dtype)[None, None] - p)
-        root = root * (counts * jnp.sqrt(total)).reshape(n, t, 1, 1)
+        root = root * (jnp.sqrt(counts) * jnp.sqrt(total)).reshape(n, t, 1, 1)
         spread = jnp.einsum("ntck,ts->tcnsk", root, jnp.eye(t, dtype=p.dtype))  # zero at the other positions
         return spread.reshape(t * k, n, *shape, k)
 

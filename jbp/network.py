@@ -1,6 +1,6 @@
 """A network: layers, the input they meet, and the layout that makes their params one vector θ."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .activations import Sigmoid
-from .layer import Context, InputError, Layer, Shape, Theta, check_gradients, described, output_spec
-from .layers.compose import Kept, Sequential, step_back
+from .layer import Context, InputError, Layer, Shape, Theta, described, output_spec
+from .layers.compose import Sequential
 from .layers.dense import Dense
 from .layout import Layout
-from .pair import Pair
 
 
 @dataclass(frozen=True)
@@ -81,18 +80,19 @@ class Network:
         return Border(Sequential(self.layers), self.input, self.compute_dtype)
 
     @cached_property
-    def _params_spec(self) -> Any:
+    def params_spec(self) -> Any:
+        """The specs of the params."""
         return jax.eval_shape(lambda key: self.layer.init(key, self.input), jax.random.key(0))
 
     @cached_property
     def layout(self) -> Layout:
         """The map between the params and one vector θ."""
-        return Layout.of(self._params_spec)
+        return Layout.of(self.params_spec)
 
     @cached_property
     def output(self) -> Any:
         """The output's spec, without the batch axis."""
-        return output_spec(self.layer, self._params_spec, self.input)
+        return output_spec(self.layer, self.params_spec, self.input)
 
     def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
         """θ, each leaf from its layer's initialiser."""
@@ -122,19 +122,22 @@ class Border:
     def init(self, key: PRNGKeyArray, x: Any) -> Any:
         return self.layers.init(key, x)
 
-    def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Kept]:
+    def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
         x = self.check(x)
-        output, saved = self.layers.forward(self._cast(params, params), self._cast(x, params), context)
-        return output, Kept(Shape.of(x), saved)
+        dtype = self.inner_dtype(params)
+        output, saved = self.layers.forward(cast(params, dtype), cast(x, dtype), context)
+        return output, (Shape.of(x), saved)
 
-    def backward(self, params: Any, saved: Kept, delta: Any, read: Any) -> tuple[Any, Any]:
-        delta_x, readings = self.layers.backward(self._cast(params, params), saved.saved, delta, read)
-        return jax.tree.map(lambda s, d: d.astype(s.dtype), saved.shape.delta, delta_x), readings
+    def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
+        shape, saved = saved
+        dtype = self.inner_dtype(params)
+        delta_x, readings = self.layers.backward(cast(params, dtype), cast(feedback, dtype), saved, delta, read)
+        return jax.tree.map(lambda s, d: d.astype(s.dtype), shape.delta, delta_x), readings
 
-    def _cast(self, tree: Any, params: Any) -> Any:
+    def inner_dtype(self, params: Any) -> Any:
+        """What is computed in: the compute dtype, but float64 for a float64 θ."""
         given = jax.tree.leaves((params, self.input))[0].dtype  # θ's dtype
-        dtype = given if given == np.float64 else self.compute_dtype or given
-        return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+        return given if given == np.float64 else self.compute_dtype or given
 
     def check(self, x: Any) -> Any:
         """x as arrays. Raises `InputError` unless it is a batch of at least one example of the network's input."""
@@ -151,6 +154,11 @@ class Border:
         if len({a.shape[0] for a in jax.tree.leaves(x)}) > 1:
             raise InputError(f"x: every part needs the same number N of examples, got {described(x)}.")
         return x
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """The tree with its floats in another dtype; whole numbers as they are."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def _check_one_input(x: Array, spec: jax.ShapeDtypeStruct) -> None:
@@ -205,37 +213,3 @@ def mlp(
     for width in widths[1:]:
         layers += [Dense(width), activation]
     return Network([*layers[:-1], activation if last is None else last], input=(widths[0],), **settings)
-
-
-def as_function(layer: Layer | Network) -> Callable[..., Any]:
-    """The function `(params, x, context=Context()) -> y` of a layer, differentiated by the layer's own backward.
-
-    It drops into Flax, Equinox or plain JAX. x has a batch axis first. Make a layer's params with
-    `layer.init(key, x_spec)`; the params of a `Network` are its vector θ. Reverse mode only, as any `jax.custom_vjp`.
-    """
-    step: Layer = layer.layer if isinstance(layer, Network) else layer
-    to_leaves: Callable[[Any], Any] = layer.layout.unflatten if isinstance(layer, Network) else lambda params: params
-    from_leaves: Callable[[Any], Any] = layer.layout.flatten if isinstance(layer, Network) else lambda leaves: leaves
-
-    @jax.custom_vjp
-    def apply(params, x, context):
-        return step.forward(to_leaves(params), x, context)[0]
-
-    def forward(params, x, context):
-        output, saved = step.forward(to_leaves(params), x, context)
-        return output, (params, Kept(Shape.of(x), saved))
-
-    @jax.jit  # so that nothing is computed that isn't read, also outside a jit
-    def backward(residuals, delta):
-        params, kept = residuals
-        leaves = to_leaves(params)
-        delta_x, readings = step_back(step, leaves, kept, delta, Pair.gradient)
-        check_gradients(leaves, readings)
-        return from_leaves(jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), leaves, readings)), delta_x, None
-
-    apply.defvjp(forward, backward)
-
-    def function(params: Any, x: Any, context: Context = Context()) -> Any:
-        return apply(params, x, context)
-
-    return function

@@ -4,19 +4,25 @@
 comes from what the leaf met going forward (a) and what came back (δ = ∂C_n/∂(what it added to)), and gives shorter
 ways to the quantities where it has them. Both ways agree; a test holds each form to the definitions.
 
-All results are in at least float32.
+A layer states a pair with as many axes T of positions as it has, none or several; the leaf's reader, which knows the
+leaf's shape, brings it into its form (`of`), with one such axis. All results are in at least float32.
 """
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from .layer import einsum, sum_over_examples, wide
+from .layer import InputError, described, einsum, sum_over_examples, wide
+
+LARGEST_FACTOR = 1 << 12  # coordinates of a leaf without Kronecker structure, up to which G is the whole matrix
 
 
 class Pair(ABC):
@@ -25,6 +31,16 @@ class Pair(ABC):
     @abstractmethod
     def per_example(self) -> Float[Array, "N *leaf"]:
         """g_n, the gradient of each example's own cost."""
+
+    def of(self, shape: tuple[int, ...]) -> "Pair":
+        """The pair in the form of a leaf of this shape. Raises `InputError` where it is no pair of such a leaf."""
+        found = jax.eval_shape(self.gradient)
+        if found.shape != shape:
+            raise InputError(
+                f"expected a pair of a leaf {list(shape)}, got {type(self).__name__} whose gradient is "
+                f"{described(found)}. Check what backward gives to the reader."
+            )
+        return self
 
     def _rows(self) -> Float[Array, "N D"]:
         g = self.per_example()
@@ -51,14 +67,30 @@ class Pair(ABC):
         """⟨g_n, g'_m⟩ with the other pair of the same leaf: one leaf's share of the Gram matrix."""
         return self._rows() @ other._rows().T
 
+    def transposed(self) -> "Pair":
+        """The pair of the transposed leaf, whose g_n are transposed: a kernel that is tied the other way round."""
+        return Whole(self.gradient().T, jnp.swapaxes(self.per_example(), -1, -2))
+
+    def inner(self, other: "Pair") -> Float[Array, "N"]:
+        """⟨g_n, g'_n⟩ with another pair of the same leaf and the same examples: the cross term of two uses."""
+        return (self._rows() * other._rows()).sum(1)
+
     def along(self, v: Float[Array, "*leaf"]) -> Float[Array, "N"]:
         """⟨g_n, v⟩: the derivative of each example's cost in direction v."""
         g = self._rows()
         return g @ v.astype(g.dtype).ravel()
 
     def factors(self) -> tuple[Float[Array, "I I"], Float[Array, "O O"]]:
-        """(A, G) with (1/N) Σ_n g_n g_nᵀ ≈ A ⊗ G, exact for N = T = 1. Here A = [[1]] and G is the whole matrix."""
+        """(A, G) with (1/N) Σ_n g_n g_nᵀ ≈ A ⊗ G, exact for N = T = 1. Here A = [[1]] and G is the whole matrix.
+
+        Raises `InputError` for a leaf of more than 4096 coordinates, whose whole matrix would be too large.
+        """
         g = self._rows()
+        if g.shape[1] > LARGEST_FACTOR:
+            raise InputError(
+                f"factors: a leaf of {g.shape[1]:,} coordinates without Kronecker structure has no factors but its "
+                f"whole second moment, {g.shape[1]:,} × {g.shape[1]:,}. Read SquaredNorms or SumOfSquares there."
+            )
         return jnp.ones((1, 1), g.dtype), g.T @ g / g.shape[0]
 
 
@@ -67,11 +99,36 @@ class Pair(ABC):
 class Outer(Pair):
     """g_n = Σ_t a_nt ⊗ δ_nt: a dense kernel `[I, O]`, whose product a·W gave what δ is the derivative of.
 
-    `a: [N, T, I]`, `delta: [N, T, O]`; a loop over blocks may stack pairs, see `Stack`.
+    `a: [N, *T, I]`, `delta: [N, *T, O]`; in its form `[N, T, I]` and `[N, T, O]`.
     """
 
     a: Any
     delta: Any
+
+    def of(self, shape: tuple[int, ...]) -> "Outer":
+        """With one axis of positions. Raises `InputError` unless the leaf is `[I, O]`."""
+        a, delta = jnp.shape(self.a), jnp.shape(self.delta)
+        if len(shape) != 2 or len(a) < 2 or a[:-1] != delta[:-1] or (a[-1], delta[-1]) != shape:
+            raise InputError(
+                f"expected Outer(a [N, *T, I], delta [N, *T, O]) of a leaf [I, O] = {list(shape)}, "
+                f"got {described((self.a, self.delta))}. "
+                + ("Reshape the leaf to two axes in its layer." if len(shape) != 2 else "Check both.")
+            )
+        t = math.prod(a[1:-1])
+        return Outer(self.a.reshape(a[0], t, a[-1]), self.delta.reshape(a[0], t, delta[-1]))
+
+    def transposed(self) -> "Outer":
+        """a and δ change places."""
+        return Outer(self.delta, self.a)
+
+    def inner(self, other: Pair) -> Float[Array, "N"]:
+        """⟨g_n, g'_n⟩ = Σ_ts ⟨a_t, a'_s⟩⟨δ_t, δ'_s⟩, N·T·S·(I + O), unless forming g_n costs less."""
+        if not isinstance(other, Outer):
+            return other.inner(self) if isinstance(other, Gather) else super().inner(other)
+        (_, t, i), o, s = self.a.shape, self.delta.shape[2], other.a.shape[1]
+        if t * s * (i + o) > (t + s + 1) * i * o:
+            return super().inner(other)
+        return (einsum("nti,nsi->nts", self.a, other.a) * einsum("nto,nso->nts", self.delta, other.delta)).sum((1, 2))
 
     def per_example(self) -> Float[Array, "N I O"]:
         """g_n. N·T·I·O; holds N·I·O numbers."""
@@ -132,9 +189,19 @@ class Outer(Pair):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sum(Pair):
-    """g_n = Σ_t g_nt: a bias (g = δ), a gain (g = δ·x̂). The leaf may have any shape. `g: [N, T, *leaf]`."""
+    """g_n = Σ_t g_nt: a bias (g = δ), a gain (g = δ·x̂), of a leaf of any shape. `g: [N, *T, *leaf]`, in its form one T."""
 
     g: Any
+
+    def of(self, shape: tuple[int, ...]) -> "Sum":
+        """With one axis of positions. Raises `InputError` unless g ends in the leaf's axes."""
+        g = jnp.shape(self.g)
+        split = len(g) - len(shape)
+        if split < 1 or g[split:] != shape:
+            raise InputError(
+                f"expected Sum(g [N, *T, *leaf]) of a leaf {list(shape)}, got {described(self.g)}. Check g."
+            )
+        return Sum(self.g.reshape(g[0], math.prod(g[1:split]), *shape))
 
     def per_example(self) -> Float[Array, "N *leaf"]:
         """g_n. Additions only."""
@@ -150,14 +217,16 @@ class Sum(Pair):
 class Whole(Pair):
     """A leaf without a formula of its own: `total: [*leaf]` = Σ_n g_n and `each: [N, *leaf]` = g_n, from autodiff.
 
-    Under jit, what is not read is not computed.
+    XLA drops what no output needs. `each` is None where the examples are mixed, and there are no g_n.
     """
 
     total: Any
     each: Any
 
     def per_example(self) -> Float[Array, "N *leaf"]:
-        """g_n, as given."""
+        """g_n, as given. Raises `InputError` where there are none."""
+        if self.each is None:
+            raise InputError("a function that mixes examples has no gradients of single ones. Read its sum: Gradient().")
         return wide(self.each)
 
     def gradient(self) -> Float[Array, "*leaf"]:
@@ -167,10 +236,202 @@ class Whole(Pair):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Gather(Pair):
+    """g_n = Σ_t e_{index_nt} ⊗ δ_nt: rows of a table `[V, O]`, an `Outer` with a one-hot that is never built.
+
+    `index: [N, *T]` whole numbers, `delta: [N, *T, O]`; in its form one T, and `rows` = V, which the reader fills in.
+    """
+
+    index: Any
+    delta: Any
+    rows: int | None = field(default=None, metadata={"static": True})
+
+    def of(self, shape: tuple[int, ...]) -> "Gather":
+        """With one axis of positions and V. Raises `InputError` unless the leaf is `[V, O]`."""
+        index, delta = jnp.shape(self.index), jnp.shape(self.delta)
+        if len(shape) != 2 or not index or delta != (*index, shape[1]):
+            raise InputError(
+                f"expected Gather(index [N, *T], delta [N, *T, O]) of a leaf [V, O] = {list(shape)}, "
+                f"got {described((self.index, self.delta))}. Check both."
+            )
+        t = math.prod(index[1:])
+        return Gather(self.index.reshape(index[0], t), self.delta.reshape(index[0], t, shape[1]), shape[0])
+
+    def _scattered(self, index: Any, *shape: int) -> Array:
+        return jnp.zeros((*shape, self.rows, self.delta.shape[-1]), wide(self.delta).dtype).at[index].add(
+            wide(self.delta), mode="drop"
+        )
+
+    def per_example(self) -> Float[Array, "N V O"]:
+        """g_n: N·T·O additions; holds N·V·O numbers."""
+        n = self.index.shape[0]
+        return self._scattered((jnp.arange(n)[:, None], self.index), n)
+
+    def gradient(self) -> Float[Array, "V O"]:
+        """Σ_n g_n: N·T·O additions."""
+        return self._scattered(self.index)
+
+    def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "V O"]:
+        """Σ_n w_n g_n = the gradient with δ scaled. N·T·O."""
+        delta = wide(self.delta)
+        return Gather(self.index, delta * w[:, None, None].astype(delta.dtype), self.rows).gradient()
+
+    def _met(self, other: "Gather") -> Array:
+        return (self.index[:, :, None] == other.index[:, None, :]).astype(wide(self.delta).dtype)
+
+    def squared_norms(self) -> Float[Array, "N"]:
+        """‖g_n‖² = Σ_ts [index_t = index_s]⟨δ_t, δ_s⟩, N·T²·O."""
+        return self.inner(self)
+
+    def inner(self, other: Pair) -> Float[Array, "N"]:
+        """⟨g_n, g'_n⟩: with a Gather as `squared_norms`; with an Outer Σ_ts a'_{s, index_t}⟨δ_t, δ'_s⟩, N·T·S·O."""
+        if isinstance(other, Gather):
+            met = self._met(other)
+        elif isinstance(other, Outer):
+            met = jax.vmap(lambda index, a: jnp.take(a, index, axis=1, mode="fill", fill_value=0).T)(
+                self.index, wide(other.a)
+            )
+        else:
+            return super().inner(other)
+        return (met * einsum("nto,nso->nts", self.delta, other.delta)).sum((1, 2))
+
+    def along(self, v: Float[Array, "V O"]) -> Float[Array, "N"]:
+        """⟨g_n, v⟩ = Σ_t v_{index_t}·δ_t. N·T·O."""
+        rows = jnp.take(v.astype(wide(self.delta).dtype), self.index, axis=0, mode="fill", fill_value=0)
+        return (rows * wide(self.delta)).sum((1, 2))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Nothing(Pair):
+    """A leaf that is held fixed: every g_n is 0, and nothing is computed. `n` examples, a leaf of shape `leaf`."""
+
+    n: int = field(metadata={"static": True})
+    leaf: tuple[int, ...] = field(metadata={"static": True})
+    dtype: Any = field(default=np.dtype(np.float32), metadata={"static": True})
+
+    def _zeros(self, *shape: int) -> Array:
+        return jnp.zeros(shape, self.dtype)
+
+    def per_example(self) -> Float[Array, "N *leaf"]:
+        """Zeros."""
+        return self._zeros(self.n, *self.leaf)
+
+    def gradient(self) -> Float[Array, "*leaf"]:
+        """Zeros."""
+        return self._zeros(*self.leaf)
+
+    def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "*leaf"]:
+        """Zeros."""
+        return self._zeros(*self.leaf)
+
+    def squared_norms(self) -> Float[Array, "N"]:
+        """Zeros."""
+        return self._zeros(self.n)
+
+    def squares(self) -> Float[Array, "*leaf"]:
+        """Zeros."""
+        return self._zeros(*self.leaf)
+
+    def dots(self, other: Pair) -> Float[Array, "N M"]:
+        """Zeros."""
+        return self._zeros(self.n, jax.eval_shape(other.squared_norms).shape[0])
+
+    def inner(self, other: Pair) -> Float[Array, "N"]:
+        """Zeros."""
+        return self._zeros(self.n)
+
+    def along(self, v: Float[Array, "*leaf"]) -> Float[Array, "N"]:
+        """Zeros."""
+        return self._zeros(self.n)
+
+    def factors(self) -> tuple[Float[Array, "I I"], Float[Array, "O O"]]:
+        """Zeros: `[I, I]` and `[O, O]` for a leaf `[I, O]`, else `[1, 1]` twice."""
+        i, o = self.leaf if len(self.leaf) == 2 else (1, 1)
+        return self._zeros(i, i), self._zeros(o, o)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Several(Pair):
+    """A leaf that is used more than once: g_n is the sum over the pairs of its uses, with their cross terms.
+
+    In its form, uses of one kind are joined along positions into one pair, so that only different kinds have cross
+    terms: a table that is looked up, and the same table as a transposed kernel, `Outer(delta, a)`.
+    """
+
+    uses: tuple[Pair, ...]
+
+    def of(self, shape: tuple[int, ...]) -> Pair:
+        """The uses in their forms, and joined where they can be; a single one comes alone."""
+        return Several(tuple(use.of(shape) for use in self.uses)).joined()
+
+    def joined(self) -> Pair:
+        """Uses in their forms, those of one kind joined; a single one comes alone."""
+        flat = [u for use in self.uses for u in (use.uses if isinstance(use, Several) else (use,))]
+        joined: dict[Any, Pair] = {}
+        for place, use in enumerate(flat):
+            alike = type(use) if isinstance(use, Outer | Sum | Gather) else place
+            joined[alike] = _along_positions(joined[alike], use) if alike in joined else use
+        uses = tuple(use for use in joined.values() if not isinstance(use, Nothing)) or (flat[0],)
+        return uses[0] if len(uses) == 1 else Several(uses)
+
+    def per_example(self) -> Float[Array, "N *leaf"]:
+        """g_n: the sum of the uses'."""
+        return _added([use.per_example() for use in self.uses])
+
+    def gradient(self) -> Float[Array, "*leaf"]:
+        """Σ_n g_n: the sum of the uses'."""
+        return _added([use.gradient() for use in self.uses])
+
+    def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "*leaf"]:
+        """Σ_n w_n g_n: the sum of the uses'."""
+        return _added([use.weighted_gradient(w) for use in self.uses])
+
+    def squared_norms(self) -> Float[Array, "N"]:
+        """‖Σ_u g_u‖² = Σ_u ‖g_u‖² + 2 Σ_{u<v} ⟨g_u, g_v⟩."""
+        cross = [2 * one.inner(two) for one, two in itertools.combinations(self.uses, 2)]
+        return _added([use.squared_norms() for use in self.uses] + cross)
+
+    def inner(self, other: Pair) -> Float[Array, "N"]:
+        """⟨g_n, g'_n⟩: the sum of the uses'."""
+        return _added([use.inner(other) for use in self.uses])
+
+    def along(self, v: Float[Array, "*leaf"]) -> Float[Array, "N"]:
+        """⟨g_n, v⟩: the sum of the uses'."""
+        return _added([use.along(v) for use in self.uses])
+
+    def factors(self) -> tuple[Float[Array, "I I"], Float[Array, "O O"]]:
+        """Raises `InputError`: uses of different kinds have no common Kronecker factors."""
+        kinds = ", ".join(type(use).__name__ for use in self.uses)
+        raise InputError(
+            f"factors: the leaf is used in several ways ({kinds}), so its second moment is no Kronecker product. "
+            "Untie the leaf, or read other quantities there."
+        )
+
+
+def _added(parts: list[Array]) -> Array:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _along_positions(one: Any, two: Any) -> Pair:
+    """Two pairs of one form as one: their positions side by side."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), one, two)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Stack(Pair):
     """A leaf of L stacked blocks `[L, *block]`: one pair for each block, its arrays stacked along a first axis."""
 
     blocks: Pair
+
+    def of(self, shape: tuple[int, ...]) -> "Stack":
+        """The blocks in their form."""
+        return Stack(jax.vmap(lambda pair: pair.of(shape[1:]))(self.blocks))
 
     def _each(self, quantity: Callable[[Pair], Array]) -> Float[Array, "L ..."]:
         return jax.vmap(quantity)(self.blocks)
@@ -194,3 +455,23 @@ class Stack(Pair):
     def squares(self) -> Float[Array, "L *block"]:
         """Σ_n g_n², block by block."""
         return self._each(lambda pair: pair.squares())
+
+    def dots(self, other: Pair) -> Float[Array, "N M"]:
+        """⟨g_n, g'_m⟩: the sum over the blocks."""
+        if not isinstance(other, Stack):
+            return super().dots(other)
+        return jax.vmap(lambda one, two: one.dots(two))(self.blocks, other.blocks).sum(0)
+
+    def inner(self, other: Pair) -> Float[Array, "N"]:
+        """⟨g_n, g'_n⟩: the sum over the blocks."""
+        if not isinstance(other, Stack):
+            return super().inner(other)
+        return jax.vmap(lambda one, two: one.inner(two))(self.blocks, other.blocks).sum(0)
+
+    def along(self, v: Float[Array, "L *block"]) -> Float[Array, "N"]:
+        """⟨g_n, v⟩: the sum over the blocks, each along its part of v."""
+        return jax.vmap(lambda pair, part: pair.along(part))(self.blocks, v).sum(0)
+
+    def factors(self) -> tuple[Float[Array, "L I I"], Float[Array, "L O O"]]:
+        """(A, G) of each block, with a first axis L."""
+        return self._each(lambda pair: pair.factors())

@@ -1,25 +1,33 @@
 """Readouts: what is read at each parameter. A few lines each, over the primitives of the pair.
 
 A readout says what to read off one leaf's pair, and how the leaves' readings become one result. `reverse.Cost.measure`
-takes any number of them through one reverse pass; what nobody reads is not computed.
+takes any number of them through one reverse pass; XLA drops what no output needs.
 
 Pairs carry the unscaled cost C_n of each example. `weights: [N]` are the factors of C_n in the reduced cost
 C = Σ_n weights_n C_n (1/N for a mean), so that Σ_n weights_n g_n is its gradient.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from .layer import InputError, described
 from .layout import Layout, joined
 from .pair import Pair, Stack
+from .reader import Reader, as_stacked
 
 
 @runtime_checkable
 class Readout(Protocol):
-    """A frozen, hashable dataclass."""
+    """A frozen dataclass. Settings are static; where it is a pytree (`jax.tree_util.register_dataclass`), its arrays
+    are vectors `[P]` like θ: the layout cuts them, and `read` is called on a readout that holds the leaf's part.
+
+    `of_examples = False` says that it speaks of the whole batch alone, so that a network which mixes examples has it.
+    """
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:
         """One leaf's reading."""
@@ -35,22 +43,16 @@ class Readout(Protocol):
 class Gradient:
     """∇C = Σ_n weights_n g_n as a vector `[P]`: the gradient of the reduced cost."""
 
+    of_examples: ClassVar[bool] = False
+
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "*leaf"]:
         return pair.weighted_gradient(weights)
 
     def stack(self, readings: Float[Array, "L *block"]) -> Float[Array, "*leaf"]:
-        return readings
+        return as_stacked(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "P"]:
         return joined([g.ravel() for g in readings])
-
-
-@dataclass(frozen=True)
-class Leaves(Gradient):
-    """The gradient by leaves, in the structure of the params."""
-
-    def collect(self, layout: Layout, readings: list[Any]) -> Any:
-        return layout.treedef.unflatten(readings)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,23 @@ class SquaredNorms:
         return jnp.stack(readings).sum(0)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Along:
+    """⟨g_n, v⟩ as `[N]` for a vector v `[P]`: the derivative of each example's cost C_n in direction v."""
+
+    v: Any
+
+    def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "N"]:
+        return pair.along(self.v)
+
+    def stack(self, readings: Float[Array, "L N"]) -> Float[Array, "N"]:
+        return readings.sum(0)
+
+    def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "N"]:
+        return jnp.stack(readings).sum(0)
+
+
 @dataclass(frozen=True)
 class Pairs:
     """The pairs themselves, by the name of the leaf."""
@@ -98,32 +117,52 @@ class Pairs:
         return dict(zip(layout.names, readings, strict=True))
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
-class Reader:
-    """The `read` of several readouts at once: what `backward` calls on each leaf's pair.
+class Split:
+    """Readouts without their arrays, which travel apart: static, so that equal ones are compiled once."""
 
-    A layer that loops over blocks calls it inside the loop, and `stack` on what the loop has stacked.
+    treedef: Any
+    settings: tuple[Any, ...]  # None where an array was
+
+    @classmethod
+    def of(cls, readouts: tuple[Readout, ...]) -> tuple["Split", list[Any]]:
+        """(the readouts without arrays, the arrays)."""
+        leaves, treedef = jax.tree.flatten(readouts)
+        is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
+        arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+        return cls(treedef, tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))), arrays
+
+    def filled(self, arrays: list[Any]) -> tuple[Readout, ...]:
+        """The readouts with these arrays."""
+        rest = iter(arrays)
+        return self.treedef.unflatten([next(rest) if leaf is None else leaf for leaf in self.settings])
+
+
+def readers_of(readouts: tuple[Readout, ...], layout: Layout, weights: Float[Array, "N"]) -> Any:
+    """A reader for each leaf, of several readouts at once, in the structure of the params.
+
+    Raises `InputError` where an array of a readout is no vector `[P]`.
     """
+    split, arrays = Split.of(readouts)
+    for vector in arrays:
+        if jnp.shape(vector) != (layout.size,):
+            raise InputError(
+                f"a readout's array must be a vector [P] = [{layout.size}] like theta, got {described(vector)}. "
+                "Make it with layout.flatten(tree)."
+            )
+    parts = [layout.leaves(vector) for vector in arrays]
 
-    readouts: tuple[Readout, ...]
-    weights: Float[Array, "N"]
+    def reader(i: int) -> Reader:
+        def read(pair: Pair, own: list[Any]) -> tuple[Any, ...]:
+            return tuple(readout.read(pair, weights) for readout in split.filled(own))
 
-    def __call__(self, pair: Pair) -> tuple[Any, ...]:
-        return tuple(readout.read(pair, self.weights) for readout in self.readouts)
+        def stack(readings: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(readout.stack(each) for readout, each in zip(readouts, readings, strict=True))
 
-    def stack(self, readings: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(readout.stack(reading) for readout, reading in zip(self.readouts, readings, strict=True))
+        return Reader(read, stack, [part[i] for part in parts])
 
-
-@dataclass(frozen=True)
-class Summed:
-    """The `read` that gives the gradient of Σ_n C_n alone."""
-
-    def __call__(self, pair: Pair) -> Any:
-        return pair.gradient()
-
-    def stack(self, gradients: Any) -> Any:
-        return gradients
+    return layout.treedef.unflatten([reader(i) for i in range(len(layout.names))])
 
 
 def collect(readouts: tuple[Readout, ...], layout: Layout, readings: Any) -> tuple[Any, ...]:

@@ -2,19 +2,21 @@
 
 The text's C(W, b; x) is a function of θ = (W, b), with x and y fixed. Its gradient is found by an induction over
 layers: at each layer, everything follows from the later derivative δ and from what the forward pass kept.
-`reverse` is that induction with its three dials; `Cost` turns them for the quantities that people ask for.
+`Cost.induction` is that induction with its three dials; the rest of `Cost` turns them for the quantities that people
+ask for.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .checking import check_values
 from .compare import VALUE, Part, Report, compare_with, in_blocks, step_reports
 from .layer import (
     Context,
@@ -23,72 +25,140 @@ from .layer import (
     Theta,
     batch_of,
     check_finite,
-    check_gradients,
     described,
-    walk,
+    says,
     wide_dtype,
 )
-from .layers.function import Function
 from .layout import Layout
-from .losses import Loss
-from .network import Network
+from .loss_leaves import LossLeaves, input_of_loss
+from .losses import FromValue, as_layer
+from .network import Network, cast
 from .pair import Pair
-from .readouts import Leaves, Pairs, Reader, Readout, Summed, collect
-from .trace import run
+from .reader import check_gradients, read_gradient, read_nothing
+from .readouts import Pairs, Readout, Split, collect, readers_of
+from .run import check_feedback, run, step, turned
+from .trace import run as recorded_run
 
 
-def reverse(
-    layer: Layer,
-    params: Any,
-    x: Any,
-    seed: Callable[[Any], tuple[Any, Any]],
-    read: Callable[[Pair], Any],
-    context: Context = Context(),
-    feedback: Any = None,
-) -> tuple[Any, Any, Any]:
-    """(what `seed` says of the output, δ of x, readings in the structure of params).
+class Params(NamedTuple):
+    """Params of a cost whose loss has some: the network's leaves, then the loss's own."""
 
-    The three dials: `seed(output) -> (anything, delta)` is what enters at the output; `feedback` (the params unless
-    given) is what carries delta down; `read(pair)` is what is read at each parameter.
-    """
-    output, saved = layer.forward(params, x, context)  # going forward, each layer keeps what its step back needs
-    said, delta = seed(output)  # base case: δ at the output
-    delta_x, readings = layer.backward(params if feedback is None else feedback, saved, delta, read)  # inductive steps
-    return said, delta_x, readings
+    network: Any
+    loss: Any
 
 
 @dataclass(frozen=True)
 class Cost:
     """C : R^(#W+#b) → R, the loss of a network on a batch, as a function of θ with x and y fixed.
 
-    `reduction`: `"mean"`, Σ_n w_n C_n / Σ_n w_n, or `"sum"`, Σ_n w_n C_n, over the examples; the weights `w: [N]` are
-    ones unless given. Every method takes θ `[P]`, x `[N, *input]`, y as the loss has it, and a `Context`; is a pure
-    function; and is jitted. `jax.grad(cost)` is the oracle for `cost.grad`.
+    `loss`: an object with `value` and `delta`, see `losses`; or a layer from (output, y) to C_n `[N]`, whose params, if
+    it has any, are the last part of θ: `cost.layout` names them `loss.…`, `cost.init(key)` makes both parts, and
+    `cost.split(theta)` gives them apart. `tied`: {a leaf of the loss: a leaf of the network}, as in
+    `{"loss.w": "0.table"}`, or `"0.table.T"` for its transpose: one leaf, one pair of its uses.
+
+    `reduction`: over the examples, with weights `w: [N]` that are ones unless given:
+    `"mean"` Σ_n w_n C_n / Σ_n w_n, `"sum"` Σ_n w_n C_n, or `"positions"` Σ_n w_n C_n / Σ_n w_n T_n, where T_n is the
+    number of positions of example n that count (the mean over tokens).
+
+    Every method takes θ `[P]`, x `[N, *input]`, y as the loss has it, and a `Context`; is a pure function; and is
+    jitted. `jax.grad(cost)` is the oracle for `cost.grad`. Leaves that a layer holds fixed have gradient 0.
 
     Raises `InputError` where shapes or dtypes don't fit. What depends on values (labels in range, NaN in data) can't be
     checked under jit: `cost.check(theta, x, y)` checks it, and `fit` and `compare` call that.
     """
 
     network: Network
-    loss: Loss
-    reduction: Literal["mean", "sum"] = "mean"
+    loss: Any
+    reduction: Literal["mean", "sum", "positions"] = "mean"
+    tied: Any = ()
 
     def __post_init__(self):
         if not isinstance(self.network, Network):
             raise InputError(f"Cost: expected a Network, got {self.network!r}. Write Network(layers, input=(...)).")
-        if isinstance(self.loss, type) or not isinstance(self.loss, Loss):
-            raise InputError(f"Cost: expected a loss, got {self.loss!r}. Write jbp.losses.HalfSquaredError().")
-        if self.reduction not in ("mean", "sum"):
-            raise InputError(f"Cost: reduction must be 'mean' or 'sum', got {self.reduction!r}.")
+        if self.reduction not in ("mean", "sum", "positions"):
+            raise InputError(f"Cost: reduction must be 'mean', 'sum' or 'positions', got {self.reduction!r}.")
+        _ = self.loss_layer
+        if self.reduction == "positions" and getattr(self.loss, "positions", "sum") != "sum":
+            raise InputError("Cost: reduction='positions' needs the sum over positions. Give the loss positions='sum'.")
+        object.__setattr__(self, "tied", tuple(sorted(dict(self.tied or ()).items())))
+        _ = self._loss_leaves
+
+    # -- the two parts of θ -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def loss_layer(self) -> Layer:
+        """The loss as a layer from (output, y) to C_n."""
+        return as_layer(self.loss)
 
     @property
+    def _place(self) -> str | None:
+        """Where the loss stands in errors: one without params names itself."""
+        return None if isinstance(self.loss_layer, FromValue) else "loss"
+
+    @cached_property
+    def _loss_leaves(self) -> "LossLeaves":
+        return LossLeaves.of(self.network, self.loss_layer, dict(self.tied))
+
+    @cached_property
     def layout(self) -> Layout:
-        """The layout of θ."""
-        return self.network.layout
+        """The layout of θ: the network's leaves under their own names, then the loss's as `loss.…`."""
+        if not self._loss_leaves.own:
+            return self.network.layout
+        layout = Layout.of(Params(self.network.params_spec, self._loss_leaves.spec))
+        return replace(layout, names=tuple(name.removeprefix("network.") for name in layout.names))
+
+    def split(self, theta: Theta) -> tuple[Float[Array, "Q"], Float[Array, "R"]]:
+        """(the network's θ, the loss's θ), P = Q + R: `net(...)` takes the first."""
+        self.layout.check(theta)
+        return theta[: self.network.layout.size], theta[self.network.layout.size :]
 
     def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
-        """θ from the layers' initialisers."""
-        return self.network.init(key)
+        """θ from the initialisers of the layers and the loss."""
+        return _init(self, key)
+
+    def _apart(self, tree: Any) -> tuple[Any, list[Any]]:
+        """(the network's tree, the loss's own leaves) of params, or of readers."""
+        if not self._loss_leaves.own:
+            return tree, []
+        return tree.network, jax.tree.structure(self._loss_leaves.spec).flatten_up_to(tree.loss)
+
+    def loss_params(self, theta: Theta) -> Any:
+        """All params of the loss, those that are tied from the network's."""
+        return self._loss_leaves.filled(*self._apart(self.layout.unflatten(jnp.asarray(theta))))
+
+    # -- the induction ----------------------------------------------------------------------------------------------
+
+    def induction(
+        self, params: Any, feedback: Any, x: Any, y: Any, delta: Any, read: Any, context: Context, layer: Any = None
+    ) -> tuple[Float[Array, "N"], Any, Any]:
+        """(C_n `[N]`, δ of x, readings in the structure of params).
+
+        The three dials: `delta` `[N]`, the factor of each C_n, is what enters at the end; `feedback` is what carries
+        it down, the params themselves if None; `read` is what is read at each parameter. `layer` stands for the network's own: a recorder around it.
+        """
+        leaves, dtype = self._loss_leaves, self.network.layer.inner_dtype(params)
+        carries = params if feedback is None else feedback
+        (net, own), (net_back, own_back), (net_read, own_read) = map(self._apart, (params, carries, read))
+        loss, loss_back = (cast(leaves.filled(*part), dtype) for part in ((net, own), (net_back, own_back)))
+
+        # going forward, each layer keeps what its step back needs
+        output, back = run(layer or self.network.layer, net, x, context)
+        # base case: δ at the output
+        values, delta, loss_readings = turned(
+            self._place, self.loss_layer, loss, loss_back, (output, y), delta, leaves.readers(net_read, own_read), context
+        )
+        # inductive steps: δ of each layer from δ of the one after it
+        delta_x, readings = back(
+            delta, leaves.last(net_read, loss_readings), None if feedback is None else net_back
+        )
+        return values, delta_x, Params(readings, leaves.without_ties(loss_readings)) if leaves.own else readings
+
+    def _forward(self, params: Any, x: Any, y: Any, context: Context) -> Float[Array, "N"]:
+        """C_n, going forward only."""
+        net, own = self._apart(params)
+        output, _ = self.network.layer.forward(net, x, context)
+        loss = cast(self._loss_leaves.filled(net, own), self.network.layer.inner_dtype(params))
+        return step(self._place, self.loss_layer, loss, (output, y), context)[0]
 
     # -- on the vector ----------------------------------------------------------------------------------------------
 
@@ -107,16 +177,11 @@ class Cost:
     def measure(self, theta: Theta, x: Any, y: Any, *readouts: Readout, weights=None, context=Context(), feedback=None):
         """(C, tuple of the readouts' results), all from one reverse pass. A single readout's result comes alone.
 
-        Readouts of single examples speak of the unscaled per-example cost C_n.
+        Readouts of single examples speak of the unscaled per-example cost C_n; a network that mixes examples has none.
         """
-        if not readouts or not all(isinstance(r, Readout) and not isinstance(r, type) for r in readouts):
-            got = ", ".join(map(repr, readouts)) or "none"
-            raise InputError(
-                f"Cost.measure: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient())."
-            )
-        if not self.layout.size:
-            raise InputError("Cost.measure: this network has no parameters to read anything at. Add a layer that has.")
-        value, results = _measure(self, readouts, theta, x, y, weights, context, feedback)
+        self._check_readouts("Cost.measure", readouts)
+        split, arrays = Split.of(readouts)
+        value, results = _measure(self, split, arrays, theta, x, y, weights, context, feedback)
         return value, results[0] if len(readouts) == 1 else results
 
     def pairs(self, theta: Theta, x: Any, y: Any, *, context=Context(), feedback=None) -> dict[str, Pair]:
@@ -124,46 +189,82 @@ class Cost:
         pairs = self.measure(theta, x, y, Pairs(), context=context, feedback=feedback)[1]
         return {name: pairs[name] for name in self.layout.names}
 
+    def read(self, pairs: Mapping[str, Pair], *readouts: Readout, weights=None) -> Any:
+        """The readouts' results from pairs kept earlier, `cost.pairs(...)`. A single readout's result comes alone.
+
+        The factors of C_n are those of the reduction, which for `"positions"` is not known any more: that raises.
+        """
+        self._check_readouts("Cost.read", readouts)
+        if self.reduction == "positions":
+            raise InputError("Cost.read: pairs don't say how many positions count. Use cost.measure, or another cost.")
+        if set(pairs) != set(self.layout.names):
+            raise InputError(
+                f"Cost.read: expected a pair for each of {', '.join(self.layout.names)}, got {', '.join(pairs)}. "
+                "Pass what cost.pairs(theta, x, y) returned."
+            )
+        split, arrays = Split.of(readouts)
+        results = _read(self, split, arrays, [pairs[name] for name in self.layout.names], weights)
+        return results[0] if len(readouts) == 1 else results
+
+    def _check_readouts(self, who: str, readouts: tuple[Any, ...]) -> None:
+        if not readouts or not all(isinstance(r, Readout) and not isinstance(r, type) for r in readouts):
+            got = ", ".join(map(repr, readouts)) or "none"
+            raise InputError(f"{who}: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient()).")
+        if not self.layout.size:
+            raise InputError(f"{who}: this network has no parameters to read anything at. Add a layer that has.")
+        single = [r for r in readouts if getattr(r, "of_examples", True)]
+        if single and self.mixed_by is not None:
+            raise InputError(
+                f"{who}: {type(single[0]).__name__} speaks of single examples, and layer {self.mixed_by} mixes them, so "
+                "that no gradient belongs to one. Fix its statistics, or read Gradient()."
+            )
+
+    @cached_property
+    def mixed_by(self) -> str | None:
+        """The first layer, or the loss, that mixes the examples of a batch; None if each is by itself."""
+        return says(self.network.layer.layers, "mixes_examples") or says(self.loss_layer, "mixes_examples")
+
     # -- on leaves: for programs that stay inside one jit -----------------------------------------------------------
 
     def value_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C with θ as leaves, going forward only, and no jit of its own."""
-        x, y = self._check(x, y, weights, None, context)
-        output, _ = self.network.layer.forward(params, x, context)
-        return self._seed(y, weights, scaled=False)(output)[0]
+        x, y = self._check(x, y, weights, context)
+        return (self._factors(params, x, y, weights) * self._forward(params, x, y, context)).sum()
 
     def value_and_grad_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context(), feedback=None):
         """(C, ∇C) with θ and ∇C as leaves, `cost.layout.unflatten(theta)`, and no jit of its own.
 
-        Convert once per compiled program and use this inside: a vector in a hot step costs up to twice the time.
+        The gradient of a leaf that is held fixed is None. Convert once per compiled program and use this inside: a
+        vector in a hot step costs up to twice the time.
         """
-        x, y = self._check(x, y, weights, feedback, context)
-        read = lambda pair: pair.gradient()
-        C, _, gradient = reverse(
-            self.network.layer, params, x, self._seed(y, weights, scaled=True), read, context, feedback
-        )
+        x, y = self._check(x, y, weights, context, params, feedback)
+        factors = self._factors(params, x, y, weights)
+        read = self.layout.treedef.unflatten([read_gradient if t else read_nothing for t in self.layout.trainable])
+        values, _, gradient = self.induction(params, feedback, x, y, factors, read, context)
         check_gradients(params, gradient)
-        return C, jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, gradient)
+        cast_back = lambda leaf, g: None if g is None else g.astype(leaf.dtype)
+        return (factors * values).sum(), jax.tree.map(cast_back, params, gradient)
 
-    def _seed(self, y: Any, weights: Any, scaled: bool) -> Callable[[Any], tuple[Any, Any]]:
-        """The cost's own δ at the output: of C if scaled, else of each C_n."""
-
-        def seed(output):
-            self.loss.check(output, y)
-            values, delta = self.loss.value(output, y), self.loss.delta(output, y)
-            factors = self._factors(weights, values)
-            if scaled:
-                delta = jax.tree.map(lambda d: d * factors.reshape(-1, *(1,) * (d.ndim - 1)), delta)
-            return (factors * values).sum(), jax.tree.map(lambda d, a: d.astype(a.dtype), delta, output)
-
-        return seed
-
-    def _factors(self, weights: Any, values: Float[Array, "N"]) -> Float[Array, "N"]:
+    def _factors(self, params: Any, x: Any, y: Any, weights: Any) -> Float[Array, "N"]:
         """The factor of each C_n in C."""
-        w = jnp.ones_like(values) if weights is None else jnp.asarray(weights, values.dtype)
-        return w / w.sum() if self.reduction == "mean" else w
+        n, dtype = jax.tree.leaves(x)[0].shape[0], wide_dtype(self.network.layer.inner_dtype(params))
+        w = jnp.ones(n, dtype) if weights is None else jnp.asarray(weights, dtype)
+        if self.reduction == "sum":
+            return w
+        if self.reduction == "mean":
+            return w / w.sum()
+        return w / (w * self._counted(batch_of(self.network.output, n), y).astype(dtype)).sum()
 
-    def _check(self, x: Any, y: Any, weights: Any, feedback: Any, context: Context = Context()) -> tuple[Any, Any]:
+    def _counted(self, output: Any, y: Any) -> Float[Array, "N"]:
+        """T_n: as the loss says, else all positions, the axes between the first and the last."""
+        if hasattr(self.loss, "counted"):
+            return self.loss.counted(output, y)
+        n, *axes = jax.tree.leaves(output)[0].shape
+        return jnp.full(n, float(np.prod(axes[:-1])))
+
+    def _check(
+        self, x: Any, y: Any, weights: Any, context: Context = Context(), params: Any = None, feedback: Any = None
+    ) -> tuple[Any, Any]:
         if not isinstance(context, Context):
             raise InputError(f"context: expected a Context, got {context!r}. Write jbp.Context(key=key).")
         x, y = self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
@@ -177,13 +278,13 @@ class Cost:
             if jnp.shape(part)[:1] != (n,):
                 raise InputError(f"y: expected {n} examples as in x, got {described(part)}. x and y go row by row.")
         if feedback is not None:
-            for path, layer in walk(self.network.layer.layers):
-                if isinstance(layer, Function) and layer.init_params is not None:
-                    raise InputError(
-                        f"feedback: layer {'.'.join(path)} is a from_function layer, whose jax.vjp carries delta with "
-                        "its own params. Write that layer by hand, or leave feedback out."
-                    )
+            for layer, its, its_feedback in self._parts_of(params, feedback):
+                check_feedback(layer, its, its_feedback)
         return x, y
+
+    def _parts_of(self, params: Any, feedback: Any) -> list[tuple[Layer, Any, Any]]:
+        (net, own), (net_back, own_back) = self._apart(params), self._apart(feedback)
+        return [(self.network.layer.layers, net, net_back), (self.loss_layer, own, own_back)]
 
     # -- against the oracle -----------------------------------------------------------------------------------------
 
@@ -209,12 +310,12 @@ class Cost:
 
         w = np.ones(jax.tree.leaves(x)[0].shape[0], np.float32) if weights is None else np.asarray(weights)
         total = float(w.astype(np.float64).sum()) if self.reduction == "mean" else 1.0
-        # a key draws other noise for fewer examples, and a mask is not cut: then there are no blocks
-        alone = all(part is None for part in (context.key, context.mask, context.side))
+        # a key draws other noise for fewer examples, a mask is not cut, and mixed examples belong together: no blocks
+        alone = all(part is None for part in (context.key, context.mask, context.side, self.mixed_by))
         shadow = partial(in_blocks, summed, theta, (x, y, w), total) if alone else None
 
         def calls():
-            return step_reports(run(self, theta, x, y, **settings, mark=lambda path: Summed()), self.loss, y)
+            return step_reports(recorded_run(self, theta, x, y, **settings, mark=read_gradient), self, theta, y)
 
         return compare_with(
             rule, oracle, (theta, x, y), self._parts, timing, checks=checks, shadow=shadow, calls=calls, name=self.name,
@@ -235,28 +336,40 @@ class Cost:
 
     def _leaves(self, vector: Float[np.ndarray, "P"]) -> list[tuple[str, np.ndarray]]:
         """The named leaves of a vector like θ."""
-        layout = self.layout
-        places = zip(layout.names, layout.offsets, layout.sizes, layout.shapes, strict=False)
-        return [(name, vector[i : i + n].reshape(shape)) for name, i, n, shape in places]
+        return list(zip(self.layout.names, self.layout.leaves(vector), strict=True))
 
     # -- what needs values, not shapes ------------------------------------------------------------------------------
 
-    def check(self, theta: Theta, x: Any, y: Any, *, weights=None) -> None:
+    def check(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context()) -> None:
         """Raise `InputError` where *values* don't fit: NaN or inf in θ, x, y or the weights, labels out of range, no
-        weight at all. Not under jit.
+        weight at all, and what a layer's own `check_values(x)` finds in the x that reaches it. Not under jit.
         """
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
             raise InputError("Cost.check: it reads values, and under jit there are none. Call it outside jit.")
         self.layout.check(theta)
-        x, y = self._check(x, y, weights, None)
+        x, y = self._check(x, y, weights)
         output = batch_of(self.network.output, jax.tree.leaves(x)[0].shape[0])
-        self.loss.check(output, y)
+        by_value = isinstance(self.loss_layer, FromValue)
+        if by_value and hasattr(self.loss, "check"):
+            self.loss.check(output, y)
         for name, value in (("theta", theta), ("x", x), ("y", y), ("weights", weights)):
             check_finite(name, value)
-        if weights is not None and self.reduction == "mean" and np.sum(weights) == 0:
+        if weights is not None and self.reduction != "sum" and np.sum(weights) == 0:
             raise InputError("weights: a mean needs weights whose sum is not 0, got a sum of 0. Give some weight.")
-        if hasattr(self.loss, "check_values"):
-            self.loss.check_values(output, y)
+        if by_value:
+            self.loss_layer.check_values((output, y))  # of y alone: the output is known by its shape
+        layers = (self.network.layer.layers, *(() if by_value else (self.loss_layer,)))
+        forward = lambda theta, x, y, context: self._forward(self.layout.unflatten(theta), x, y, context)
+        check_values(layers, forward, jnp.asarray(theta), x, y, context=context)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(cost, key):
+    network = cost.network.init(key)
+    if not cost._loss_leaves.own:
+        return network
+    loss = cost.loss_layer.init(Context(key).child("loss").key, input_of_loss(cost.network))
+    return cost.layout.flatten(Params(cost.network.layout.unflatten(network), cost._loss_leaves.without_ties(loss)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -266,37 +379,39 @@ def _value(cost, theta, x, y, weights, context):
 
 @partial(jax.jit, static_argnums=0)
 def _value_and_grad(cost, theta, x, y, weights, context, feedback):
-    unflatten = cost.layout.unflatten
+    layout = cost.layout
     if feedback is not None:
-        cost.layout.check(feedback, "feedback")
-    C, gradient = cost.value_and_grad_leaves(
-        unflatten(theta),
-        x,
-        y,
-        weights=weights,
-        context=context,
-        feedback=None if feedback is None else unflatten(feedback),
-    )
-    return C, cost.layout.flatten(gradient)
+        layout.check(feedback, "feedback")
+        feedback = layout.unflatten(feedback)
+    params = layout.unflatten(theta)
+    C, gradient = cost.value_and_grad_leaves(params, x, y, weights=weights, context=context, feedback=feedback)
+    return C, layout.flatten(layout.filled(gradient, theta.dtype))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _measure(cost, readouts, theta, x, y, weights, context, feedback):
+def _measure(cost, split, arrays, theta, x, y, weights, context, feedback):
     params = cost.layout.unflatten(theta)
     if feedback is not None:
         cost.layout.check(feedback, "feedback")
-    x, y = cost._check(x, y, weights, feedback, context)
-    n = jax.tree.leaves(x)[0].shape[0]
-    factors = cost._factors(weights, jnp.ones(n, wide_dtype(theta.dtype)))
-    C, _, readings = reverse(
-        cost.network.layer,
-        params,
-        x,
-        cost._seed(y, weights, scaled=False),
-        Reader((Leaves(), *readouts), factors),  # whose shapes are checked; it is not computed if nobody asks
-        context,
-        None if feedback is None else cost.layout.unflatten(feedback),
-    )
-    gradient, *results = collect((Leaves(), *readouts), cost.layout, readings)
-    check_gradients(params, gradient)
-    return C, tuple(results)
+        feedback = cost.layout.unflatten(feedback)
+    x, y = cost._check(x, y, weights, context, params, feedback)
+    factors = cost._factors(params, x, y, weights)
+    # readers meet the pairs of the unscaled C_n; mixed examples have none, and the seed itself is scaled
+    delta, weights = jnp.ones_like(factors), factors
+    if cost.mixed_by is not None:
+        delta, weights = weights, delta
+    readouts = split.filled(arrays)
+    read = readers_of(readouts, cost.layout, weights)
+    values, _, readings = cost.induction(params, feedback, x, y, delta, read, context)
+    return (factors * values).sum(), collect(readouts, cost.layout, readings)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _read(cost, split, arrays, pairs, weights):
+    n = jax.eval_shape(lambda pairs: pairs[0].squared_norms(), pairs).shape[0]
+    w = jnp.ones(n, wide_dtype(cost.layout.dtype)) if weights is None else jnp.asarray(weights)
+    factors = w / w.sum() if cost.reduction == "mean" else w
+    readouts = split.filled(arrays)
+    readers = cost.layout.treedef.flatten_up_to(readers_of(readouts, cost.layout, factors))
+    readings = cost.layout.treedef.unflatten([reader(pair) for reader, pair in zip(readers, pairs, strict=True)])
+    return collect(readouts, cost.layout, readings)

@@ -25,8 +25,9 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from .compare.program import quick
-from .layer import Context, InputError, Layer, Theta
+from .layer import Context, InputError, Layer, Theta, wide_dtype
 from .pair import Pair, Stack
+from .reader import Reader, readers
 
 
 @dataclass(eq=False)
@@ -82,17 +83,25 @@ class Leaf:
         return array if turn is None else array.reshape(-1, *array.shape[self.depth :])[turn]
 
 
-@dataclass(frozen=True)
-class Mark:
-    """The `read` of a recorded layer: the pair, with the layer's path on it."""
+def _leaf(pair: Pair, own: Any) -> Leaf:
+    return Leaf(pair, "")
 
-    owner: str
 
-    def __call__(self, pair: Pair) -> Leaf:
-        return Leaf(pair, self.owner)
+def _stacked_leaf(leaf: Leaf) -> Leaf:
+    return Leaf(Stack(leaf.pair), leaf.owner)
 
-    def stack(self, leaf: Leaf) -> Leaf:
-        return Leaf(Stack(leaf.pair), leaf.owner)
+
+MARK = Reader(_leaf, _stacked_leaf)  # reads the pair; the recorder of the layer that gave it writes its path on it
+
+
+def owned(reader: Reader, owner: str) -> Reader:
+    """The reader, whose marks get the path of the layer that calls it."""
+
+    def read(pair: Pair, own: Any) -> Any:
+        reading = reader.read(pair, own)
+        return Leaf(reading.pair, owner) if isinstance(reading, Leaf) and not reading.owner else reading
+
+    return dataclasses.replace(reader, read=read)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class Recorder:
         output, saved = self.layer.forward(params, x, context)
         return output, (x, output, saved, context)
 
-    def backward(self, params: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
+    def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
         x, output, saved, context = saved
         made = [leaf for leaf in jax.tree.leaves((params, x, output, delta)) if isinstance(leaf, jax.core.Tracer)]
         if any(type(leaf) is not self.record.tracer for leaf in made):
@@ -119,25 +128,45 @@ class Recorder:
                 " such as jax.vmap. Record the network with that layer by itself."
             )
         with self.record.step(self.path, self.layer, params, x, output, saved, delta, context) as step:
-            step.delta_x, readings = self.layer.backward(params, saved, delta, self.record.mark(self.path))
+            marks = jax.tree.map(lambda leaf, reader: owned(reader, self.path), params, read)
+            step.delta_x, readings = self.layer.backward(params, feedback, saved, delta, marks)
         return step.delta_x, readings
 
     def __getattr__(self, name: str) -> Any:  # what else a container knows of its child
         return getattr(object.__getattribute__(self, "layer"), name)
 
 
+@dataclass(frozen=True)
+class Ends:
+    """The whole network, whose output and δ are written down."""
+
+    layer: Layer
+    record: "Record" = field(compare=False, repr=False)
+
+    def init(self, key: Any, x: Any) -> Any:
+        return self.layer.init(key, x)
+
+    def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
+        self.record.output, saved = self.layer.forward(params, x, context)
+        return self.record.output, saved
+
+    def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
+        self.record.delta = delta
+        return self.layer.backward(params, feedback, saved, delta, read)
+
+
 @dataclass(eq=False)
 class Record:
     """One run: each step in the order in which the reverse pass ended them, and each leaf's pair by its name.
 
-    `delta`: of C_n at the output, the base case. `factors: [N]`: of each C_n in C, as the reduction has it.
+    `delta`: of C_n at the output, the base case; `values`: C_n `[N]`. `factors: [N]`: of each C_n in C, as the reduction has it.
     """
 
-    mark: Callable[[str], Any] = Mark  # of a layer's path: the `read` that the layer gets
     steps: list[Step] = field(default_factory=list)
     leaves: dict[str, Any] = field(default_factory=dict)
     output: Any = None
     delta: Any = None
+    values: Any = None
     factors: Any = None
     tracer: type = jax.core.Tracer  # of what is traced by the run itself, and not by a transformation inside it
     _open: list[Step] = field(default_factory=list)
@@ -157,11 +186,11 @@ class Record:
         """All that the run made."""
         names = "params", "x", "output", "saved", "delta", "context", "delta_x"
         steps = [{name: getattr(step, name) for name in names} for step in self.steps]
-        return self.output, self.delta, [*self.leaves.values()], steps
+        return self.output, self.delta, self.values, [*self.leaves.values()], steps
 
     def replace(self, arrays: Any) -> None:
         """Put others in the places of what `arrays` returns."""
-        self.output, self.delta, leaves, steps = arrays
+        self.output, self.delta, self.values, leaves, steps = arrays
         self.leaves = dict(zip(self.leaves, leaves, strict=True))
         for step, changed in zip(self.steps, steps, strict=True):
             vars(step).update(changed)
@@ -229,16 +258,16 @@ def run(
     *,
     weights: Any = None,
     context: Context = Context(),
-    mark: Callable[[str], Any] = Mark,
+    mark: Reader = MARK,
 ) -> Record:
     """The record of one forward and reverse run of a `Cost`. Raises `InputError` as `cost.check`, and under jit.
 
-    With another `mark(path)`, which gives the `read` of a layer, the record's leaves are what that reads.
+    With another reader as `mark`, the record's leaves are what that reads.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
         raise InputError("a run is recorded with its numbers, so not under jit, grad or vmap. Call it outside.")
     cost.check(theta, x, y)
-    network, y, record = cost.network, jax.tree.map(jnp.asarray, y), Record(mark)
+    network, y, record = cost.network, jax.tree.map(jnp.asarray, y), Record()
     n = jax.tree.leaves(x)[0].shape[0]
     if weights is not None and np.shape(weights) != (n,):
         raise InputError(f"weights: expected one weight for each example, [{n}], got shape {list(np.shape(weights))}.")
@@ -252,11 +281,12 @@ def run(
         record.tracer = type(theta)
         with jax.disable_jit():  # loops turn in Python
             params = cost.layout.unflatten(theta)
-            record.output, saved = whole.forward(params, x, context)
-            delta = cost.loss.delta(record.output, y)
-            record.delta = jax.tree.map(lambda d, a: d.astype(a.dtype), delta, record.output)
-            _, readings = whole.backward(params, saved, record.delta, mark(""))
-        record.leaves = dict(zip(cost.layout.names, cost.layout.treedef.flatten_up_to(readings), strict=True))
+            ones = jnp.ones(n, wide_dtype(whole.inner_dtype(params)))
+            marks = readers(params, mark)
+            record.values, _, readings = cost.induction(params, None, x, y, ones, marks, context, layer=Ends(whole, record))
+        read = cost.layout.treedef.flatten_up_to(readings)
+        at_loss = lambda leaf: Leaf(leaf.pair, "loss") if isinstance(leaf, Leaf) and not leaf.owner else leaf
+        record.leaves = dict(zip(cost.layout.names, map(at_loss, read), strict=True))
         return list(_traced(record).values())
 
     args = jnp.asarray(theta), x, y

@@ -149,10 +149,10 @@ class NoisyGain:
             keep = keep * jax.random.bernoulli(context.key, 0.5, x.shape).astype(x.dtype)
         return params["g"][None, None] * x * keep, (x, keep)
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         x, keep = saved
         delta = delta * keep
-        return delta * params["g"][None, None], {"g": read(jbp.Sum(delta * x))}
+        return delta * feedback["g"][None, None], {"g": read["g"](jbp.Sum(delta * x))}
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ class Lookup:
     def forward(self, params, x, context):
         return params["table"][x], x
 
-    def backward(self, params, saved, delta, read):
-        return None, {"table": read(jbp.Outer(jax.nn.one_hot(saved, 4, dtype=delta.dtype), delta))}
+    def backward(self, params, feedback, saved, delta, read):
+        return None, {"table": read["table"](jbp.Outer(jax.nn.one_hot(saved, 4, dtype=delta.dtype), delta))}
 
 
 def _gain_and_shift(key, x):

@@ -23,7 +23,7 @@ def both(layer: jbp.Layer) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
     def ask(z):
         a, saved = layer.forward((), z[None], jbp.Context())
-        return a[0], layer.backward((), saved, jnp.ones_like(a), None)[0][0]
+        return a[0], layer.backward((), (), saved, jnp.ones_like(a), None)[0][0]
 
     return jax.jit(ask)
 
@@ -115,7 +115,7 @@ def test_softmax_of_large_and_ruled_out_inputs():
     a, saved = jbp.Softmax().forward((), z, jbp.Context())
     np.testing.assert_array_equal(a, [[1, 0, 0], [0.5, 0.5, 0]])
     delta = jnp.array([[1.0, 2.0, 3.0]] * 2)
-    np.testing.assert_array_equal(jbp.Softmax().backward((), saved, delta, None)[0], [[0, 0, 0], [-0.25, 0.25, 0]])
+    np.testing.assert_array_equal(jbp.Softmax().backward((), (), saved, delta, None)[0], [[0, 0, 0], [-0.25, 0.25, 0]])
 
 
 @pytest.mark.parametrize("layer", [jbp.Sigmoid(), jbp.Softmax()], ids=repr)

@@ -28,7 +28,7 @@ def numbers(seed: int, *shape: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Faulty:
-    """A layer with its own forward, and `wrong(layer, params, saved, delta, read)` for a backward."""
+    """A layer with its own forward, and `wrong(layer, params, feedback, saved, delta, read)` for a backward."""
 
     layer: Any
     wrong: Callable
@@ -39,8 +39,8 @@ class Faulty:
     def forward(self, params, x, context):
         return self.layer.forward(params, x, context)
 
-    def backward(self, params, saved, delta, read):
-        return self.wrong(self.layer, params, saved, delta, read)
+    def backward(self, params, feedback, saved, delta, read):
+        return self.wrong(self.layer, params, feedback, saved, delta, read)
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Shifted:
     def forward(self, params, x, context):
         return params["gain"][None] * x + params["shift"][None], x
 
-    def backward(self, params, saved, delta, read):
-        gain, shift = read(jbp.Sum((delta * saved)[:, None])), read(jbp.Sum(delta[:, None]))
-        return params["gain"][None] * delta, {"gain": gain, "shift": shift}
+    def backward(self, params, feedback, saved, delta, read):
+        gain, shift = read["gain"](jbp.Sum(delta * saved)), read["shift"](jbp.Sum(delta))
+        return feedback["gain"][None] * delta, {"gain": gain, "shift": shift}
 
 
 def on(part: str, change: Callable) -> Callable:
     """A right backward, but for a change of what it returns: of delta, or of the reading of a leaf."""
 
-    def wrong(layer, params, saved, delta, read):
-        delta, readings = layer.backward(params, saved, delta, read)
+    def wrong(layer, params, feedback, saved, delta, read):
+        delta, readings = layer.backward(params, feedback, saved, delta, read)
         if part == "delta":
             return change(delta), readings
         if isinstance(readings, dict):
@@ -74,15 +74,15 @@ def on(part: str, change: Callable) -> Callable:
 
 def on_saved(change: Callable) -> Callable:
     """A right backward, but from something else than what forward saved."""
-    return lambda layer, params, saved, delta, read: layer.backward(params, change(saved), delta, read)
+    return lambda layer, params, feedback, saved, *rest: layer.backward(params, feedback, change(saved), *rest)
 
 
 def on_pair(change: Callable) -> Callable:
     """A right backward, but for a change of each kernel's pair."""
 
-    def wrong(layer, params, saved, delta, read):
-        changed = lambda pair: read(change(pair) if isinstance(pair, jbp.Outer) else pair)
-        return layer.backward(params, saved, delta, changed)
+    def wrong(layer, params, feedback, saved, delta, read):
+        changed = lambda pair: read.w(change(pair))
+        return layer.backward(params, feedback, saved, delta, read._replace(w=changed))
 
     return wrong
 
@@ -93,7 +93,7 @@ def in_bfloat16(pair: jbp.Outer) -> jbp.Outer:
 
 def on_params(change: Callable) -> Callable:
     """A right backward, but with other params."""
-    return lambda layer, params, saved, delta, read: layer.backward(change(params), saved, delta, read)
+    return lambda layer, params, feedback, *rest: layer.backward(change(params), change(feedback), *rest)
 
 
 def largest(g: jax.Array, factor: float) -> jax.Array:
@@ -137,13 +137,13 @@ WRONG_READINGS: dict[str, tuple[Faulty, set[str]]] = {
 WRONG_DELTAS: dict[str, Faulty] = {
     "a flipped sign": Faulty(DENSE, on("delta", lambda d: -d)),
     "a transposed kernel": Faulty(DENSE, on_params(lambda p: p._replace(w=p.w.T))),
-    "no slope": Faulty(jbp.Tanh(), lambda layer, p, saved, delta, read: (delta, ())),
+    "no slope": Faulty(jbp.Tanh(), lambda layer, p, f, saved, delta, read: (delta, ())),
     "the slope of a where it is kept as z": Faulty(jbp.SiLU(), on_saved(jax.nn.silu)),
     "the identity's branch of a residual missing": Faulty(
-        RESIDUAL, lambda layer, p, kept, delta, read: (layer.layer.backward((), kept.saved, delta, read)[0], p)
+        RESIDUAL, lambda layer, p, f, kept, delta, read: (layer.layer.backward((), (), kept.saved, delta, ())[0], p)
     ),
-    "the layer's branch of a residual missing": Faulty(RESIDUAL, lambda layer, p, kept, delta, read: (delta, p)),
-    "a softmax without its sum": Faulty(jbp.Softmax(), lambda layer, p, a, delta, read: (a * delta, ())),
+    "the layer's branch of a residual missing": Faulty(RESIDUAL, lambda layer, p, f, kept, delta, read: (delta, p)),
+    "a softmax without its sum": Faulty(jbp.Softmax(), lambda layer, p, f, a, delta, read: (a * delta, ())),
     "a step in bfloat16": Faulty(DENSE, on("delta", lambda d: d.astype(jnp.bfloat16).astype(jnp.float32))),
     "positions mixed up": Faulty(DENSE, on("delta", lambda d: d[:, ::-1])),
 }

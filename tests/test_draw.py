@@ -288,7 +288,7 @@ class Looped:
         step = lambda x, p: (self.layer.forward(p, x, context)[0], None)
         return jax.lax.scan(step, x, params)[0], ()
 
-    def backward(self, params, saved, delta, read): ...
+    def backward(self, params, feedback, saved, delta, read): ...
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class Gated:
 
         return jax.checkpoint(both)(params, x), ()
 
-    def backward(self, params, saved, delta, read): ...
+    def backward(self, params, feedback, saved, delta, read): ...
 
 
 def test_residual_networks_are_drawn_as_boxes():
@@ -482,8 +482,8 @@ class Halved:
         y, saved = self.layer.forward(params.layer, x / 2, context)
         return x + y, saved
 
-    def backward(self, params, saved, delta, read):
-        delta_x, readings = self.layer.backward(params.layer, saved, delta, read)
+    def backward(self, params, feedback, saved, delta, read):
+        delta_x, readings = self.layer.backward(params.layer, feedback.layer, saved, delta, read.layer)
         return delta + delta_x / 2, Inner(readings)
 
 
@@ -545,7 +545,7 @@ def test_a_backward_that_is_no_derivative_is_drawn_as_it_is(layer, x64):
 def test_a_backward_that_is_not_written_yet_needs_none_to_be_drawn():
     @dataclass(frozen=True)
     class Begun(jbp.ReLU):
-        def backward(self, params, saved, delta, read):
+        def backward(self, params, feedback, saved, delta, read):
             raise NotImplementedError
 
     net = jbp.Network([jbp.Dense(4), Begun()], input=(2,))

@@ -1,9 +1,10 @@
 """What a wrong call is told: who, what was expected, what arrived, and one remedy; word for word.
 
-Each row is a call and its message. The type checker and the strict promotion of `conftest.py` are off here, as they
-are for a user.
+Each row is a call and its message; `[…]` stands for words of JAX's own that one JAX says and another does not. The
+type checker and the strict promotion of `conftest.py` are off here, as they are for a user.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class _HoldsAnArray:
     def forward(self, params, x, context):
         return x, ()
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         return delta, ()
 
 
@@ -229,8 +230,8 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
         jnp.zeros(0), X, X, jbp.SquaredNorms()),
      "Cost.measure: this network has no parameters to read anything at. Add a layer that has."),
     (lambda: _function_cost().grad(jnp.zeros(21), X, Y, feedback=jnp.zeros(21)),
-     "feedback: layer 1.layer is a from_function layer, whose jax.vjp carries delta with its own params. Write that "
-     "layer by hand, or leave feedback out."),
+     "feedback: layer 1.layer (Function) carries delta with its own params only. Write that layer by hand, or leave "
+     "feedback out."),
     (lambda: mlp().measure(THETA, X, Y),
      "Cost.measure: expected readouts, got none. As in cost.measure(theta, x, y, Gradient())."),
     (lambda: mlp().measure(THETA, X, Y, jbp.Gradient),
@@ -240,13 +241,13 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "Cost.measure: expected readouts, got 'gradient'. As in cost.measure(theta, x, y, Gradient())."),
     # Cost
     (lambda: jbp.Cost(jbp.mlp(3, 2), losses.HalfSquaredError),
-     "Cost: expected a loss, got <class 'jbp.losses.HalfSquaredError'>. Write jbp.losses.HalfSquaredError()."),
+     "Cost: expected a loss, got the class HalfSquaredError. Write HalfSquaredError()."),
     (lambda: jbp.Cost(jbp.mlp(3, 2), "mse"),
      "Cost: expected a loss, got 'mse'. Write jbp.losses.HalfSquaredError()."),
     (lambda: jbp.Cost(losses.HalfSquaredError(), jbp.mlp(3, 2)),
      "Cost: expected a Network, got HalfSquaredError(). Write Network(layers, input=(...))."),
     (lambda: jbp.Cost(jbp.mlp(3, 2), losses.HalfSquaredError(), "average"),
-     "Cost: reduction must be 'mean' or 'sum', got 'average'."),
+     "Cost: reduction must be 'mean', 'sum' or 'positions', got 'average'."),
     # networks and layers
     (lambda: network(jbp.Dense), "Sequential: layers[0] is no layer: <class 'jbp.layers.dense.Dense'>. Give Dense()."),
     (lambda: network(jbp.Dense(3), 5),
@@ -380,7 +381,7 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "compare: the rule raises TypeError: <lambda>.<locals>.<lambda>() missing 1 required positional argument: 'y'"),
     (lambda: compare(lambda x: x, jax.grad(lambda x: x), X),
      "compare: the oracle raises TypeError: Gradient only defined for scalar-output functions. Output had shape: "
-     "(5, 3)."),
+     "(5, 3).[…]"),
     (lambda: compare(lambda x: x if x[0, 0] > 0 else -x, lambda x: x, X),
      "compare: the rule raises TracerBoolConversionError: Attempted boolean conversion of traced array with shape "
      "bool[]."),
@@ -441,11 +442,11 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: compare_vjp(product(forward=raises), X, W),
      "compare_vjp: the rule of product raises KeyError: 'no such thing'"),
     (lambda: compare_vjp(product(backward=lambda saved, g: (g @ saved[1].T, g.T @ saved[0])), X, W),
-     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule must produce an output with the same "
+     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule […]must produce an output with the same "
      "type as the args tuple of the primal function, but at output[1] the bwd rule produced an output of type "
      "float32[2,3] corresponding to an input of type float32[3,2], so the shapes do not match"),
     (lambda: compare_vjp(product(backward=lambda saved, g: (g @ saved[1].T, saved[0][:, :, None] * g[:, None])), X, W),
-     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule must produce an output with the same "
+     "compare_vjp: the rule of product raises ValueError: Custom VJP bwd rule […]must produce an output with the same "
      "type as the args tuple of the primal function, but at output[1] the bwd rule produced an output of type "
      "float32[5,3,2] corresponding to an input of type float32[3,2], so the shapes do not match"),
     (lambda: compare_vjp(lambda x: product()(writes(x), W), X),
@@ -515,7 +516,9 @@ def _function_cost():
 def test_a_wrong_call_is_told_what_to_do(call: Callable, message: str):
     with pytest.raises(jbp.InputError) as error:
         call()
-    assert str(error.value) == message
+    told = str(error.value)
+    if re.fullmatch(re.escape(message).replace(re.escape("[…]"), ".*"), told) is None:
+        assert told == message
 
 
 def _random(x):
@@ -669,9 +672,9 @@ class Broken:
     def forward(self, params, x, context):
         return x @ params["w"] + params["b"][None], x
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         w, b = jbp.Outer(saved[:, None], delta[:, None]), jbp.Sum(delta[:, None])
-        return self.fault(delta @ params["w"].T, {"w": read(w), "b": read(b)})
+        return self.fault(delta @ params["w"].T, {"w": read["w"](w), "b": read["b"](b)})
 
 
 DELTA = (
@@ -680,12 +683,11 @@ DELTA = (
 )
 READINGS = (
     "backward must return readings in the structure of the params, PyTreeDef({{'b': *, 'w': *}}), got PyTreeDef({}). "
-    "Call read(pair) once for each leaf."
+    "Call each leaf's reader once, with its pair."
 )
 BOTH = "backward must return (delta of x, readings), got {}. Return both, in this order."
 LEAF = (
-    "backward reads a gradient {} at leaf {}, which is {}. Check the pair that it gives to read: "
-    "Outer(a [N, T, I], delta [N, T, O]), Sum(g [N, T, ...])."
+    "layer {}: leaf {}: expected Outer(a [N, *T, I], delta [N, *T, O]) of a leaf [I, O] = {}, got {}. Check both."
 )
 FAULTS = {
     "no readings at all": (lambda dx, r: dx, BOTH.format("float32[5, 3]")),
@@ -757,7 +759,7 @@ def test_a_pair_of_the_wrong_shape_is_named(readout: Any):
     for call in (cost.grad, lambda *args: cost.measure(*args, readout)):
         with pytest.raises(jbp.InputError) as error:
             call(jnp.zeros(9), X, X)
-        assert str(error.value) == LEAF.format("float32[3, 2]", "1.w", "float32[3, 3]")
+        assert str(error.value) == LEAF.format("1", "w", "[3, 3]", "(float32[5, 3], float32[5, 2])")
 
 
 @dataclass(frozen=True)
@@ -770,8 +772,8 @@ class Narrow:
     def forward(self, params, x, context):
         return x @ params["w"], x
 
-    def backward(self, params, saved, delta, read):
-        return delta @ params["w"].T, {"w": read(jbp.Outer(saved[:, None], delta[:, None, :2]))}
+    def backward(self, params, feedback, saved, delta, read):
+        return delta @ params["w"].T, {"w": read["w"](jbp.Outer(saved, delta[:, :2]))}
 
 
 def test_a_forward_without_saved_is_named():
@@ -790,7 +792,7 @@ class ForwardAlone:
     def forward(self, params, x, context):
         return x
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         return delta, ()
 
 

@@ -41,14 +41,14 @@ class Loop:
     def forward(self, params, x, context):
         return jax.lax.scan(lambda x, block: self.layer.forward(block, x, context), x, params.layer)
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         def body(delta, block):
+            *block, read = block
             return self.layer.backward(*block, delta, read)
 
-        delta, readings = jax.lax.scan(body, delta, (params.layer, saved), reverse=True)
-        tree: Any = jax.tree.structure(params.layer)
-        stack = getattr(read, "stack", lambda reading: reading)
-        return delta, Inner(tree.unflatten(map(stack, tree.flatten_up_to(readings))))
+        blocks = params.layer, feedback.layer, saved, read.layer
+        delta, readings = jax.lax.scan(body, delta, blocks, reverse=True)
+        return delta, Inner(jbp.stacked(read.layer, readings))
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Fork:
         b, right = self.right.forward(params["right"], x, context)
         return a + 2 * b, (left, right)
 
-    def backward(self, params, saved, delta, read):
-        a, left = self.left.backward(params["left"], saved[0], delta, read)
-        b, right = self.right.backward(params["right"], saved[1], 2 * delta, read)
+    def backward(self, params, feedback, saved, delta, read):
+        a, left = self.left.backward(params["left"], feedback["left"], saved[0], delta, read["left"])
+        b, right = self.right.backward(params["right"], feedback["right"], saved[1], 2 * delta, read["right"])
         return a + b, {"left": left, "right": right}
 
 
@@ -86,8 +86,8 @@ class Mapped:
         y, saved = jax.vmap(each)(x)
         return y[:, 0], saved
 
-    def backward(self, params, saved, delta, read):
-        delta, _ = jax.vmap(lambda saved, d: self.layer.backward(params, saved, d[None], lambda pair: ()))(saved, delta)
+    def backward(self, params, feedback, saved, delta, read):
+        delta, _ = jax.vmap(lambda saved, d: self.layer.backward(params, feedback, saved, d[None], read))(saved, delta)
         return delta[:, 0], ()
 
 
@@ -409,7 +409,7 @@ class Noise:
         keep = 2 * jax.random.bernoulli(context.key, 0.5, x.shape).astype(x.dtype)
         return x * keep, keep
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         return delta * saved, ()
 
 

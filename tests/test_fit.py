@@ -256,7 +256,7 @@ class Noise:
         noise = jnp.ones(()) if context.key is None else jax.random.uniform(context.key)
         return x * noise.astype(x.dtype), noise
 
-    def backward(self, params, saved, delta, read):
+    def backward(self, params, feedback, saved, delta, read):
         self.traces.append("backward")
         return delta * saved.astype(delta.dtype), ()
 

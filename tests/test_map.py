@@ -9,8 +9,8 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    *("layer", "layout", "pair", "activations", "layers", "losses", "network", "readouts", "compare", "trace"),
-    *("reverse", "testing", "curvature", "feedback", "explain", "flow", "draw", "fit", "data", "figure", "commands"),
+    *("layer", "layout", "pair", "reader", "run", "activations", "layers", "losses", "network", "readouts", "in_jax"),
+    *("compare", "loss_leaves", "checking", "trace", "reverse", "testing", "curvature", "feedback", "explain", "flow", "draw", "fit", "data", "figure", "commands"),
     "__main__",
 ]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -56,7 +56,7 @@ def test_nothing_private_of_jax_is_imported(path: Path):
 
 
 def test_readouts_know_no_layer():
-    assert {place(module) for module in of_jbp(PACKAGE / "readouts.py")} <= {"layout", "pair"}
+    assert {place(module) for module in of_jbp(PACKAGE / "readouts.py")} <= {"layer", "layout", "pair", "reader"}
 
 
 def test_the_files_are_found():

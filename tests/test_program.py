@@ -58,3 +58,15 @@ def test_what_jax_debug_prints_is_printed_by_the_users_runs_alone(capsys: pytest
     jax.grad(lambda x: f(x).sum())(X)
     jax.effects_barrier()
     assert sorted({line.split()[0] for line in capsys.readouterr().out.splitlines()}) == ["backward", "forward", "turn"]
+
+
+def test_of_the_options_of_a_compiler_in_a_hurry_those_that_it_knows_are_kept(monkeypatch: pytest.MonkeyPatch):
+    program: Any = sys.modules["jbp.compare.program"]
+    assert "xla_backend_optimization_level" in program.quick("cpu")
+    assert program.quick("tpu") == {}
+    monkeypatch.setattr(program, "QUICK", {"xla_of_tomorrow": 1, "xla_backend_optimization_level": 0})
+    program.quick.cache_clear()
+    try:
+        assert program.quick("cpu") == {"xla_backend_optimization_level": 0}
+    finally:
+        program.quick.cache_clear()

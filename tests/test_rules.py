@@ -216,6 +216,26 @@ def test_a_traced_value_that_a_rule_closes_over_is_said():
     assert "Make it an argument of the rule." in report.notes[-1]
 
 
+@pytest.mark.parametrize("around", [lambda f: f, lambda f: lambda x: 3 * f(x), *(PLACES[p][0] for p in PLACES)])
+def test_a_backward_of_another_dtype_is_an_error_that_names_the_rule_and_both_dtypes(around: Callable):
+    def slow(x):
+        return jnp.sin(x)
+
+    x = jnp.asarray(M, jnp.bfloat16)
+    wide = jax.custom_vjp(slow)
+    wide.defvjp(lambda x: (slow(x), x), lambda x, g: ((g * jnp.cos(x)).astype(jnp.float32),))
+    told = r"the rule of slow returns float32\[.*\] for x, which is bfloat16\[.*\]\. .*dx\.astype\(x\.dtype\)"
+    with pytest.raises(InputError, match=told):
+        vjp(around(wide), x)
+
+
+def test_a_backward_of_another_dtype_is_an_error_where_a_cast_around_it_hides_it():
+    wide = jax.custom_vjp(lambda x: jnp.sin(x))
+    wide.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: ((g * jnp.cos(x)).astype(jnp.float32),))
+    with pytest.raises(InputError, match=r"returns float32.* for x, which is bfloat16"):
+        vjp(lambda x: wide(x.astype(jnp.bfloat16)).astype(jnp.float32), X)
+
+
 @jax.custom_vjp
 def gathered(table, rows, scale):
     """(table[rows] · scale, its sum): two outputs, an integer argument."""

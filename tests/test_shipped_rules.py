@@ -34,8 +34,14 @@ def _as_for_a_user():
         yield
 
 
+SOMETIMES_PLAIN = ("jax.numpy.sinc, 0", "jax.numpy.frexp")  # in some JAX these have a rule, in others they need none
+
+
 def row(name: str) -> shipped_rules.Row:
-    return shipped_rules.row(RULES[name])
+    rule = RULES[name]
+    if name in SOMETIMES_PLAIN and "custom_jvp_call" not in str(jax.make_jaxpr(rule.f)(*rule.args)):
+        pytest.skip(f"in this JAX {name} has no rule of its own")
+    return shipped_rules.row(rule)
 
 
 RIGHT = [

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import InputError, described
-from ..readouts import Summed
+from ..layer import Context, InputError, described, wide_dtype
+from ..reader import bound, read_gradient, readers
+from ..run import turned
 from .arguments import Arguments
 from .judge import Comparison
 from .parts import Part, named_parts
@@ -16,14 +17,14 @@ from .program import Program
 from .report import Report
 
 
-def step_reports(record: Any, loss: Any, y: Any) -> tuple[Report, ...]:
+def step_reports(record: Any, cost: Any, theta: Any, y: Any) -> tuple[Report, ...]:
     """Reports of the base case and of each layer, in the order of the reverse pass, up to the first that is wrong.
 
-    `record`: a `trace.Record` of one run.
+    `record`: a `trace.Record` of one run of the cost.
     """
     found: list[Report] = []
     programs: dict[str, Program] = {}
-    for name, rule, oracle, args in _steps(record, loss, y):
+    for name, rule, oracle, args in _steps(record, cost, theta, y):
 
         def shared(who: str, function: Callable, name: str = name, args: tuple = args) -> Program:
             program = Program(f"compare: the {who} of {name}", function, args)
@@ -41,23 +42,29 @@ def _parts(result: Any) -> list[Part]:
     return [part for part in named_parts(result) if jnp.issubdtype(part.array.dtype, jnp.inexact)]
 
 
-def _steps(record: Any, loss: Any, y: Any) -> Iterator[tuple[str, Callable, Callable, tuple]]:
+def _steps(record: Any, cost: Any, theta: Any, y: Any) -> Iterator[tuple[str, Callable, Callable, tuple]]:
     """(name, rule, oracle, arguments) of each step of the induction."""
-    y = jax.tree.map(jnp.asarray, y)
+    y, loss = jax.tree.map(jnp.asarray, y), cost.loss_layer
 
-    def base(output: Any) -> dict[str, Any]:
-        return {"delta of the output": jax.tree.map(lambda d, a: d.astype(a.dtype), loss.delta(output, y), output)}
+    def base(params: Any, output: Any) -> dict[str, Any]:
+        n = jax.tree.leaves(output)[0].shape[0]
+        ones = jnp.ones(n, wide_dtype(jax.tree.leaves(output)[0].dtype))
+        read = readers(params, read_gradient)
+        _, delta, readings = turned("loss", loss, params, params, (output, y), ones, read, Context())
+        return {"delta of the output": delta, "params": readings}
 
-    def base_oracle(output: Any) -> dict[str, Any]:
-        return {"delta of the output": jax.grad(lambda output: loss.value(output, y).sum())(output)}
+    def base_oracle(params: Any, output: Any) -> dict[str, Any]:
+        total = lambda params, output: loss.forward(params, (output, y), Context())[0].sum()
+        gradient, delta = jax.grad(total, (0, 1))(params, output)
+        return {"delta of the output": delta, "params": gradient}
 
-    yield f"the base case, {type(loss).__name__}", base, base_oracle, (record.output,)
+    yield f"the base case, {type(cost.loss).__name__}", base, base_oracle, (cost.loss_params(theta), record.output)
     for step in record.steps:  # a container ends after the layers in it: one that is wrong by itself is found too
         layer, context = step.layer, step.context
 
         def rule(params: Any, x: Any, delta: Any, layer: Any = layer, context: Any = context) -> dict[str, Any]:
             _, saved = layer.forward(params, x, context)
-            delta_x, readings = layer.backward(params, saved, delta, Summed())
+            delta_x, readings = layer.backward(params, params, saved, delta, bound(params, readers(params, read_gradient)))
             return {
                 "delta of x": delta_x,
                 "params": jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, readings),

@@ -48,14 +48,17 @@ def in_a_hurry() -> bool:
 
 @cache
 def quick(backend: str) -> dict[str, Any]:
-    """Options of a compiler that hurries; none where it knows no such options."""
-    if backend != "cpu":
-        return {}
+    """Options of a compiler that hurries: those of QUICK that it knows; none where it isn't the CPU's."""
+    return {name: value for name, value in QUICK.items() if backend == "cpu" and _is_known(name, value)}
+
+
+def _is_known(option: str, value: Any) -> bool:
+    """Whether the compiler takes an option: one that it doesn't know is an error."""
     try:
-        jax.jit(lambda: 0, compiler_options=QUICK)()
-    except Exception:  # of whatever kind another XLA raises
-        return {}
-    return QUICK
+        jax.jit(lambda: 0, compiler_options={option: value})()
+    except Exception:  # of whatever kind this XLA raises
+        return False
+    return True
 
 
 def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,6 +68,12 @@ def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 class ClosesOver(InputError):
     """A program holds a value of another trace, which has ended."""
+
+    def __init__(self, who: str):
+        super().__init__(
+            f"{who} closes over a traced value of the function around it, which jax.grad of a jitted function "
+            "can't do either. Make it an argument of the rule."
+        )
 
 
 class Program:
@@ -96,6 +105,8 @@ class Program:
                 self._traced = self._without_output()
         except InputError:
             raise
+        except jax.errors.UnexpectedTracerError as error:
+            raise ClosesOver(who) from error
         except Exception as error:
             raise InputError(f"{who} raises {said(error)}") from error
         self._tracing = time.perf_counter() - started
@@ -103,10 +114,7 @@ class Program:
         self.jaxpr: ClosedJaxpr = self._traced.jaxpr
         more = len(self.jaxpr.jaxpr.invars) > len(arguments.arrays)  # what is not an argument, and not known either
         if more or any(isinstance(value, jax.core.Tracer) for value in _held(self.jaxpr)):
-            raise ClosesOver(
-                f"{who} closes over a traced value of the function around it, which jax.grad of a jitted function "
-                "can't do either. Make it an argument of the rule."
-            )
+            raise ClosesOver(who)
         if kept := sorted({e.primitive.name for e in equations(self.jaxpr)} & set(OPAQUE)):
             self.notes.append(f"{who} holds {', '.join(kept)}, which keeps its own precision in the float64 shadow.")
         if effects := sorted(str(e) for e in self.jaxpr.effects if "debug" not in str(e).lower()):

@@ -83,6 +83,17 @@ def _jaxprs_in(values: Iterable[Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
             yield from _jaxprs_in(value)
 
 
+def scan_inputs(eqn: JaxprEqn) -> tuple[int, int]:
+    """How many inputs of a `scan` are constants of its body, and how many are carried; the others are cut into turns.
+
+    JAX states it as two numbers (`num_consts`, `num_carry`) or as the structure of the inputs (`ft_in`).
+    """
+    if "ft_in" in eqn.params:
+        consts, carry, _ = eqn.params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
 def equations(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
     """All equations, those of inner jaxprs included."""
     for eqn in jaxpr.eqns:

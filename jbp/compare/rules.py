@@ -81,6 +81,8 @@ def compare_rules(
     sites = sites_of(program.jaxpr, kind)
     if not sites:
         raise InputError(_nothing_found(who, kind, f, program.jaxpr))
+    for site in sites if kind == "vjp" else ():
+        _check_types(who, site)
     arrays = program.arguments.arrays
     floats = floats_of(arrays)
     outs = jax.tree.leaves(program.out)
@@ -278,6 +280,24 @@ def _output_names(out: Any) -> list[str]:
     paths, _ = jax.tree_util.tree_flatten_with_path(out)
     floats = [(path, leaf) for path, leaf in paths if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return [f"output{jax.tree_util.keystr(path) if len(floats) > 1 else ''}" for path, _ in floats]
+
+
+def _check_types(who: str, site: Site) -> None:
+    """Raise `InputError` where a backward gives a gradient of another shape or dtype than its argument's."""
+    floats = floats_of([v.aval for v in site.eqn.invars])
+    like = lambda v: jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+    arrays, outs = [[like(v) for v in vs] for vs in (site.eqn.invars, site.eqn.outvars)]
+    try:
+        got = jax.eval_shape(lambda a, c: pulled(site.call, floats, a, c), arrays, [o for o in outs if is_float(o)])
+    except Exception:  # whatever a stranger's rule raises is told where it is compared
+        return
+    for i, gradient in zip(floats, got, strict=True):
+        if (gradient.shape, gradient.dtype) != (arrays[i].shape, arrays[i].dtype):
+            raise InputError(
+                f"{who}: the rule of {site.name} returns {described(gradient)} for {site.arguments[i]}, which is "
+                f"{described(arrays[i])}. A gradient has its argument's shape and dtype: cast it in backward, as in "
+                "dx.astype(x.dtype)."
+            )
 
 
 def _is_all(jaxpr: ClosedJaxpr) -> bool:

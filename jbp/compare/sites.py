@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from .replay import aval_of, bind, equations, inner_jaxprs, replay
+from .replay import aval_of, bind, equations, inner_jaxprs, replay, scan_inputs
 
 RULES = {"vjp": "custom_vjp_call", "jvp": "custom_jvp_call"}
 INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
@@ -185,14 +185,13 @@ class Tapped:
         return jax.lax.switch(index, [branch(*kj) for kj in enumerate(inner_jaxprs(eqn))], probes, *operands)
 
     def _loop(self, eqn: JaxprEqn, path: Path, values: list[Any], probes: dict[int, Any]) -> tuple[Any, Any]:
-        p = eqn.params
-        consts, carry, xs = (values[: p["num_consts"]], values[p["num_consts"] :][: p["num_carry"]],
-                             values[p["num_consts"] + p["num_carry"] :])  # fmt: skip
+        p, (first, count) = eqn.params, scan_inputs(eqn)
+        consts, carry, xs = values[:first], values[first:][:count], values[first + count :]
 
         def body(carry: Any, turn: Any) -> tuple[Any, Any]:
             xs, some = turn
             outs, taps = self._run(p["jaxpr"], (*path, 0), [*consts, *carry, *xs], some)
-            return outs[: p["num_carry"]], (outs[p["num_carry"] :], taps)
+            return outs[:count], (outs[count:], taps)
 
         carry, (ys, taps) = jax.lax.scan(body, carry, (xs, probes), p["length"], p["reverse"])
         return [*carry, *ys], taps

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..layer import Context, batch_of
 from ..network import Network
-from ..readouts import Summed
+from ..reader import bound, read_gradient, readers
 from .marks import title_of
 
 
@@ -92,7 +92,7 @@ def _back(layers: tuple, params: tuple, x: Any, delta: Any) -> Any:
         kept.append(saved)
     readings = []
     for layer, its, saved in reversed(list(zip(layers, params, kept, strict=True))):
-        delta, read = layer.backward(its, saved, delta, Summed())
+        delta, read = layer.backward(its, its, saved, delta, bound(its, readers(its, read_gradient)))
         readings.append(read)
     return due, (tuple(readings[::-1]), delta)
 
@@ -190,7 +190,7 @@ def numbers_of(cost: Any, chain: Chain, theta: Any, x: Any, y: Any) -> Numbers:
             slope.append(_back(*behind, z[-1], jnp.ones_like(a[-1]))[0][1][0])
         else:
             slope.append(_jacobian(*behind, z[-1][0]))
-    value, of_a, of_y = _ended(cost.loss, a[-1], y)
+    value, of_a, of_y = _ended(cost.loss_layer, cost.loss_params(theta), a[-1], y)
     return Numbers(
         w=[w.T for w, _ in _affine(net, theta)],
         b=[b for _, b in _affine(net, theta)],
@@ -205,9 +205,9 @@ def numbers_of(cost: Any, chain: Chain, theta: Any, x: Any, y: Any) -> Numbers:
 
 
 @partial(jax.jit, static_argnums=0)
-def _ended(loss: Any, a: Any, y: Any) -> Any:
+def _ended(loss: Any, params: Any, a: Any, y: Any) -> Any:
     """(C, ∂C/∂a, ∂C/∂y), the last None for labels."""
-    value = lambda a, y: loss.value(a, y).sum()
+    value = lambda a, y: loss.forward(params, (a, y), Context())[0].sum()
     if jnp.issubdtype(y.dtype, jnp.floating):
         C, (of_a, of_y) = jax.value_and_grad(value, (0, 1))(a, y)
         return C, of_a, of_y

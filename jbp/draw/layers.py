@@ -9,7 +9,7 @@ import numpy as np
 
 from ..layer import InputError
 from ..network import Network
-from ..readouts import Summed
+from ..reader import read_gradient
 from ..reverse import Cost
 from ..trace import Record, run
 from .graph import Edge, Graph, Node, math_label, number
@@ -55,13 +55,13 @@ class Known:
 def known(cost: Cost, theta: Any, x: Any, y: Any) -> Known:
     """The numbers at one example, x `[1, *input]` and its y: the record's own, so that no large program is compiled."""
     try:
-        record = run(cost, theta, x, y, mark=lambda path: Summed())
+        record = run(cost, theta, x, y, mark=read_gradient)
     except InputError:  # a container runs a layer where its numbers can't be seen
         C, gradient = cost.value_and_grad(theta, x, y)
         return Known(np.asarray(theta), np.asarray(gradient), float(C), x, y, None)
     leaves = [np.ravel(np.asarray(gradient)) for gradient in record.leaves.values()]
     gradient = np.concatenate([np.zeros(0, np.asarray(theta).dtype), *leaves])
-    return Known(np.asarray(theta), gradient, float(jax.jit(cost.loss.value)(record.output, y)[0]), x, y, record)
+    return Known(np.asarray(theta), gradient, float(record.values[0]), x, y, record)
 
 
 def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | None) -> Graph:

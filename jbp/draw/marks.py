@@ -42,8 +42,8 @@ class Marked:
         note.outputs, note.xs = len(jax.tree.leaves(output)), len(jax.tree.leaves(x))
         return output, saved
 
-    def backward(self, params: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
-        return self.layer.backward(params, saved, delta, read)
+    def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
+        return self.layer.backward(params, feedback, saved, delta, read)
 
 
 @dataclass

@@ -1,10 +1,13 @@
 """Containers: layers that run the recursion over their children.
 
-    Sequential   y = f_n(… f_1(x));   δ goes through f_n, …, f_1 in turn: the induction itself
-    Residual     y = x + f(x);        δx = δ + (δ through f)
-    Tap          y = x;               δx = fn(δ): to look at a delta, or to edit it
+    Sequential   y = f_n(… f_1(x));           δ goes through f_n, …, f_1 in turn: the induction itself
+    Residual     y = x + f(x);                δx = δ + (δ through f)
+    Fork         y = (f_1(x), …, f_n(x));     δx = Σ_i (δ_i through f_i)
+    Parallel     y = (f_1(x_1), …, f_n(x_n)); δx = (δ_1 through f_1, …)
+    Frozen       y = f(x);                    δx = δ through f, and 0 for the params
+    Tap          y = x;                       δx = fn(δ): to look at a delta, or to edit it
 
-Saved: what the children save, and the static shape of each child's input, against which its delta is checked.
+Saved: what `step` keeps of each child. Nothing else is computed here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,25 +15,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from ..layer import Context, InputError, Layer, Shape, at, check_readings, described, output_spec, two
-
-
-class Kept(NamedTuple):
-    """What a container keeps for one child: the shape of its x, and what the child itself saved."""
-
-    shape: Shape
-    saved: Any
-
-
-def step_back(layer: Layer, params: Any, kept: Kept, delta: Any, read: Any) -> tuple[Any, Any]:
-    """One inductive step: a child's backward, with its promise about shapes checked (at trace time, at no cost)."""
-    returned = layer.backward(params, kept.saved, delta, read)
-    delta, readings = two(returned, "backward", "(delta of x, readings)")
-    kept.shape.check_delta(delta)
-    check_readings(params, readings)
-    return delta, readings
+from ..layer import Context, InputError, Layer, at, described, output_spec, wide_dtype
+from ..layout import Fixed
+from ..pair import Nothing
+from ..reader import read_nothing, readers
+from ..run import Kept, step, step_back
 
 
 def check_layer(name: str, given: Any) -> None:
@@ -47,6 +39,16 @@ def check_layer(name: str, given: Any) -> None:
     raise InputError(f"{name} is no layer: {given!r}. {remedy}")
 
 
+def checked_layers(who: str, given: Any) -> tuple[Layer, ...]:
+    """A list of layers as a tuple. Raises `InputError` where it is none."""
+    if isinstance(given, Layer) or not isinstance(given, Iterable):
+        raise InputError(f"{who}: expected a list of layers, got {given!r}. Write {who}([...]).")
+    layers = tuple(given)
+    for i, layer in enumerate(layers):
+        check_layer(f"{who}: layers[{i}]", layer)
+    return layers
+
+
 @dataclass(frozen=True)
 class Sequential:
     """Layers one after another. Params: a tuple, one entry for each layer."""
@@ -54,11 +56,7 @@ class Sequential:
     layers: Sequence[Layer]
 
     def __post_init__(self):
-        if isinstance(self.layers, Layer) or not isinstance(self.layers, Iterable):
-            raise InputError(f"Sequential: expected a list of layers, got {self.layers!r}. Write Sequential([...]).")
-        object.__setattr__(self, "layers", tuple(self.layers))
-        for i, layer in enumerate(self.layers):
-            check_layer(f"Sequential: layers[{i}]", layer)
+        object.__setattr__(self, "layers", checked_layers("Sequential", self.layers))
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
@@ -71,17 +69,16 @@ class Sequential:
     def forward(self, params: tuple, x: Any, context: Context) -> tuple[Any, list[Kept]]:
         kept = []
         for i, layer in enumerate(self.layers):
-            shape = Shape.of(x)
-            with at(i):
-                x, saved = layer.forward(params[i], x, context.child(i))
-            kept.append(Kept(shape, saved))
+            x, saved = step(i, layer, params[i], x, context)
+            kept.append(saved)
         return x, kept
 
-    def backward(self, params: tuple, saved: list[Kept], delta: Any, read: Any) -> tuple[Any, tuple]:
+    def backward(
+        self, params: tuple, feedback: tuple, saved: list[Kept], delta: Any, read: tuple
+    ) -> tuple[Any, tuple]:
         readings: list[Any] = [()] * len(self.layers)
         for i in reversed(range(len(self.layers))):  # inductive step: δ of layer i from δ of layer i + 1
-            with at(i):
-                delta, readings[i] = step_back(self.layers[i], params[i], saved[i], delta, read)
+            delta, readings[i] = step_back(self.layers[i], params[i], feedback[i], saved[i], delta, read[i])
         return delta, tuple(readings)
 
 
@@ -93,34 +90,159 @@ class Inner(NamedTuple):
 
 @dataclass(frozen=True)
 class Residual:
-    """y = x + layer(x)."""
+    """y = x + layer(x), or y = of(x) + layer(x) where `of` picks one part of a pytree x, as in `lambda x: x[0]`."""
 
     layer: Layer
+    of: Callable[[Any], Any] | None = None
 
     def __post_init__(self):
         check_layer("Residual: layer", self.layer)
+        if self.of is not None and not callable(self.of):
+            raise InputError(f"Residual: of must be a function that picks a part of x, got {self.of!r}.")
 
     def init(self, key: PRNGKeyArray, x: Any) -> Inner:
         with at("layer"):
             params = self.layer.init(key, x)
             y = output_spec(self.layer, params, x)
-        if y != x:
-            shown = described(jax.tree.map(lambda s: s, (x, y)))
+        part = self._part(x)
+        if y != part:
+            picked = "x" if self.of is None else "of(x)"
             raise InputError(
-                f"Residual: x + layer(x) needs the layer to keep the shape of x, (x, layer(x)) is {shown} "
-                "without the batch axis. Change the layer's width."
+                f"Residual: {picked} + layer(x) needs the layer to keep the shape of {picked}, ({picked}, layer(x)) is "
+                f"{described((part, y))} without the batch axis. Change the layer's width."
             )
         return Inner(params)
 
     def forward(self, params: Inner, x: Any, context: Context) -> tuple[Any, Kept]:
-        with at("layer"):
-            y, saved = self.layer.forward(params.layer, x, context)
-        return jax.tree.map(lambda a, b: a + b, x, y), Kept(Shape.of(x), saved)
+        y, kept = step("layer", self.layer, params.layer, x, context)
+        return jax.tree.map(lambda a, b: a + b, self._part(x), y), kept
 
-    def backward(self, params: Inner, saved: Kept, delta: Any, read: Any) -> tuple[Any, Inner]:
-        with at("layer"):
-            inner, readings = step_back(self.layer, params.layer, saved, delta, read)
-        return jax.tree.map(lambda a, b: a + b, delta, inner), Inner(readings)
+    def backward(self, params: Inner, feedback: Inner, saved: Kept, delta: Any, read: Inner) -> tuple[Any, Inner]:
+        inner, readings = step_back(self.layer, params.layer, feedback.layer, saved, delta, read.layer)
+        # reverses of(x) + y: δ is added where of(x) was picked
+        leaves, treedef = jax.tree.flatten(inner, is_leaf=lambda part: part is None)
+        for place, d in zip(jax.tree.leaves(self._picked(inner)), jax.tree.leaves(delta), strict=True):
+            leaves[place] = leaves[place] + d
+        return treedef.unflatten(leaves), Inner(readings)
+
+    def _picked(self, x: Any) -> Any:
+        """The part of x that `of` picks, each leaf as the number of its place among x's leaves."""
+        leaves, treedef = jax.tree.flatten(x, is_leaf=lambda part: part is None)
+        numbered = treedef.unflatten([_Place(i) for i in range(len(leaves))])
+        try:
+            picked = numbered if self.of is None else self.of(numbered)
+            return jax.tree.map(lambda place: place.number, picked, is_leaf=lambda part: isinstance(part, _Place))
+        except (TypeError, AttributeError, KeyError, IndexError) as error:
+            raise InputError(
+                f"Residual: of must pick a part of x and compute nothing, got {error} for x of {described(x)}. "
+                "As in of=lambda x: x[0]."
+            ) from error
+
+    def _part(self, x: Any) -> Any:
+        leaves = jax.tree.leaves(x, is_leaf=lambda part: part is None)
+        return jax.tree.map(lambda place: leaves[place], self._picked(x))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Stands for a leaf of x, so that what is picked is seen."""
+
+    number: int
+
+
+def _each(who: str, layers: tuple[Layer, ...], x: Any) -> tuple:
+    """x, one part for each layer. Raises `InputError` where the parts don't fit."""
+    if not isinstance(x, (tuple, list)) or len(x) != len(layers):
+        got = f"{len(x)} parts" if isinstance(x, (tuple, list)) else described(x)
+        raise InputError(f"{who}: expected x as a tuple of {len(layers)} parts, one for each layer, got {got}.")
+    return tuple(x)
+
+
+@dataclass(frozen=True)
+class Fork:
+    """The same x to each layer; their outputs are a tuple. Params: a tuple, one entry for each layer."""
+
+    layers: Sequence[Layer]
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", checked_layers("Fork", self.layers))
+        if not self.layers:
+            raise InputError("Fork: expected at least one layer, got none. Write Fork([f, g]).")
+
+    def init(self, key: PRNGKeyArray, x: Any) -> tuple:
+        params = []
+        for i, layer in enumerate(self.layers):
+            with at(i):
+                params.append(layer.init(jax.random.fold_in(key, i), x))
+        return tuple(params)
+
+    def forward(self, params: tuple, x: Any, context: Context) -> tuple[tuple, tuple[Kept, ...]]:
+        pairs = [step(i, layer, params[i], x, context) for i, layer in enumerate(self.layers)]
+        return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
+
+    def backward(
+        self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple
+    ) -> tuple[Any, tuple]:
+        steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
+        deltas, readings = zip(*(step_back(*each) for each in steps), strict=True)
+        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *deltas), readings
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Part i of a tuple x to layer i; their outputs are a tuple. Params: a tuple, one entry for each layer."""
+
+    layers: Sequence[Layer]
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", checked_layers("Parallel", self.layers))
+
+    def init(self, key: PRNGKeyArray, x: Any) -> tuple:
+        params = []
+        for i, (layer, part) in enumerate(zip(self.layers, _each("Parallel", self.layers, x), strict=True)):
+            with at(i):
+                params.append(layer.init(jax.random.fold_in(key, i), part))
+        return tuple(params)
+
+    def forward(self, params: tuple, x: tuple, context: Context) -> tuple[tuple, tuple[Kept, ...]]:
+        parts = enumerate(zip(self.layers, params, _each("Parallel", self.layers, x), strict=True))
+        pairs = [step(i, layer, its, part, context) for i, (layer, its, part) in parts]
+        return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
+
+    def backward(
+        self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple
+    ) -> tuple[Any, tuple]:
+        steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
+        pairs = [step_back(*each) for each in steps]
+        return tuple(d for d, _ in pairs), tuple(readings for _, readings in pairs)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The layer with its params held fixed: `layout.trainable` is False at its leaves, and their gradient is 0.
+
+    Forward stops the gradient at the params, so `jax.grad` agrees. In reverse delta goes through, and each leaf's
+    reader gets `Nothing`, a pair whose every quantity is 0: no product of its gradient is computed.
+    """
+
+    layer: Layer
+
+    def __post_init__(self):
+        check_layer("Frozen: layer", self.layer)
+
+    def init(self, key: PRNGKeyArray, x: Any) -> Fixed:
+        with at("fixed"):
+            return Fixed(self.layer.init(key, x))
+
+    def forward(self, params: Fixed, x: Any, context: Context) -> tuple[Any, Kept]:
+        return step("fixed", self.layer, jax.lax.stop_gradient(params.fixed), x, context)
+
+    def backward(self, params: Fixed, feedback: Fixed, saved: Kept, delta: Any, read: Fixed) -> tuple[Any, Fixed]:
+        nobody = readers(params.fixed, read_nothing)
+        delta_x, _ = step_back(self.layer, params.fixed, feedback.fixed, saved, delta, nobody)
+        n = jax.tree.leaves(delta)[0].shape[0]
+        nothing = lambda leaf, reader: reader(Nothing(n, jnp.shape(leaf), wide_dtype(leaf.dtype)))
+        return delta_x, Fixed(jax.tree.map(nothing, params.fixed, read.fixed))
 
 
 @dataclass(frozen=True)
@@ -145,5 +267,5 @@ class Tap:
     def forward(self, params: tuple, x: Any, context: Context) -> tuple[Any, tuple]:
         return x, ()
 
-    def backward(self, params: tuple, saved: tuple, delta: Any, read: Any) -> tuple[Any, tuple]:
+    def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: Any, read: tuple) -> tuple[Any, tuple]:
         return self.fn(delta), ()

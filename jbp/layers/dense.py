@@ -8,7 +8,6 @@ Saved: x, because the kernel's pair is (x, δ). Shapes: x `[N, *T, I]`, y `[N, *
 Source: the text's induction; Rumelhart, Hinton & Williams 1986.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import Context, InputError, described, einsum
 from ..pair import Outer, Sum
@@ -68,11 +67,6 @@ def initialised(name: str, given: str | Initializer, key: PRNGKeyArray, shape: t
     return leaf.astype(dtype)
 
 
-def positions(x: Shaped[Array, "N *T C"]) -> Shaped[Array, "N M C"]:
-    """x with all axes between the first and the last as one axis of positions; one position if there are none."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
-
-
 @dataclass(frozen=True)
 class Dense:
     """`width` neurons, each fed by all of the last axis of x. `weights` and `biases` name initialisers or are such."""
@@ -113,8 +107,9 @@ class Dense:
         y = y if params.b is None else y + jnp.broadcast_to(params.b, y.shape).astype(y.dtype)
         return y.astype(x.dtype), x
 
-    def backward(self, params: Affine, saved: Any, delta: Float[Array, "N *T O"], read: Any) -> tuple[Any, Affine]:
+    def backward(
+        self, params: Affine, feedback: Affine, saved: Any, delta: Float[Array, "N *T O"], read: Affine
+    ) -> tuple[Any, Affine]:
         # reverses y = x·w + b
-        x, d = positions(saved), positions(delta)
-        delta_x = einsum("...o,io->...i", delta, params.w).astype(delta.dtype)
-        return delta_x, Affine(read(Outer(x, d)), read(Sum(d)) if self.bias else None)
+        delta_x = einsum("...o,io->...i", delta, feedback.w).astype(delta.dtype)
+        return delta_x, Affine(read.w(Outer(saved, delta)), read.b(Sum(delta)) if self.bias else None)

@@ -22,13 +22,18 @@ from ..pair import Whole
 class Function:
     """`apply(params, x) -> y` as a layer; `init(key, x_spec) -> params`. Saved: x.
 
-    `apply` sees the whole batch and must treat its examples independently: a readout of single examples runs it on
-    batches of one. Its backward is `jax.vjp` at the params it is given, so another vector cannot carry δ through it:
-    `Cost` refuses `feedback=` for a network that holds a Function with parameters.
+    `apply` sees the whole batch and treats its examples independently, unless `mixes_examples` says otherwise: a
+    readout of single examples runs it on batches of one. Its backward is `jax.vjp` at its own params, so another vector
+    cannot carry δ through it: `feedback=` is refused for a network that holds a Function with parameters.
     """
 
     init_params: Callable[[Any, Any], Any] | None
     apply: Callable[[Any, Any], Any]
+    mixes_examples: bool = False
+
+    @property
+    def own_feedback_only(self) -> bool:
+        return self.init_params is not None
 
     def init(self, key: PRNGKeyArray, x: Any) -> Any:
         return () if self.init_params is None else self.init_params(key, x)
@@ -36,7 +41,7 @@ class Function:
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
         return self.apply(params, x), x
 
-    def backward(self, params: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
+    def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
         def pull(x, delta):
             _, vjp = jax.vjp(self.apply, params, x)
             return vjp(delta)
@@ -46,13 +51,18 @@ class Function:
 
         total, delta_x = pull(saved, delta)
         delta_x = jax.tree.map(lambda x, d: d if jnp.issubdtype(x.dtype, jnp.inexact) else None, saved, delta_x)
+        if self.mixes_examples:
+            return delta_x, jax.tree.map(lambda t, r: r(Whole(t, None)), total, read)
         each = jax.vmap(pull_one)(saved, delta)
-        return delta_x, jax.tree.map(lambda t, e: read(Whole(t, e)), total, each)
+        return delta_x, jax.tree.map(lambda t, e, r: r(Whole(t, e)), total, each, read)
 
 
-def from_function(init: Callable[[Any, Any], Any] | None, apply: Callable[[Any, Any], Any]) -> Function:
+def from_function(
+    init: Callable[[Any, Any], Any] | None, apply: Callable[[Any, Any], Any], *, mixes_examples: bool = False
+) -> Function:
     """Any JAX function as a layer whose backward is `jax.vjp`, so that a network can mix both. See `Function`.
 
     `init(key, x_spec) -> params` (None for no parameters), `apply(params, x) -> y` with the batch axis first.
+    `mixes_examples`: whether an example's output depends on others, as in a BatchNorm in training.
     """
-    return Function(init, apply)
+    return Function(init, apply, mixes_examples)
