@@ -12,12 +12,13 @@ from . import (
     products,
     recurrences,
     reported,
+    reported_algebra,
     reported_kernels,
     selections,
 )
 from .case import Case as Case
 
-REPORTED = (reported, reported_kernels)  # in public trackers
+REPORTED = (reported, reported_algebra, reported_kernels)  # in public trackers
 OWN = (products, normalizations, means, losses, elementwise, selections, recurrences, complex_numbers)
 MODULES = (*OWN, *REPORTED)
 CASES: list[Case] = [case for module in MODULES for case in module.CASES]
