@@ -71,8 +71,9 @@ def of_floats(case: Case) -> tuple[Callable, list[np.ndarray]]:
 
 def by_compare_vjp(case: Case) -> Verdict:
     report = jbp.compare_vjp(case.f, *case.args, timing=False)
-    says = {"AGREE": PASSED, "WRONG": CAUGHT, "UNDECIDED": UNDECIDED, "EMPTY": UNDECIDED}
-    return Verdict(says[report.kind.name], str(report.verdict))
+    kind = jbp.Verdict
+    says = {kind.AGREE: PASSED, kind.WRONG: CAUGHT, kind.UNDECIDED: UNDECIDED, kind.EMPTY: UNDECIDED}
+    return Verdict(says[report.kind], str(report.verdict))
 
 
 def by_check_grads(case: Case) -> Verdict:

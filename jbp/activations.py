@@ -4,7 +4,9 @@
     backward   δ_z = δ_a · f′
 
 Saved: a where f′ follows from a at no loss (the next layer keeps a in any case, so it costs nothing), else z.
-Each class states f′ at its kinks and far out; both are tested. Low precision is computed in float32 and rounded once.
+Each class states f′ at its kinks, far out and at ±∞, and f is written so that plain autodiff of it gives the same f′
+there: by selects, as in `jax.nn`, because the derivative of `maximum` at a tie is ½. No f has a rule of ours, so that
+autodiff can vouch for `slope`. Low precision is computed in float32 and rounded once.
 """
 
 import math
@@ -87,7 +89,7 @@ class ReLU(Activation):
     """a = max(z, 0); f′ = 1 for z > 0, else 0. At the kink f′(0) = 0, as in `jax.nn.relu`."""
 
     def f(self, z):
-        return jnp.maximum(z, 0)
+        return jnp.where(z > 0, z, jnp.where(z <= 0, 0.0, jnp.nan))  # NaN stays NaN
 
     def slope(self, saved):
         return (saved > 0).astype(saved.dtype)
@@ -95,9 +97,13 @@ class ReLU(Activation):
 
 @dataclass(frozen=True)
 class LeakyReLU(Activation):
-    """a = z for z ≥ 0, else slope·z; f′ = 1 or `negative_slope`, read off the sign of a. At the kink f′(0) = 1."""
+    """a = z for z ≥ 0, else `negative_slope`·z; f′ = 1 or `negative_slope`. At the kink f′(0) = 1.
+
+    Saved: z. The sign of a would tell f′ too, but not where a small a is rounded to 0.
+    """
 
     negative_slope: float = 0.01
+    keeps: ClassVar[str] = "z"
 
     def __post_init__(self):
         if not self.negative_slope > 0:
@@ -121,10 +127,10 @@ class ELU(Activation):
     keeps: ClassVar[str] = "z"
 
     def f(self, z):
-        return jnp.where(z > 0, z, self.alpha * jnp.expm1(jnp.minimum(z, 0)))
+        return jnp.where(z > 0, z, self.alpha * jnp.expm1(jnp.where(z > 0, 0, z)))  # no ∞·0 where eᶻ is large
 
     def slope(self, saved):
-        return jnp.where(saved > 0, 1.0, self.alpha * jnp.exp(jnp.minimum(saved, 0)))
+        return jnp.where(saved > 0, 1.0, self.alpha * jnp.exp(jnp.where(saved > 0, 0, saved)))
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,8 @@ class GELU(Activation):
     keeps: ClassVar[str] = "z"
 
     def f(self, z):
-        return jax.nn.gelu(jnp.maximum(z, -40), approximate=self.approximate)  # −∞·0 would be NaN
+        # the clip keeps ∞·0 out, of autodiff as well; its own kinks are where f′ is 0 or nothing is taken from it
+        return jnp.where(z > 40, z, jax.nn.gelu(jnp.clip(z, -41, 41), approximate=self.approximate))
 
     def slope(self, saved):
         z = jnp.clip(saved, -40, 40)  # beyond, f′ is 0 or 1 to the last bit; the clip keeps ∞·0 out
@@ -172,8 +179,7 @@ class SiLU(Activation):
     keeps: ClassVar[str] = "z"
 
     def f(self, z):
-        z = jnp.maximum(z, -800)  # −∞·0 would be NaN
-        return z * jax.nn.sigmoid(z)
+        return jnp.where(z > 800, z, jax.nn.silu(jnp.clip(z, -801, 801)))  # as in GELU
 
     def slope(self, saved):
         z = jnp.clip(saved, -800, 800)  # beyond, σ is 0 or 1 in every dtype; the clip keeps ∞·0 out

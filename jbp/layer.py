@@ -167,11 +167,17 @@ def _inside(value: Any) -> Iterator[tuple[tuple[str, ...], Layer]]:
             yield from (((*(() if is_dataclass(value) else (name,)), *place), child) for place, child in _inside(part))
 
 
+def called(layer: Layer) -> str:
+    """What tables and drawings call a layer: its own `name` if it has one, else its class's."""
+    name = getattr(layer, "name", None)
+    return name if isinstance(name, str) and name else type(layer).__name__
+
+
 def says(layer: Layer, what: str) -> str | None:
     """The path and class of the first layer, in `layer` or inside it, that says `what` of itself, else None."""
     for path, inner in walk(layer):
         if getattr(inner, what, False) is True:
-            return f"{'.'.join(path)} ({type(inner).__name__})" if path else type(inner).__name__
+            return f"{'.'.join(path)} ({called(inner)})" if path else called(inner)
     return None
 
 

@@ -355,8 +355,8 @@ class SoftmaxCrossEntropy:
                 f"({len(bad)} out of range). Mark labels to leave out with ignore=."
             )
 
-    def counted(self, output: Output, y: Target) -> Float[Array, "N"]:
-        """How many positions of each example count."""
+    def counted(self, output: Any, y: Target) -> Float[Array, "N"]:
+        """How many positions of each example count; of the output the spec is enough."""
         counts = jnp.ones(output.shape[:-1], wide_dtype(output.dtype))
         if self.ignore is not None and jnp.issubdtype(y.dtype, jnp.integer):
             counts = jnp.where(y == self.ignore, 0, counts)

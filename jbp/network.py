@@ -15,6 +15,7 @@ from .layer import Context, InputError, Layer, Shape, Theta, described, output_s
 from .layers.compose import Sequential
 from .layers.dense import Dense
 from .layout import Layout
+from .outside import check_arrays, check_context, check_hashable, check_key
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,7 @@ class Network:
         set_(
             "input", jax.tree.map(self._input_spec, self.input, is_leaf=lambda given: given is None or _is_shape(given))
         )
-        try:
-            hash(self)
-        except TypeError as error:
-            raise InputError(
-                f"Network: a layer must be hashable, a frozen dataclass of settings: {error}. Arrays belong into the "
-                "params or the Context."
-            ) from None
+        check_hashable("Network", *self.layers)
         # init and shapes of everything, abstractly; errors surface here
         _ = self.layout, self.output
 
@@ -63,6 +58,11 @@ class Network:
             return jax.ShapeDtypeStruct(tuple(given), self.dtype)
         if not hasattr(given, "shape") or not hasattr(given, "dtype") or isinstance(given, np.generic):
             raise InputError(f"Network: input must be the shape of one example, as in (784,), got {given!r}.")
+        if isinstance(given, (jax.Array, np.ndarray)):
+            raise InputError(
+                f"Network: input must be the shape of one example, got the data itself, {described(given)}. "
+                "Write input=x.shape[1:]."
+            )
         floating = jnp.issubdtype(given.dtype, jnp.floating)
         return jax.ShapeDtypeStruct(given.shape, self.dtype if floating else given.dtype)
 
@@ -96,10 +96,12 @@ class Network:
 
     def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
         """θ, each leaf from its layer's initialiser."""
+        check_key("Network.init", key)
         return _init(self, key)
 
     def __call__(self, theta: Theta, x: Any, context: Context = Context()) -> Any:
         """The output `[N, ...]` for a batch x `[N, *input]`."""
+        check_context(context)
         return self.layer.forward(self.layout.unflatten(theta), x, context)[0]
 
 
@@ -141,6 +143,7 @@ class Border:
 
     def check(self, x: Any) -> Any:
         """x as arrays. Raises `InputError` unless it is a batch of at least one example of the network's input."""
+        check_arrays(x=x)
         expected: Any = jax.tree.structure(self.input)
         if jax.tree.structure(x) != expected:
             got = type(x).__name__ if isinstance(x, (list, tuple, dict)) or x is None else jax.tree.structure(x)
@@ -165,7 +168,8 @@ def _check_one_input(x: Array, spec: jax.ShapeDtypeStruct) -> None:
     due = f"[N, {', '.join(map(str, spec.shape))}]" if spec.shape else "[N]"
     kind = jnp.floating if jnp.issubdtype(spec.dtype, jnp.floating) else jnp.integer
     if x.shape == spec.shape:
-        raise InputError(f"x: expected a batch {due}, got one example {described(x)}. Write x[None].")
+        counts = f", or, if its first axis counts examples, Network(..., input={spec.shape[1:]})" if x.ndim > 1 else ""
+        raise InputError(f"x: expected a batch {due}, got one example {described(x)}. Write x[None]{counts}.")
     if x.shape[1:] != spec.shape:
         same = x.ndim and x[:1].size == np.prod(spec.shape, dtype=int)
         remedy = (

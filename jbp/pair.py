@@ -474,4 +474,4 @@ class Stack(Pair):
 
     def factors(self) -> tuple[Float[Array, "L I I"], Float[Array, "L O O"]]:
         """(A, G) of each block, with a first axis L."""
-        return self._each(lambda pair: pair.factors())
+        return jax.vmap(lambda pair: pair.factors())(self.blocks)

@@ -33,6 +33,7 @@ from .layout import Layout
 from .loss_leaves import LossLeaves, input_of_loss
 from .losses import FromValue, as_layer
 from .network import Network, cast
+from .outside import check_arrays, check_context, check_hashable, check_key, check_logits
 from .pair import Pair
 from .reader import check_gradients, read_gradient, read_nothing
 from .readouts import Pairs, Readout, Split, collect, readers_of
@@ -77,7 +78,9 @@ class Cost:
             raise InputError(f"Cost: expected a Network, got {self.network!r}. Write Network(layers, input=(...)).")
         if self.reduction not in ("mean", "sum", "positions"):
             raise InputError(f"Cost: reduction must be 'mean', 'sum' or 'positions', got {self.reduction!r}.")
+        check_hashable("Cost", self.loss)
         _ = self.loss_layer
+        check_logits(self.network.layers, self.loss)
         if self.reduction == "positions" and getattr(self.loss, "positions", "sum") != "sum":
             raise InputError("Cost: reduction='positions' needs the sum over positions. Give the loss positions='sum'.")
         object.__setattr__(self, "tied", tuple(sorted(dict(self.tied or ()).items())))
@@ -114,6 +117,7 @@ class Cost:
 
     def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
         """θ from the initialisers of the layers and the loss."""
+        check_key("Cost.init", key)
         return _init(self, key)
 
     def _apart(self, tree: Any) -> tuple[Any, list[Any]]:
@@ -164,10 +168,12 @@ class Cost:
 
     def __call__(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C, going forward only."""
+        check_arrays(theta=theta, x=x, y=y, weights=weights)
         return _value(self, theta, x, y, weights, context)
 
     def value_and_grad(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), feedback=None):
         """(C, ∇C `[P]`) by the hand-written reverse pass. `feedback: [P]` carries delta down in place of θ."""
+        check_arrays(theta=theta, x=x, y=y, weights=weights, feedback=feedback)
         return _value_and_grad(self, theta, x, y, weights, context, feedback)
 
     def grad(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), feedback=None):
@@ -180,6 +186,7 @@ class Cost:
         Readouts of single examples speak of the unscaled per-example cost C_n; a network that mixes examples has none.
         """
         self._check_readouts("Cost.measure", readouts)
+        check_arrays(theta=theta, x=x, y=y, weights=weights, feedback=feedback)
         split, arrays = Split.of(readouts)
         value, results = _measure(self, split, arrays, theta, x, y, weights, context, feedback)
         return value, results[0] if len(readouts) == 1 else results
@@ -265,8 +272,7 @@ class Cost:
     def _check(
         self, x: Any, y: Any, weights: Any, context: Context = Context(), params: Any = None, feedback: Any = None
     ) -> tuple[Any, Any]:
-        if not isinstance(context, Context):
-            raise InputError(f"context: expected a Context, got {context!r}. Write jbp.Context(key=key).")
+        check_context(context)
         x, y = self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
         n = jax.tree.leaves(x)[0].shape[0]
         if weights is not None and (not hasattr(weights, "shape") or jnp.shape(weights) != (n,)):
@@ -296,7 +302,7 @@ class Cost:
         Where they disagree, each layer is compared by itself on what really reached it: `report.enters` names the
         first, in the order of the reverse pass, that is wrong.
         """
-        self.check(theta, x, y, weights=weights)
+        self.check(theta, x, y, weights=weights, context=context)
         settings = {"weights": weights, "context": context}
 
         def rule(theta, x, y):
@@ -309,16 +315,24 @@ class Cost:
             return jax.value_and_grad(replace(self, reduction="sum"))(theta, x, y, weights=weights)
 
         w = np.ones(jax.tree.leaves(x)[0].shape[0], np.float32) if weights is None else np.asarray(weights)
-        total = float(w.astype(np.float64).sum()) if self.reduction == "mean" else 1.0
+        total = 1.0
+        if self.reduction != "sum":
+            of = batch_of(self.network.output, w.size), jax.tree.map(jnp.asarray, y)
+            share = np.asarray(self._counted(*of)) if self.reduction == "positions" else 1.0
+            total = float((w.astype(np.float64) * share).sum())
         # a key draws other noise for fewer examples, a mask is not cut, and mixed examples belong together: no blocks
         alone = all(part is None for part in (context.key, context.mask, context.side, self.mixed_by))
-        shadow = partial(in_blocks, summed, theta, (x, y, w), total) if alone else None
 
-        def calls():
+        def shadow(program, arrays):
+            return in_blocks(summed, arrays[0], (x, y, w), total, program)
+
+        def calls(arrays):
+            theta = arrays[0]  # where it is wrong
             return step_reports(recorded_run(self, theta, x, y, **settings, mark=read_gradient), self, theta, y)
 
         return compare_with(
-            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, shadow=shadow, calls=calls, name=self.name,
+            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, calls=calls, name=self.name,
+            shadow=shadow if alone else None, elsewhere=True,
             pieces=(lambda arrays: [part for _, part in self._leaves(*arrays)],
                     lambda leaves: [np.concatenate([leaf.ravel() for leaf in leaves])]),
         )  # fmt: skip
@@ -344,6 +358,7 @@ class Cost:
         """Raise `InputError` where *values* don't fit: NaN or inf in θ, x, y or the weights, labels out of range, no
         weight at all, and what a layer's own `check_values(x)` finds in the x that reaches it. Not under jit.
         """
+        check_arrays(theta=theta, x=x, y=y, weights=weights)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
             raise InputError("Cost.check: it reads values, and under jit there are none. Call it outside jit.")
         self.layout.check(theta)

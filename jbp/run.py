@@ -55,7 +55,7 @@ def step_back(
 
 
 def turned(
-    place: str, loss: Layer, params: Any, feedback: Any, x: tuple[Any, Any], delta: Any, read: Any, context: Context
+    place: str | None, loss: Layer, params: Any, feedback: Any, x: tuple[Any, Any], delta: Any, read: Any, context: Context
 ) -> tuple[Any, Any, Any]:
     """(C_n, delta of the output, readings) of a loss on x = (output, y), from the factor `delta` `[N]` of each C_n.
 

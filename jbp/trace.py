@@ -25,7 +25,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from .compare.program import quick
-from .layer import Context, InputError, Layer, Theta, wide_dtype
+from .layer import Context, InputError, Layer, Theta, called, wide_dtype
 from .pair import Pair, Stack
 from .reader import Reader, readers
 
@@ -58,8 +58,8 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """The name of the layer's class."""
-        return type(self.layer).__name__
+        """The layer's own name, or its class's."""
+        return called(self.layer)
 
 
 @jax.tree_util.register_dataclass
@@ -95,11 +95,11 @@ MARK = Reader(_leaf, _stacked_leaf)  # reads the pair; the recorder of the layer
 
 
 def owned(reader: Reader, owner: str) -> Reader:
-    """The reader, whose marks get the path of the layer that calls it."""
+    """The reader, whose marks get the path of the layer that calls it: of the innermost, which marks last."""
 
     def read(pair: Pair, own: Any) -> Any:
         reading = reader.read(pair, own)
-        return Leaf(reading.pair, owner) if isinstance(reading, Leaf) and not reading.owner else reading
+        return Leaf(reading.pair, owner) if isinstance(reading, Leaf) else reading
 
     return dataclasses.replace(reader, read=read)
 

@@ -11,6 +11,7 @@ import pytest
 from cases import ACTIVATIONS, ActivationCase, over
 
 import jbp
+from jbp.layer import wide_dtype
 
 POINTS = np.array([0, 1e-8, -1e-8, 0.5, -0.5, 3, -3, 30, -30, 1e4, -1e4, np.inf, -np.inf])
 FINITE = np.isfinite(POINTS)
@@ -95,10 +96,62 @@ def test_the_derivative_at_the_kink(layer: jbp.Layer):
     np.testing.assert_array_equal(slope, np.float32([KINKS[layer]] * 2))
 
 
-@pytest.mark.parametrize("layer", [jbp.ReLU(), jbp.ELU(0.7)], ids=repr)
-def test_the_derivative_at_the_kink_is_that_of_jax_nn(layer: jbp.Layer):
-    of_jax = {jbp.ReLU(): jax.nn.relu, jbp.ELU(0.7): lambda z: jax.nn.elu(z, 0.7)}[layer]
-    assert value_and_slope(layer, [0.0], jnp.float32)[1] == np.float64(jax.grad(of_jax)(0.0))
+OF_JAX = {
+    jbp.ReLU(): jax.nn.relu,
+    jbp.LeakyReLU(): jax.nn.leaky_relu,
+    jbp.LeakyReLU(0.3): lambda z: jax.nn.leaky_relu(z, 0.3),
+    jbp.ELU(0.7): lambda z: jax.nn.elu(z, 0.7),
+    jbp.SELU(): jax.nn.selu,
+}
+assert OF_JAX.keys() == KINKS.keys()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("layer", OF_JAX, ids=repr)
+def test_the_derivatives_at_the_kink_are_autodiffs_and_those_of_jax_nn(layer: jbp.Layer, order: int):
+    """Of f itself, as `jax.grad(cost)` takes it: autodiff is the oracle, so it must not say ½ where the slope is 0."""
+    derivative = jax.grad(layer.f) if order == 1 else jax.grad(jax.grad(layer.f))
+    of_jax = jax.grad(OF_JAX[layer]) if order == 1 else jax.grad(jax.grad(OF_JAX[layer]))
+    slope = layer.slope if order == 1 else jax.grad(layer.slope)
+    for z in (0.0, -0.0):
+        assert derivative(z) == of_jax(z) == slope(jnp.float32(z))
+
+
+EDGES = [*POINTS, 40, -40, 41, -41, 800, -800, 801, -801, 1e20, -1e20, 1e38, -1e38, 1e-36, -1e-36, -1e-7, np.nan]
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__
+)
+@over(ACTIVATIONS)
+def test_autodiff_of_forward_is_the_stated_derivative_at_every_edge(case: ActivationCase, dtype: Any, x64: None):
+    """Element by element, within 4 ulps of 1 or of the slope itself: at kinks, clips, ±∞ and NaN.
+
+    And |z| ulps of the dtype that f is computed in, as long as f is curved: `jax.nn.softplus` takes its derivative from
+    z minus the rounded a.
+    """
+    with np.errstate(over="ignore"):
+        z = jnp.asarray(np.asarray(EDGES, dtype))
+    a, pull = jax.vjp(jax.jit(lambda z: case.layer.forward((), z[None], jbp.Context())[0][0]), z)
+    autodiff = np.asarray(pull(jnp.ones_like(a))[0], np.float64)
+    _, slope = value_and_slope(case.layer, z, dtype)
+    eps, inner = (float(jnp.finfo(d).eps) for d in (dtype, wide_dtype(dtype)))
+    curved = np.nan_to_num(np.minimum(np.abs(np.asarray(z, np.float64)), 64))
+    allowed = 4 * eps * np.maximum(1, np.abs(slope)) + inner * curved
+    np.testing.assert_array_equal(np.isnan(slope), np.isnan(autodiff))
+    np.testing.assert_array_equal(np.isnan(np.asarray(a, np.float64)), np.isnan(np.asarray(z, np.float64)))
+    wrong = ~np.isnan(slope) & ~(np.abs(slope - autodiff) <= allowed)
+    assert not wrong.any(), (np.asarray(z)[wrong], slope[wrong], autodiff[wrong])
+
+
+@pytest.mark.parametrize("negative_slope", [0.01, 1e-30])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16], ids=lambda dtype: dtype.__name__)
+def test_leaky_relu_of_a_small_negative_number_is_on_its_left_side(negative_slope: float, dtype: Any):
+    """Its a is rounded to −0, which says nothing of the side any more."""
+    z = np.float64([-1e-36 if dtype == jnp.float32 else -1e-7])
+    a, slope = value_and_slope(jbp.LeakyReLU(negative_slope), z, dtype)
+    assert a == 0
+    np.testing.assert_allclose(slope, np.asarray(jnp.asarray(negative_slope, dtype), np.float64))
 
 
 @pytest.mark.parametrize("layer", [jbp.ELU(), jbp.SELU()], ids=repr)

@@ -125,6 +125,38 @@ def test_a_right_rule_is_0_with_shapes_from_its_annotations(capsys: pytest.Captu
     assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("### ✅ ")
 
 
+FILES = {  # files that name a function, and what that function needs besides
+    "beside another": ("here/mine.py", "from helper_of_mine import twice\n", {"here/helper_of_mine.py": "twice = 2\n"}),
+    "in a package": (
+        "here/package_of_mine/inner/mine.py", "from ..helper import twice\n",
+        {"here/package_of_mine/__init__.py": "", "here/package_of_mine/inner/__init__.py": "",
+         "here/package_of_mine/helper.py": "twice = 2\n"},
+    ),
+    "of no module's name": ("here/1st layer.py", "twice = 2\n", {}),
+    "of the name of a module of Python": ("random.py", "twice = 2\n", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("place", FILES)
+def test_a_function_in_a_file(place: str, absolute: bool, tmp_path: Path, capsys: pytest.CaptureFixture):
+    name, head, others = FILES[place]
+    for path, text in {name: head + MODULE + "\nright = ruled(lambda x: twice * x, lambda args, g: (twice * g,))\n"
+                       "wrong = ruled(lambda x: twice * x, lambda args, g: (g,))\n", **others}.items():  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    before, random = set(sys.modules), sys.modules["random"]
+    reference = f"{tmp_path / name if absolute else name}"
+    try:
+        assert told(f"{reference}:right", "--shapes", "N", "--examples", "2") == 0
+        assert told(f"{reference}:wrong", "--shapes", "N", "--examples", "2") == 1
+        assert sys.modules["random"] is random
+    finally:
+        for module in [m for m in set(sys.modules) - before if "mine" in m or "layer" in m or "random_of" in m]:
+            del sys.modules[module]
+    assert "The gradients agree" in capsys.readouterr().out
+
+
 def test_an_empty_text_is_a_scalar(capsys: pytest.CaptureFixture):
     assert told(f"{NAME}:flipped", "--shapes", "", "--examples", "2") == 1
     assert "x0 = np.array(1.0, np.float32)" in capsys.readouterr().out
@@ -194,12 +226,19 @@ def test_every_option_reaches_the_settings(tmp_path: Path):
 
 FLOATS = "one of float32, float16, bfloat16, float64, float8_e4m3fn, float8_e5m2, complex64, complex128"
 WRONG: dict[str, str] = {
-    "": "check: expected a function as package.module:function, got none. Write for example jbp check "
-    "mine.layers:softmax",
-    f"{NAME}.matmul": f"check: expected a function as package.module:function, got '{NAME}.matmul'. Write for example "
-    "mine.layers:softmax.",
-    "a-b:f": "check: expected a function as package.module:function, got 'a-b:f'. Write for example "
-    "mine.layers:softmax.",
+    "": "check: expected a function as file.py:function or package.module:function, got none. Write for example jbp check "
+    "mine/layers.py:softmax",
+    "layer_of_mine.py:matmul": "check: there is no file layer_of_mine.py. Name one from the folder that you call it in.",
+    f"{NAME}.py:matmull": f"check: {NAME}.py has no matmull. Did you mean matmul?",
+    f"{NAME}.py": f"check: expected a function as file.py:function or package.module:function, got '{NAME}.py'. Write "
+    "for example mine/layers.py:softmax.",
+    "raises_here.py:f": "check: raises_here.py raises RuntimeError when it is imported: no GPU. Mend it first.",
+    "needs_more.py:f": "check: needs_more.py can't be imported: No module named 'not_installed_anywhere'. Install what "
+    "it needs.",
+    f"{NAME}.matmul": f"check: expected a function as file.py:function or package.module:function, got '{NAME}.matmul'. Write for example "
+    "mine/layers.py:softmax.",
+    "a-b:f": "check: expected a function as file.py:function or package.module:function, got 'a-b:f'. Write for example "
+    "mine/layers.py:softmax.",
     "layer_of_mine:matmul": "check: there is no module layer_of_mine. Call it from the folder that holds it, or "
     "install it.",
     f"{NAME}.inner:matmul": f"check: there is no module {NAME}.inner. Call it from the folder that holds it, or "
@@ -220,7 +259,7 @@ WRONG: dict[str, str] = {
     "Mend it first.",
     "needs_more:f": "check: needs_more can't be imported: No module named 'not_installed_anywhere'. Install what it "
     "needs.",
-    f"{NAME}:matmul --shape N": "--shape: expected a command first, then options --name VALUE. Did you mean --shapes?",
+    f"{NAME}:matmul --shape N": "--shape: jbp check has no such option. Did you mean --shapes?",
     f"{NAME}:matmul --shapes N;I": "--shapes: expected axes of each argument, with commas between, got 'N;I'. Write "
     "for example 'N I, I O'.",
     f"{NAME}:matmul --dtype float33": f"--dtype: expected {FLOATS}, got 'float33'. Did you mean float32?",

@@ -1,6 +1,8 @@
 """The command line: what it says, writes and returns, and the one line that each bad word of it gets."""
 
+import importlib.metadata
 import json
+import platform
 import subprocess
 import sys
 
@@ -26,8 +28,11 @@ def _in_a_hurry(monkeypatch):
 
 ERRORS = {
     "--foo 3": "--foo: jbp has no such option. See: jbp --help",
-    "--epoch 3": "--epoch: expected a command first, then options --name VALUE. Did you mean --epochs?",
-    "train compare": "compare: expected a command first, then options --name VALUE. See: jbp --help",
+    "--epoch 3": "--epoch: jbp has no such option. Did you mean --epochs?",
+    "train --epoch=3": "--epoch: jbp train has no such option. Did you mean --epochs?",
+    "train -e 3 --foo": "-e, --foo: jbp train has no such option. See: jbp train --help",
+    "--lr 0": "--learning-rate/--lr: expected a number above 0, got '0'. Write for example 0.1.",
+    "train compare": "compare: expected a command first, then options --name VALUE. See: jbp train --help",
     "trian": "command: expected one of train, compare, check, draw, explain, flow, got 'trian'. Did you mean train?",
     "--widths": "--widths: expected one argument. See: jbp --help",
     "--widths 0": "--widths: expected whole numbers from 1 to 65536 with commas between, got '0'. "
@@ -40,8 +45,8 @@ ERRORS = {
     "Write for example half-squared.",
     "--optimizer adan": "--optimizer: expected one of sgd, momentum, rmsprop, lion, adagrad, adam, adamw, nadam, "
     "radam, adamax, adabelief, got 'adan'. Did you mean adam?",
-    "--learning-rate nan": "--learning-rate: expected a number above 0, got 'nan'. Write for example 0.1.",
-    "--learning-rate inf": "--learning-rate: expected a number above 0, got 'inf'. Write for example 0.1.",
+    "--learning-rate nan": "--learning-rate/--lr: expected a number above 0, got 'nan'. Write for example 0.1.",
+    "--learning-rate inf": "--learning-rate/--lr: expected a number above 0, got 'inf'. Write for example 0.1.",
     "--batch 0": "--batch: expected a whole number above 0, got '0'. Write for example 10.",
     "compare --epochs 1.5": "--epochs: expected a whole number above 0, got '1.5'. Write for example 100.",
     "--precision float16": "--precision: expected one of float32, bfloat16, float64, got 'float16'. "
@@ -129,7 +134,7 @@ def test_every_option_reaches_the_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "rate"), [("", 3.0), ("--activation relu", 0.1), ("--optimizer adam", 0.01), ("--learning-rate 2", 2.0)]
+    ("line", "rate"), [("", 3.0), ("--activation relu", 0.1), ("--optimizer adam", 0.01), ("--learning-rate 2", 2.0), ("--lr 2", 2.0)]
 )
 def test_the_learning_rate_follows_optimizer_and_activation_unless_given(line, rate):
     assert understood(line.split())[1].learning_rate == rate
@@ -316,7 +321,10 @@ def test_flow_prints_writes_and_draws(capsys, tmp_path):
     assert "</svg>" in picture.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", ["draw", "explain", "flow"])
+NOT_OF_COMPARE = ("optimizer", "learning_rate", "batch", "epochs")
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "draw", "explain", "flow"])
 def test_help_of_a_command(command, capsys):
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])
@@ -326,7 +334,17 @@ def test_help_of_a_command(command, capsys):
     words = {"draw": " [network | computation | single]", "explain": " SYMBOL"}.get(command, "")
     assert out.startswith(f"usage: jbp {command}{words} [--option VALUE ...]\n\n{module.__doc__.split('`')[0]}")
     for name, option in module.Settings.__dataclass_fields__.items():
-        assert option.metadata.get("word") or f"--{name.replace('_', '-')} VALUE" in out
+        if not option.metadata or option.metadata.get("word"):
+            continue
+        shown = f"  --{name.replace('_', '-')} VALUE" in out
+        assert shown == (command != "compare" or name not in NOT_OF_COMPARE), name
+    assert not [other for other in COMMANDS if other not in (command, "train", "compare") and f"jbp {other}" in out]
+
+
+def test_version_says_what_a_report_of_a_fault_needs(capsys):
+    assert main(["--version"]) == 0
+    expected = f"jbp {importlib.metadata.version('jbp')}, jax {jax.__version__}, Python {platform.python_version()} on "
+    assert capsys.readouterr().out.startswith(expected)
 
 
 def test_python_m_jbp_help():

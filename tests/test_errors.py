@@ -127,13 +127,42 @@ SYMBOL = "layout.index: unknown symbol {!r}. The nearest leaf has symbols {}."
 NEAREST = "layout.index: unknown symbol {!r}. The nearest is {}."
 
 
+KEY_DUE = "{}.init: expected a random key, got {}. {}"
+LOGITS = (
+    "Cost: {0}CrossEntropy expects logits and applies the {1} itself, and the network ends in {2}(). End it in a "
+    "Dense, mlp(..., last=jbp.Identity()); or, if both are meant, put jbp.Identity() behind {2}()."
+)
+
+
 def _zeros_of_a_row(key, shape, dtype):
     return jnp.zeros(shape[0], dtype)
 
 
+class _Table:
+    """Rows and columns that are no array, as a data frame."""
+
+    def __init__(self, rows):
+        self.shape = rows.shape
+        self.to_numpy = lambda dtype: rows.astype(dtype)
+
+
+@dataclass
+class _NotFrozen:
+    rate: float = 0.1
+
+    def init(self, key, x):
+        return ()
+
+    def forward(self, params, x, context):
+        return x, ()
+
+    def backward(self, params, feedback, saved, delta, read):
+        return delta, ()
+
+
 @dataclass(frozen=True)
 class _HoldsAnArray:
-    array: np.ndarray
+    array: Any
 
     def init(self, key, x):
         return ()
@@ -261,8 +290,70 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: jbp.Tap(3), "Tap: expected fn as a function of delta, got 3. As in Tap(lambda delta: delta)."),
     (lambda: jbp.Network(5, (3,)), "Network: expected a list of layers, got 5. As in Network([Dense(10)], (784,))."),
     (lambda: network(_HoldsAnArray(np.ones(3))),
-     "Network: a layer must be hashable, a frozen dataclass of settings: unhashable type: 'numpy.ndarray'. Arrays "
-     "belong into the params or the Context."),
+     "Network: layer 0: _HoldsAnArray.array: a setting must be hashable, got float32[3]. Arrays belong into the params "
+     "or the Context."),
+    (lambda: network(jbp.Residual(_HoldsAnArray([1, 2]))),
+     "Network: layer 0.layer: _HoldsAnArray.array: a setting must be hashable, got the list [1, 2]. Write it as a "
+     "tuple."),
+    (lambda: network(_HoldsAnArray({"rate": 1})),
+     "Network: layer 0: _HoldsAnArray.array: a setting must be hashable, got the dict {'rate': 1}. Write it as a tuple "
+     "of pairs, or a frozen dataclass."),
+    (lambda: network(jbp.Dense(3), jbp.LeakyReLU(jnp.float32(0.1))),
+     "Network: layer 1: LeakyReLU.negative_slope: a setting must be hashable, got float32[]. Write float(value)."),
+    (lambda: network(_NotFrozen()),
+     "Network: layer 0: a layer and a loss must be hashable, and _NotFrozen is not. Write @dataclass(frozen=True)."),
+    (lambda: jbp.Cost(jbp.mlp(3, 2), losses.Huber(jnp.float32(1))),
+     "Cost: Huber.d: a setting must be hashable, got float32[]. Write float(value)."),
+    (lambda: jbp.Cost(jbp.mlp(3, 2), losses.SoftmaxCrossEntropy(ignore=[0])),
+     "Cost: SoftmaxCrossEntropy.ignore: a setting must be hashable, got the list [0]. Write it as a tuple."),
+    (lambda: jbp.Cost(jbp.mlp(3, 2), losses.SoftmaxCrossEntropy(ignore=np.zeros(2, np.int32))),
+     "Cost: SoftmaxCrossEntropy.ignore: a setting must be hashable, got int32[2]. Arrays belong into y."),
+    (lambda: jbp.Cost(jbp.mlp(3, 2), losses.SoftmaxCrossEntropy()), LOGITS.format("Softmax", "softmax", "Sigmoid")),
+    (lambda: jbp.Cost(jbp.mlp(3, 2), losses.SigmoidCrossEntropy()), LOGITS.format("Sigmoid", "sigmoid", "Sigmoid")),
+    (lambda: jbp.Cost(network(jbp.Sequential([jbp.Dense(2), jbp.Softmax()])), losses.SoftmaxCrossEntropy(0.1)),
+     LOGITS.format("Softmax", "softmax", "Softmax")),
+    (lambda: jbp.Cost(network(jbp.Dense(2), jbp.Sequential([jbp.Softmax()])), losses.SigmoidCrossEntropy()),
+     LOGITS.format("Sigmoid", "sigmoid", "Softmax")),
+    # random keys
+    (lambda: mlp().network.init(0), KEY_DUE.format("Network", "0", "Write jax.random.key(0).")),
+    (lambda: mlp().init(42), KEY_DUE.format("Cost", "42", "Write jax.random.key(42).")),
+    (lambda: mlp().init(None), KEY_DUE.format("Cost", "None", "Write jax.random.key(0).")),
+    (lambda: mlp().network.init(jnp.zeros(2)), KEY_DUE.format("Network", "float32[2]", "Write jax.random.key(0).")),
+    (lambda: mlp().network.init(jax.random.split(KEY)),
+     KEY_DUE.format("Network", "key<fry>[2]", "Give one of them, as in keys[0].")),
+    (lambda: mlp().init(jax.random.split(jax.random.PRNGKey(0))),
+     KEY_DUE.format("Cost", "uint32[2, 2]", "Give one of them, as in keys[0].")),
+    (lambda: mlp()(THETA, X, Y, context=jbp.Context(key=0)),
+     "context.key: expected a random key, got int32[]. Write jbp.Context(key=jax.random.key(0))."),
+    (lambda: mlp().network(THETA, X, jbp.Context(key=7)),
+     "context.key: expected a random key, got 7. Write jbp.Context(key=jax.random.key(7))."),
+    (lambda: mlp().network(THETA, X, KEY),
+     "context: expected a Context, got key<fry>[]. Write jbp.Context(key=key)."),
+    # what JAX can't take
+    (lambda: mlp()(THETA, np.ones((5, 3), object), Y),
+     "x: expected an array of numbers, got an array of object [5, 3]. Cast it, as in np.asarray(x.tolist(), "
+     "dtype='float32')."),
+    (lambda: mlp().network(THETA, np.array([np.ones(3), np.ones(2)], object)),
+     "x: expected an array of numbers, got an array of object [2]. Cast it, as in np.asarray(x.tolist(), "
+     "dtype='float32')."),
+    (lambda: mlp().grad(THETA, X, np.ones((5, 2), object)),
+     "y: expected an array of numbers, got an array of object [5, 2]. Cast it, as in np.asarray(y.tolist(), "
+     "dtype='float32')."),
+    (lambda: mlp().check(np.ones(26, object), X, Y),
+     "theta: expected an array of numbers, got an array of object [26]. Cast it, as in np.asarray(theta.tolist(), "
+     "dtype='float32')."),
+    (lambda: mlp().measure(THETA, X, Y, jbp.Gradient(), weights=np.ones(5, object)),
+     "weights: expected an array of numbers, got an array of object [5]. Cast it, as in np.asarray(weights.tolist(), "
+     "dtype='float32')."),
+    (lambda: classifier()(THETA4, X, np.array(["cat", "dog", "cat", "cat", "dog"])),
+     "y: expected an array of numbers, got an array of <U3 [5]. Number the words, as in np.unique(y, "
+     "return_inverse=True)[1]."),
+    (lambda: mlp()(THETA, _Table(np.ones((5, 3))), Y),
+     "x: expected an array of numbers, got _Table. Write x.to_numpy(dtype='float32')."),
+    (lambda: mlp()(THETA, X, _Table(np.ones((5, 2)))),
+     "y: expected an array of numbers, got _Table. Write y.to_numpy(dtype='float32')."),
+    (lambda: mlp()(THETA, X, "labels"),
+     "y: expected an array of numbers, got str. Use np.asarray(y, dtype='float32')."),
     (lambda: network(jbp.from_function(None, lambda _, x: x.sum(0))),
      "layer 0: forward must keep the batch axis: for 7919 examples it returned float32[3]. Treat each example by "
      "itself, with axis 0 the batch."),
@@ -270,11 +361,40 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: network(compute_dtype="bf16"),
      "Network: compute_dtype must be a float dtype, as in jnp.bfloat16, got 'bf16'."),
     (lambda: jbp.mlp(3), "mlp: expected at least an input and an output width, got (3,). As in mlp(784, 30, 10)."),
+    (lambda: network(jbp.Dense(2), input=np.ones((5, 3), np.float32)),
+     "Network: input must be the shape of one example, got the data itself, float32[5, 3]. Write input=x.shape[1:]."),
+    (lambda: network(jbp.from_function(None, lambda _, x: x[0]), input=(X, X)),
+     "Network: input must be the shape of one example, got the data itself, float32[5, 3]. Write input=x.shape[1:]."),
+    (lambda: network(jbp.Dense(2), input=X.shape)(jnp.zeros(8), X),
+     "x: expected a batch [N, 5, 3], got one example float32[5, 3]. Write x[None], or, if its first axis counts "
+     "examples, Network(..., input=(3,))."),
+    (lambda: network(jbp.Dense(4), "relu"),
+     "Sequential: layers[1] is no layer: 'relu'. Give the layer itself, as in jbp.ReLU()."),
     (lambda: network(input=3), "Network: input must be the shape of one example, as in (784,), got 3."),
     (lambda: network(jbp.Dense(3), dtype=jnp.float64),
      "Network: dtype=float64 needs JAX's x64. Set jax.config.update('jax_enable_x64', True)."),
     (lambda: network(jbp.Dense(3), compute_dtype=jnp.int8), "Network: compute_dtype must be a float dtype, got int8."),
     (lambda: jbp.Dense(0), "Dense: width must be a whole number of at least 1, got 0."),
+    (lambda: network(jbp.Dense(64, 30), input=(64,)),
+     "Dense: bias must be True or False, got 30. The number of inputs is read off the x that arrives: for 30 outputs "
+     "write Dense(30)."),
+    (lambda: jbp.Dense(10, "zeros"),
+     "Dense: bias must be True or False, got 'zeros'. Initial biases are biases=, as in Dense(10, biases='zeros')."),
+    (lambda: jbp.Dense(2, weights=W),
+     "Dense: weights must name an initialiser or be a function (key, shape, dtype) -> array, got float32[3, 2]. As in "
+     "jax.nn.initializers.constant(0.1)."),
+    (lambda: jbp.Dense(2, biases=0.1),
+     "Dense: biases must name an initialiser or be a function (key, shape, dtype) -> array, got 0.1. As in "
+     "jax.nn.initializers.constant(0.1)."),
+    (lambda: jbp.Dense(2).init(KEY, (3,)),
+     "Dense(2): expected one float input x [N, ..., I], got 3. Give the input an axis of features, or cast it to "
+     "float."),
+    (lambda: jbp.from_function(jnp.sin, None),
+     "from_function: apply must be a function, got None. As in from_function(None, lambda params, x: jnp.sin(x)), None "
+     "for no parameters."),
+    (lambda: jbp.from_function({"g": 1}, lambda params, x: x),
+     "from_function: init must be a function, got {'g': 1}. As in from_function(None, lambda params, x: jnp.sin(x)), "
+     "None for no parameters."),
     (lambda: jbp.Dense(3.0), "Dense: width must be a whole number of at least 1, got 3.0."),
     (lambda: network(jbp.Tanh(), jbp.Dense(3), input=()),
      "layer 1: Dense(3): expected one float input x [N, ..., I], got float32[N]. Give the input an axis of features, "
@@ -384,7 +504,15 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "(5, 3).[…]"),
     (lambda: compare(lambda x: x if x[0, 0] > 0 else -x, lambda x: x, X),
      "compare: the rule raises TracerBoolConversionError: Attempted boolean conversion of traced array with shape "
-     "bool[]."),
+     "bool[]. Write jnp.where or jax.lax.cond in place of if."),
+    (lambda: compare(lambda x: 2 * np.asarray(x), lambda x: 2 * x, X),
+     "compare: the rule raises TracerArrayConversionError: The numpy.ndarray conversion method __array__() was called "
+     "on traced array with shape float32[5, 3]. Write it with jax.numpy, or as jax.pure_callback(f, x, x): f in NumPy, "
+     "its result like x."),
+    (lambda: compare(lambda x: x * float(x[0, 0]), lambda x: x, X),
+     "compare: the rule raises ConcretizationTypeError: Abstract tracer value encountered where concrete value is "
+     "expected: traced array with shape float32[]. Keep to jax.numpy, without float(), int(), .item() or math of an "
+     "argument."),
     (lambda: compare(lambda x: "relu", lambda x: x, X),
      "compare: the rule raises TypeError: it returned a value of type <class 'str'>, which is not a valid JAX type"),
     (lambda: compare(divides_by_zero, lambda x: x, X),
@@ -622,6 +750,19 @@ def test_of_finite_arguments_nothing_is_said(call: Callable):
     assert report.notes == ()
 
 
+def test_a_legacy_key_is_a_key():
+    for key in (jax.random.PRNGKey(3), np.asarray(jax.random.PRNGKey(3))):
+        np.testing.assert_array_equal(mlp().init(key), mlp().init(jax.random.key(3)))
+        np.testing.assert_array_equal(mlp().network.init(key), mlp().network.init(jax.random.key(3)))
+        assert mlp()(THETA, X, Y, context=jbp.Context(key=key)) == mlp()(THETA, X, Y)
+    assert jax.vmap(mlp().init)(jax.random.split(KEY, 3)).shape == (3, 26)  # a traced one too
+
+
+def test_who_means_both_a_softmax_and_its_cross_entropy_says_so():
+    cost = jbp.Cost(network(jbp.Dense(4), jbp.Softmax(), jbp.Identity()), losses.SoftmaxCrossEntropy())
+    assert np.isfinite(cost(THETA4, X, LABELS))
+
+
 def test_an_input_error_is_a_value_error():
     assert issubclass(jbp.InputError, ValueError)
 
@@ -686,9 +827,7 @@ READINGS = (
     "Call each leaf's reader once, with its pair."
 )
 BOTH = "backward must return (delta of x, readings), got {}. Return both, in this order."
-LEAF = (
-    "layer {}: leaf {}: expected Outer(a [N, *T, I], delta [N, *T, O]) of a leaf [I, O] = {}, got {}. Check both."
-)
+LEAF = "layer {}: leaf {}: expected Outer(a [N, *T, I], delta [N, *T, O]) of a leaf [I, O] = {}, got {}. Check both."
 FAULTS = {
     "no readings at all": (lambda dx, r: dx, BOTH.format("float32[5, 3]")),
     "nothing": (lambda dx, r: None, BOTH.format("nothing")),

@@ -1,4 +1,6 @@
-"""Compare the hand-written gradient in a function of yours with autodiff: `jbp check package.module:function`.
+"""Compare the hand-written gradient in a function of yours with autodiff: `jbp check file.py:function`.
+
+The function is named by its file, or by its module, as in `jbp check package.module:function`.
 
 Every jax.custom_vjp (or custom_jvp) that the function calls is compared with autodiff of its own primal, on generated
 inputs of the shapes given, ordinary and at the edges; the smallest that fails is printed with code that shows it again.
@@ -9,10 +11,12 @@ Exit code: 0 if it is right on every example, 1 if not, 2 if it can't be compare
 
 import difflib
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..compare import annotated, search
@@ -23,11 +27,15 @@ from . import options
 
 
 def _reference(given: str) -> str:
-    """A text of the form package.module:function."""
-    module, colon, name = given.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+    """A text of the form package.module:function or path/file.py:function."""
+    place, _, name = given.rpartition(":")
+    parts = name.split(".") if place.endswith(".py") else [*place.split("."), *name.split(".")]
+    if not all(part.isidentifier() for part in parts):
         raise ValueError
     return given
+
+
+FUNCTION = "a function as file.py:function or package.module:function"
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Settings:
     """What the command line asks for."""
 
     function: str | None = options.option(
-        None, _reference, "a function as package.module:function", "mine.layers:softmax", "", word=True, required=True
+        None, _reference, FUNCTION, "mine/layers.py:softmax", "", word=True, required=True
     )
     shapes: str | None = options.option(
         None, lambda text: (parse_shapes(text), text)[1], "axes of each argument, with commas between", "'N I, I O'",
@@ -43,7 +51,7 @@ class Settings:
     )  # fmt: skip
     dtype: str = options.choice(FLOATS, "of the floats")
     oracle: str | None = options.option(
-        None, _reference, "a function as package.module:function", "mine.layers:gradient",
+        None, _reference, FUNCTION, "mine/layers.py:gradient",
         "the reference, if the function is a gradient itself"
     )  # fmt: skip
     examples: int = options.number(50, int, 1, 10**6, "a whole number above 0", "generated inputs")
@@ -85,12 +93,42 @@ def run(settings: Settings) -> int:
     return 0 if report.ok else 1
 
 
+def _of_file(path: Path) -> Any:
+    """The module in a file: under its full name if it lies in a package, else under the file's own."""
+    if not path.is_file():
+        raise InputError(f"check: there is no file {path}. Name one from the folder that you call it in.")
+    path = path.resolve()
+    root, names = path.parent, [path.stem]
+    while (root / "__init__.py").is_file():
+        root, names = root.parent, [root.name, *names]
+    sys.path.insert(0, str(root))  # what it imports may lie beside it
+    name = ".".join(names)
+    if len(names) > 1:
+        return importlib.import_module(name.removesuffix(".__init__"))
+    if getattr(sys.modules.get(name), "__file__", None) == str(path):
+        return sys.modules[name]
+    if name in sys.modules or name in sys.stdlib_module_names:  # another's name, which others may mean
+        name = f"{name}_of_{path.parent.name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
 def loaded(reference: str) -> Callable[..., Any]:
-    """The function that `package.module:function` names. Raises `InputError` where there is none."""
-    place, _, name = reference.partition(":")
+    """The function that a reference names. Raises `InputError` where there is none."""
+    place, _, name = reference.rpartition(":")
     sys.path[:0] = [""] if "" not in sys.path else []  # the folder that the command is called in
     try:
-        found: Any = importlib.import_module(place)
+        found: Any = _of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except InputError:
+        raise
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(error.name + ".")):
             raise InputError(

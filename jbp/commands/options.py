@@ -52,7 +52,10 @@ PLOTS = (".png", ".svg", ".pdf")
 
 
 def option(default: Any, parse: Callable[[str], Any], expected: str, example: str, text: str, **more: Any) -> Any:
-    """An option `--name VALUE`; with `word=True` a word without a name; with `required=True` one that must be given."""
+    """An option `--name VALUE`; with `word=True` a word without a name; with `required=True` one that must be given.
+
+    `also`: another name for it. `of`: the commands that have a use for it; others take it too and don't show it.
+    """
     known = {"parse": parse, "expected": expected, "example": example, "text": text}
     return field(default=default, metadata=known | more)
 
@@ -66,7 +69,9 @@ def one_of(names: Sequence[str]) -> str:
     return f"one of {', '.join(names)}"
 
 
-def number(default: Any, kind: type, low: Any, high: Any, expected: str, text: str, example: str = "") -> Any:
+def number(
+    default: Any, kind: type, low: Any, high: Any, expected: str, text: str, example: str = "", **more: Any
+) -> Any:
     """A number from `low` to `high`."""
 
     def parse(given: str) -> Any:
@@ -74,7 +79,7 @@ def number(default: Any, kind: type, low: Any, high: Any, expected: str, text: s
             raise ValueError
         return kind(given)
 
-    return option(default, parse, expected, example or str(default), text)
+    return option(default, parse, expected, example or str(default), text, **more)
 
 
 def file(example: str, text: str, suffixes: Sequence[str] = ()) -> Any:
@@ -158,15 +163,21 @@ def parse(kind: type[S], command: str, argv: Sequence[str], prog: str, usage: st
         text = "{text}: {expected}".format_map(known[name])
         if defaults[name] is not None:
             text += f" (default {str(defaults[name]).strip('(,)')})"
-        parser.add_argument(flag, type=checked(known[name]), default=defaults[name], metavar="VALUE", help=text)
+        names = [flag, *([known[name]["also"]] if "also" in known[name] else [])]
+        text = text if command in known[name].get("of", (command,)) else argparse.SUPPRESS
+        parser.add_argument(
+            *names, dest=name, type=checked(known[name]), default=defaults[name], metavar="VALUE", help=text
+        )
     found, others = parser.parse_known_args(list(argv))
-    unknown = [other for other in others if other.startswith("-")] or others[len(words) :]
+    unknown = [other.partition("=")[0] for other in others if other.startswith("-")]
     if unknown:
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], list(flags), n=1)
+        near = difflib.get_close_matches(unknown[0], list(flags), n=1)
         hint = f"Did you mean {near[0]}?" if near else f"See: {prog} --help"
-        if unknown[0].startswith("--") and not near:
-            raise InputError(f"{unknown[0]}: {prog} has no such option. {hint}")
-        raise InputError(f"{unknown[0]}: expected a command first, then options --name VALUE. {hint}")
+        raise InputError(f"{', '.join(unknown)}: {prog} has no such option. {hint}")
+    if len(others) > len(words):
+        raise InputError(
+            f"{others[len(words)]}: expected a command first, then options --name VALUE. See: {prog} --help"
+        )
     settings = vars(found) | {name: defaults[name] for name in words}
     for name, given in zip(words, others, strict=False):
         try:
@@ -233,10 +244,11 @@ class DigitsNetwork:
 class Descent(DigitsNetwork):
     """The options of a network on the shipped digits, and of how it descends."""
 
-    optimizer: str = choice(tuple(RATES), "from optax; momentum is sgd with momentum 0.9")
+    optimizer: str = choice(tuple(RATES), "from optax; momentum is sgd with momentum 0.9", of=("train", "flow"))
     learning_rate: float | None = number(
         None, float, math.ulp(0), sys.float_info.max, "a number above 0", "the optimizer's own unless given, which is "
-        "smaller for other activations than sigmoid; for sgd 3, else 0.1", "0.1"
+        "smaller for other activations than sigmoid; for sgd 3, else 0.1", "0.1", also="--lr",
+        of=("train", "flow"),
     )  # fmt: skip
 
     def __post_init__(self):

@@ -158,7 +158,7 @@ class Program:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise InputError(f"{self.who} fails in float64: {_first_line(error)}") from error
                 if self.instead is not None:
-                    return self.instead(self)
+                    return self.instead(self, arrays)
                 leaves = self._step_by_step(arrays)
         return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
 
@@ -210,8 +210,15 @@ def _held(jaxpr: ClosedJaxpr) -> Iterator[Any]:
 
 
 def said(error: Exception) -> str:
-    """What an exception says, in one line, with its type."""
-    return f"{type(error).__name__}: {_first_line(error)}"
+    """What an exception says, in one line, with its type, and what to do about values that are not known yet."""
+    line, remedy = f"{type(error).__name__}: {_first_line(error)}", ""
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        remedy = "Write it with jax.numpy, or as jax.pure_callback(f, x, x): f in NumPy, its result like x."
+    elif isinstance(error, jax.errors.TracerBoolConversionError):
+        remedy = "Write jnp.where or jax.lax.cond in place of if."
+    elif isinstance(error, (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError)):
+        remedy = "Keep to jax.numpy, without float(), int(), .item() or math of an argument."
+    return f"{line.removesuffix('.')}. {remedy}" if remedy else line
 
 
 def _first_line(error: Exception) -> str:

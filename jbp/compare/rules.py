@@ -27,6 +27,7 @@ from .derivatives import (
 from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
 from .identities import Identities
 from .judge import Comparison
+from .kinks import Kinks
 from .parts import Part, place
 from .program import Program
 from .replay import without_rules
@@ -39,29 +40,40 @@ FORWARD = 4096  # elements of the arguments, up to which a gradient is taken in 
 
 
 def compare_vjp(
-    f: Callable[..., Any], *args: Any, cotangent: Any = None, timing: bool = True, checks: bool = True
+    f: Callable[..., Any],
+    *args: Any,
+    cotangent: Any = None,
+    argnums: int | Sequence[int] | None = None,
+    timing: bool = True,
+    checks: bool = True,
 ) -> Report:
     """Compare each `jax.custom_vjp` in `f(*args)` with autodiff of its own primal.
 
     `f` may be such a function or one that calls some, however deep (in jitted functions, loops, branches; a Flax or
     Equinox model): every call is compared on the values and cotangents that really reach it, and `f` as a whole. `args`
     are any pytrees; gradients are taken for all floats in them. `cotangent`, like f's output, enters at the output;
-    unless given it is random, and 1 where f returns a scalar cost. `timing=False` leaves time and memory out,
-    `checks=False` what is looked at besides values.
+    unless given it is random, and 1 where f returns a scalar cost. Where a kink is met, points beside the arguments are
+    compared too: those arguments are moved for which the rule returns a derivative that is not 0, or those numbered in
+    `argnums`. `timing=False` leaves time and memory out, `checks=False` what is looked at besides values.
 
     Raises `InputError` where there is no such call, nothing to differentiate, or f can't be run.
     """
-    return compare_rules(f, args, cotangent, "vjp", timing, checks)
+    return compare_rules(f, args, cotangent, "vjp", timing, checks, argnums=argnums)
 
 
 def compare_jvp(
-    f: Callable[..., Any], *args: Any, tangent: Any = None, timing: bool = True, checks: bool = True
+    f: Callable[..., Any],
+    *args: Any,
+    tangent: Any = None,
+    argnums: int | Sequence[int] | None = None,
+    timing: bool = True,
+    checks: bool = True,
 ) -> Report:
     """Compare each `jax.custom_jvp` in `f(*args)` with autodiff of its own primal, in forward mode.
 
     As `compare_vjp`; `tangent`, a tuple like `args`, enters at the arguments, random numbers unless given.
     """
-    return compare_rules(f, args, tangent, "jvp", timing, checks)
+    return compare_rules(f, args, tangent, "jvp", timing, checks, argnums=argnums)
 
 
 def compare_rules(
@@ -72,6 +84,7 @@ def compare_rules(
     timing: bool,
     checks: bool,
     programs: dict[str, Program] | None = None,
+    argnums: int | Sequence[int] | None = None,
 ) -> Report:
     """`compare_vjp` or `compare_jvp`, by `kind`. `programs` keeps what was compiled, for another call."""
     who = f"compare_{kind}"
@@ -101,12 +114,13 @@ def compare_rules(
     )
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
     task = _Task(who, kind, timing, checks, {} if programs is None else programs)
-    again = lambda wider: compare_rules(f, wider, seed, kind, False, True)
+    again = lambda wider: compare_rules(f, wider, seed, kind, False, True, argnums=argnums)
     of_arguments, of_outputs = _argument_names(f, program), _output_names(program.out)
     names, given = (of_arguments, of_outputs) if kind == "vjp" else (of_outputs, of_arguments)
     whole = task.comparison(
         name, sites[0].where if alone else "", with_rules, bare, arrays, seeds, names, stacked=False
     )
+    whole.given = None if argnums is None else program.arguments.places_of(argnums)
     whole.notes += not_finite("The arguments hold", program.arguments.names(f), arrays)
     whole.notes += not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", given, seeds)
     if alone:
@@ -133,7 +147,7 @@ def compare_rules(
         )
     if skipped:
         whole.notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
-    found = whole.report(timing, None, lambda: calls, always=True)
+    found = whole.report(timing, None, lambda arrays: calls, always=True)
     return also_in_float32(found, args, again) if checks else found
 
 
@@ -183,7 +197,10 @@ class _Task:
         parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]
         third = self._third(slopes, seeds) if isinstance(oracle, Program) else None
         scalar = slopes if self.kind == "vjp" else None
-        comparison = Comparison(self.who, name, rule, oracle, parts, third, scalar, where, notes)
+        comparison = Comparison(
+            self.who, name, rule, oracle, parts, third, scalar, where, notes, Kinks(slopes, self.kind), floats,
+            tangents=self.kind == "jvp",
+        )  # fmt: skip
         comparison.arrays = [*arrays, *seeds]  # a program that is shared has another call's
         return comparison
 
@@ -230,8 +247,8 @@ class _Task:
         if self.kind == "vjp":
             return partial(vjp_probes, slopes)
 
-        def third(leaf: int | None, places: Sequence[tuple[int, ...]]) -> Any:
-            along = slopes.along(in_pieces(seeds))
+        def third(leaf: int | None, places: Sequence[tuple[int, ...]], arrays: Sequence[Any]) -> Any:
+            along = slopes.along(in_pieces(arrays[-len(seeds) :]), arrays)
             for i in range(len(along)) if leaf is None else [leaf]:
                 yield from jvp_probes(along, i, places)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..layer import Context, Layer, walk
+from ..layer import Context, Layer, called, walk
 
 MARK = "layer of the drawing "
 
@@ -67,7 +67,9 @@ def shape_text(x: Any) -> str:
 
 
 def title_of(layer: Any) -> str:
-    """The class of a layer with the settings that are not its defaults, children left out: `Dense(30)`."""
+    """The class of a layer with the settings that are not its defaults, children left out: `Dense(30)`; or its name."""
+    if called(layer) != type(layer).__name__:
+        return called(layer)
     shown = []
     for f in fields(layer) if is_dataclass(layer) else ():
         value = getattr(layer, f.name)

@@ -34,6 +34,8 @@ def check_layer(name: str, given: Any) -> None:
         remedy = f"Give {given.__name__}()."
     elif isinstance(given, (list, tuple)):
         remedy = "Give Sequential([...])."
+    elif isinstance(given, str):
+        remedy = "Give the layer itself, as in jbp.ReLU()."
     elif callable(given):
         remedy = "Give jbp.from_function(None, lambda params, x: f(x)), or the layer of that name, as in jbp.ReLU()."
     raise InputError(f"{name} is no layer: {given!r}. {remedy}")

@@ -67,6 +67,10 @@ def initialised(name: str, given: str | Initializer, key: PRNGKeyArray, shape: t
     return leaf.astype(dtype)
 
 
+def _batch_of(spec: Any) -> str:
+    return f"{spec.dtype}[{', '.join(map(str, ('N', *spec.shape)))}]" if hasattr(spec, "dtype") else repr(spec)
+
+
 @dataclass(frozen=True)
 class Dense:
     """`width` neurons, each fed by all of the last axis of x. `weights` and `biases` name initialisers or are such."""
@@ -79,16 +83,34 @@ class Dense:
     def __post_init__(self):
         if not isinstance(self.width, (int, np.integer)) or isinstance(self.width, bool) or self.width < 1:
             raise InputError(f"Dense: width must be a whole number of at least 1, got {self.width!r}.")
+        if not isinstance(self.bias, (bool, np.bool_)):
+            number = isinstance(self.bias, (int, np.integer))
+            raise InputError(
+                f"Dense: bias must be True or False, got {self.bias!r}. "
+                + (
+                    f"The number of inputs is read off the x that arrives: for {self.bias} outputs write "
+                    f"Dense({self.bias})."
+                    if number
+                    else "Initial biases are biases=, as in Dense(10, biases='zeros')."
+                )
+            )
+        for name in ("weights", "biases"):
+            if not isinstance(given := getattr(self, name), str) and not callable(given):
+                raise InputError(
+                    f"Dense: {name} must name an initialiser or be a function (key, shape, dtype) -> array, got "
+                    f"{described(given)}. As in jax.nn.initializers.constant(0.1)."
+                )
 
     def init(self, key: PRNGKeyArray, x: Any) -> Affine:
         leaves = jax.tree.leaves(x)
         if (
             len(leaves) != 1
             or leaves[0] is not x
+            or not hasattr(x, "dtype")
             or not leaves[0].shape
             or not jnp.issubdtype(leaves[0].dtype, jnp.floating)
         ):
-            got = ", ".join(f"{s.dtype}[{', '.join(map(str, ('N', *s.shape)))}]" for s in leaves) or "nothing"
+            got = ", ".join(_batch_of(s) for s in leaves) or "nothing"
             raise InputError(
                 f"Dense({self.width}): expected one float input x [N, ..., I], got {got}. "
                 "Give the input an axis of features, or cast it to float."

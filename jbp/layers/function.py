@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from ..layer import Context
+from ..layer import Context, InputError
 from ..pair import Whole
 
 
@@ -30,6 +30,15 @@ class Function:
     init_params: Callable[[Any, Any], Any] | None
     apply: Callable[[Any, Any], Any]
     mixes_examples: bool = False
+    name: str | None = None
+
+    def __post_init__(self):
+        for name, given in (("init", self.init_params), ("apply", self.apply)):
+            if not callable(given) and not (name == "init" and given is None):
+                raise InputError(
+                    f"from_function: {name} must be a function, got {given!r}. As in "
+                    "from_function(None, lambda params, x: jnp.sin(x)), None for no parameters."
+                )
 
     @property
     def own_feedback_only(self) -> bool:
@@ -58,11 +67,16 @@ class Function:
 
 
 def from_function(
-    init: Callable[[Any, Any], Any] | None, apply: Callable[[Any, Any], Any], *, mixes_examples: bool = False
+    init: Callable[[Any, Any], Any] | None,
+    apply: Callable[[Any, Any], Any],
+    *,
+    mixes_examples: bool = False,
+    name: str | None = None,
 ) -> Function:
     """Any JAX function as a layer whose backward is `jax.vjp`, so that a network can mix both. See `Function`.
 
     `init(key, x_spec) -> params` (None for no parameters), `apply(params, x) -> y` with the batch axis first.
     `mixes_examples`: whether an example's output depends on others, as in a BatchNorm in training.
+    `name`: what reports, tables and drawings call it.
     """
-    return Function(init, apply, mixes_examples)
+    return Function(init, apply, mixes_examples, name)

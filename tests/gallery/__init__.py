@@ -5,7 +5,9 @@ A checker of gradients is as good as what it finds among `WRONG`, and as honest 
 
 from . import (
     complex_numbers,
+    edges,
     elementwise,
+    kinks,
     losses,
     means,
     normalizations,
@@ -19,7 +21,7 @@ from . import (
 from .case import Case as Case
 
 REPORTED = (reported, reported_algebra, reported_kernels)  # in public trackers
-OWN = (products, normalizations, means, losses, elementwise, selections, recurrences, complex_numbers)
+OWN = (products, normalizations, means, losses, elementwise, selections, recurrences, complex_numbers, kinks, edges)
 MODULES = (*OWN, *REPORTED)
 CASES: list[Case] = [case for module in MODULES for case in module.CASES]
 WRONG: list[Case] = [case for case in CASES if case.kind is not None]
