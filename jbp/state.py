@@ -280,13 +280,5 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(value) if _is_key(value) else value)
 
 
-def _equal_keys(one: PRNGKeyArray, other: PRNGKeyArray) -> bool:
-    return one.dtype == other.dtype and bool(np.array_equal(_array(one), _array(other)))
-
-
-def _key(key: PRNGKeyArray) -> str:
-    return str(_array(key).tolist())
-
-
 def _described(leaf: Any) -> str:
     return "absent" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"

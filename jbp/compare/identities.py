@@ -15,6 +15,7 @@ import numpy as np
 
 from ..layer import InputError
 from .arguments import filled, is_float
+from .calls import LINEAR
 from .derivatives import Flat, floats_of, in_pieces, of_floats, paired, pulled, pushed
 from .differences import DIRECTIONS, Slope, Slopes, beside, stream, summed, unit_of
 from .error import FAR
@@ -250,7 +251,7 @@ def equal(comparison: "Comparison", tried: dict[str, Callable], arrays: Sequence
     for name, pair in tried.items():
         try:
             jaxpr = jax.make_jaxpr(pair)(list(arrays))
-            if any(eqn.primitive.name == "custom_lin" for eqn in equations(jaxpr)):
+            if any(eqn.primitive.name in LINEAR for eqn in equations(jaxpr)):
                 reasons[name] = "can't be tried: forward mode meets a custom_vjp, inside the rule itself"
                 continue
             able[name] = pair

@@ -29,7 +29,8 @@ from .arguments import filled, is_float
 from .differences import Slopes
 from .error import FLOOR
 from .program import Program, quickly
-from .replay import aval_of, bind, equations, inner_jaxprs, replay, scan_inputs
+from .calls import inner_jaxprs, scan_inputs
+from .replay import aval_of, bind, equations, replay
 
 PASSES = 4  # rounds of exchanges between neighbours of a sorted array
 ROWS = 16  # choices that are run by one call

@@ -16,7 +16,8 @@ from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError
 from .arguments import Arguments
-from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, inner_jaxprs, quiet, recast, single_dtype, wide_dtype
+from .calls import inner_jaxprs
+from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, quiet, recast, single_dtype, wide_dtype
 
 SECONDS = 0.5  # spent on timing
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}

@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
 from .arguments import is_float, not_finite
+from .calls import RULES, VMAP, count_of_constants, has_rule
 from .checks import also_in_float32, of_rule
 from .derivatives import (
     Flat,
@@ -30,9 +31,9 @@ from .judge import Comparison
 from .kinks import Kinks
 from .parts import Part, place
 from .program import Program
-from .replay import without_rules
+from .replay import equations, opened, without_rules
 from .report import Report
-from .sites import RULES, Site, Tapped, hidden, sites_of
+from .sites import Site, Tapped, hidden, on_meshes, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
 FORWARD_MODE = "autodiff in forward mode of "
@@ -91,8 +92,8 @@ def compare_rules(
     if not callable(f):
         raise InputError(f"{who}: expected a function, got {f!r}. As in {who}(f, x).")
     program = Program(f"{who}: f", f, args)
-    sites = sites_of(program.jaxpr, kind)
-    if not sites:
+    sites, sharded = sites_of(program.jaxpr, kind), on_meshes(program.jaxpr, kind)
+    if not sites and not sharded:
         raise InputError(_nothing_found(who, kind, f, program.jaxpr))
     for site in sites if kind == "vjp" else ():
         _check_types(who, site)
@@ -107,8 +108,10 @@ def compare_rules(
     def with_rules(*arrays: Any) -> Sequence[Any]:
         return jax.tree.leaves(f(*program.arguments.filled(arrays)))
 
-    bare = without_rules(program.jaxpr, RULES[kind])
+    bare = without_rules(program.jaxpr, kind)
     alone = len(sites) == 1 and _is_all(program.jaxpr)
+    if not alone and any(e.primitive.name == VMAP for e in equations(program.jaxpr)):
+        with_rules = opened(program.jaxpr)
     seeds = seeds_like(
         who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone
     )
@@ -128,8 +131,10 @@ def compare_rules(
         return also_in_float32(found, args, again) if checks else found
     missed = hidden(program.jaxpr, kind)
     if missed:
-        whole.notes.append(f"Not looked into, under a while loop, a shard_map or another rule: {', '.join(missed)}.")
-    what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
+        whole.notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
+    if sharded:
+        whole.notes.append(f"Inside a shard_map, and so compared as part of the whole: {', '.join(sharded)}.")
+    what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds) if sites else []
 
     def looked_into(site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
         try:
@@ -140,7 +145,7 @@ def compare_rules(
 
     calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, what_reached, strict=True))))
     skipped = [site.name for site, (_, _, n) in zip(sites, what_reached, strict=True) if not n]
-    if len(skipped) == len(sites):
+    if len(skipped) == len(sites) and not sharded:
         raise InputError(
             f"{who}: with these arguments no custom_{kind} is reached ({', '.join(skipped)}), so there is nothing to "
             "compare. Give arguments that lead to one."
@@ -259,7 +264,7 @@ class _Task:
         if not turns:
             return None
         stacked = bool(site.loops) or turns > 1
-        ruled, bare, consts = site.call, without_rules(site.primal, RULES[self.kind]), site.eqn.params["num_consts"]
+        ruled, bare, consts = site.call, without_rules(site.primal, self.kind), count_of_constants(site.eqn)
         if self.kind == "vjp":
             names = [site.arguments[i] for i in floats_of([v.aval for v in site.eqn.invars]) if i >= consts]
         else:
@@ -322,9 +327,9 @@ def _is_all(jaxpr: ClosedJaxpr) -> bool:
     if len(jaxpr.eqns) != 1:
         return False
     eqn = jaxpr.eqns[0]
-    return eqn.primitive.name in RULES.values() or (
-        eqn.primitive.name in ("jit", "pjit") and _is_all(eqn.params["jaxpr"])
-    )
+    if eqn.primitive.name in ("jit", "pjit"):
+        return _is_all(eqn.params["jaxpr"])
+    return any(has_rule(eqn, kind) for kind in RULES)
 
 
 def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
@@ -332,7 +337,7 @@ def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
     name = getattr(f, "__name__", repr(f))
     text = f"{who}: no custom_{kind} is called in {name} on a path that a derivative takes"
     if missed := hidden(jaxpr, kind):
-        where = "under a while loop, a shard_map or pmap, or in another rule"
+        where = "under a while loop or in another rule"
         return f"{text}; {', '.join(missed)} stands {where}. Compare it by itself."
     if found := sites_of(jaxpr, other):
         return f"{text}, but a custom_{other} is: {found[0].name}. Use compare_{other}."
