@@ -6,6 +6,7 @@ statistics, the timing of both), less what JAX reports as spent on tracing, lowe
 that of one that computes one gradient, in units of θ. And the time of a small comparison from a cold start.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -33,22 +34,24 @@ print(time.perf_counter() - start)
 """
 
 
-def problem():
-    network = jbp.mlp(784, 2900, 2900, 10, activation=jbp.ReLU(), last=jbp.Identity())
+def problem(quick: bool = False):
+    width = 32 if quick else 2900
+    network = jbp.mlp(784, width, width, 10, activation=jbp.ReLU(), last=jbp.Identity())
     cost = jbp.Cost(network, jbp.losses.SoftmaxCrossEntropy())
     random = np.random.default_rng(0)
     theta = jax.jit(network.init)(jax.random.key(0))
     return cost, theta, random.standard_normal((512, 784), np.float32), random.integers(0, 10, 512).astype(np.int32)
 
 
-def peak(what: str) -> int:
+def peak(what: str, quick: bool) -> int:
     """The peak of memory of a process of this program that does `what` alone, in bytes."""
-    done = subprocess.run([sys.executable, __file__, "--alone", what], capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, "--alone", what, "quick" if quick else ""]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
-def alone(what: str) -> None:
-    cost, theta, x, y = problem()
+def alone(what: str, quick: bool) -> None:
+    cost, theta, x, y = problem(quick)
     if what == "gradient":
         jax.block_until_ready(jax.jit(jax.value_and_grad(cost))(theta, x, y))
     else:
@@ -62,11 +65,11 @@ def measure(report: harness.Report) -> None:
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: compiling.append(seconds) if name.startswith("/jax/core/compile/") else None
     )
-    cost, theta, x, y = problem()
+    cost, theta, x, y = problem(report.quick)
     gradient = harness.compiled(jax.value_and_grad(cost), theta, x, y)
     gradient.seconds()
     ratios, parts = [], []
-    for _ in range(report.repeats):
+    for _ in range(report.rounds):
         compiling.clear()
         start = time.perf_counter()
         assert cost.compare(theta, x, y).ok
@@ -74,22 +77,19 @@ def measure(report: harness.Report) -> None:
         one = statistics.median(gradient.seconds() for _ in range(3))
         ratios.append((whole - spent) / one)
         parts.append((whole, spent, one))
-    median = harness.Ratio(float(np.median(ratios)), *map(float, np.quantile(ratios, (0.25, 0.75))))
     whole, spent, one = np.median(parts, axis=0)
-    print(f"\n{cost.layout.size:,} parameters: {whole:.2f} s, of which {spent:.2f} s compiling; a gradient {one:.3f} s")
-    report.claim("time of a comparison, without compiling, ÷ one gradient's", median, at_most=10)
-
-    bytes_of_theta = theta.nbytes
-    more = (peak("compare") - peak("gradient")) / bytes_of_theta
-    report.claim("memory of a comparison beyond one gradient's ÷ θ", more, at_most=12)
-
-    cold = [float(subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, check=True).stdout)
-            for _ in range(3)]  # fmt: skip
-    report.claim("seconds for a small comparison from a cold start", float(np.median(cold)), at_most=5)
+    report.note(f"{cost.layout.size:,} parameters: a comparison {whole:.2f} s, of which {spent:.2f} s compiling; "
+                f"a gradient {one:.3f} s (one process)")  # fmt: skip
+    report.value("time of a comparison, without compiling, ÷ one gradient's", np.median(ratios), at_most=10)
+    more = (peak("compare", report.quick) - peak("gradient", report.quick)) / theta.nbytes
+    report.value("memory of a comparison beyond one gradient's ÷ θ", more, at_most=12)
+    no_cache = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    cold = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, check=True, env=no_cache)
+    report.value("seconds for a small comparison from a cold start", float(cold.stdout), at_most=5)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--alone"]:
-        alone(sys.argv[2])
+        alone(sys.argv[2], sys.argv[3] == "quick")
     else:
-        harness.run(__doc__, measure, repeats=5)
+        harness.run(__doc__, measure, rounds=3)

@@ -1,8 +1,8 @@
-"""A gradient on the vector beats ravel_pytree: at most its time, and 1.03 of its temporary memory.
+"""A gradient on the vector costs what ravel_pytree's does: at most 1.03 of its time and of its temporary memory.
 
 cost.value_and_grad(theta, x, y) takes and gives one vector [P]. Its peers do so with jax.flatten_util.ravel_pytree:
 they differentiate through its unravel, or unravel, differentiate on leaves and ravel the gradient. The fastest and the
-smallest count.
+smallest count. (The file has its name from a race in a single process, which showed 0.78 where a tie is the truth.)
 """
 
 import harness
@@ -25,7 +25,7 @@ def on_the_vector(plain, unravel):
 
 
 def measure(report: harness.Report) -> None:
-    for problem in (mlps.wide(), mlps.deep()):
+    for problem in (mlps.wide(report.quick), mlps.deep(report.quick)):
         cost, arguments = problem.cost, (problem.theta, problem.x, problem.y)
         ours = {"jbp": harness.compiled(cost.value_and_grad, *arguments)}
         peers = {}
@@ -38,11 +38,12 @@ def measure(report: harness.Report) -> None:
         harness.agree(own.call(), {name: rival.call() for name, rival in (ours | peers).items()})
 
         beside = {"jbp, called without a jit around it": called, "jax.grad of jbp's cost": own}
-        times = report.race(problem.title, ours, peers, beside)
-        smallest = min(peer.temp for peer in peers.values())
-        report.claim("time of jbp ÷ the fastest peer's", times.ratio("jbp", times.fastest), at_most=1.0)
-        report.claim("temporary memory of jbp ÷ the smallest peer's", ours["jbp"].temp / smallest, at_most=1.03)
+        race = report.race(problem.title, ours, peers, beside)
+        report.row(
+            f"∇C as a vector, {problem.title}", "through `ravel_pytree`", race, "jbp",
+            time_at_most=1.03, memory_at_most=1.03,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    harness.run(__doc__, measure, repeats=40)
+    harness.run(__doc__, measure, rounds=9)

@@ -33,22 +33,26 @@ class Problem(NamedTuple):
         return [(layer.w, layer.b) for layer in self.params if layer]
 
 
-def problem(title: str, *widths: int, activation: Any, examples: int) -> Problem:
-    """A network of these widths, from the input to the logits."""
-    network = jbp.mlp(*widths, activation=activation, last=jbp.Identity())
+def problem(title: str, *widths: int, activation: Any, examples: int, **settings: Any) -> Problem:
+    """A network of these widths, from the input to the logits; `settings` are the network's."""
+    network = jbp.mlp(*widths, activation=activation, last=jbp.Identity(), **settings)
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[1], (examples, widths[0]))
     y = jax.random.randint(keys[2], (examples,), 0, widths[-1])
     return Problem(title, jbp.Cost(network, jbp.losses.SoftmaxCrossEntropy()), network.init(keys[0]), x, y)
 
 
-def wide() -> Problem:
+def wide(quick: bool = False) -> Problem:
     """Few large leaves: bound by products of matrices."""
-    return problem("784-1024x3-10, ReLU, batch 512", 784, *[1024] * 3, 10, activation=jbp.ReLU(), examples=512)
+    if quick:
+        return problem("16-32×3-10, ReLU, batch 8", 16, *[32] * 3, 10, activation=jbp.ReLU(), examples=8)
+    return problem("784-1024×3-10, ReLU, batch 512", 784, *[1024] * 3, 10, activation=jbp.ReLU(), examples=512)
 
 
-def deep() -> Problem:
+def deep(quick: bool = False) -> Problem:
     """Many small leaves: bound by everything else."""
+    if quick:
+        return problem("4 layers of 8, tanh, batch 8", *[8] * 5, activation=jbp.Tanh(), examples=8)
     return problem("32 layers of 64, tanh, batch 256", *[64] * 33, activation=jbp.Tanh(), examples=256)
 
 

@@ -1,16 +1,19 @@
 """One gradient costs no more than jax.grad: at most 1.03 of its time and of its temporary memory.
 
 The hand-written pass on leaves, against jax.value_and_grad of the same cost written in plain JAX in several ways, of
-which the fastest and the smallest count. Beside them, jax.value_and_grad of jbp's own forward pass.
+which the fastest and the smallest count. On plain dense networks both are at the speed of the matrix products, and a
+tie is what there is to show. Beside them, jax.value_and_grad of jbp's own forward pass.
 """
 
 import harness
 import jax
 import mlps
 
+OWN = "jax.grad of jbp's forward"
+
 
 def measure(report: harness.Report) -> None:
-    for problem in (mlps.wide(), mlps.deep()):
+    for problem in (mlps.wide(report.quick), mlps.deep(report.quick)):
         cost, params, batch = problem.cost, problem.params, (problem.x, problem.y)
         ours = {"jbp": harness.compiled(cost.value_and_grad_leaves, params, *batch)}
         peers = {
@@ -20,11 +23,11 @@ def measure(report: harness.Report) -> None:
         own = harness.compiled(jax.value_and_grad(cost.value_leaves), params, *batch)
         harness.agree(own.call(), {name: rival.call() for name, rival in (ours | peers).items()})
 
-        times = report.race(problem.title, ours, peers, beside={"jax.grad of jbp's forward": own})
-        smallest = min(peer.temp for peer in peers.values())
-        report.claim("time of jbp ÷ the fastest peer's", times.ratio("jbp", times.fastest), at_most=1.03)
-        report.claim("temporary memory of jbp ÷ the smallest peer's", ours["jbp"].temp / smallest, at_most=1.03)
+        race = report.race(problem.title, ours, peers, beside={OWN: own})
+        bounds = {"time_at_most": 1.03, "memory_at_most": 1.03}
+        report.row(f"a gradient, {problem.title}", "`jax.value_and_grad`, leaves in and out", race, "jbp", **bounds)
+        report.row(f"a gradient, {problem.title}", "the same of jbp's own forward", race, "jbp", OWN, **bounds)
 
 
 if __name__ == "__main__":
-    harness.run(__doc__, measure, repeats=40)
+    harness.run(__doc__, measure, rounds=12)

@@ -4,10 +4,9 @@
     jax.test_util.check_grads        first order, reverse mode, its own tolerances; in float32 and in float64
     torch.autograd.gradcheck         its own settings, in float64; the rule wrapped in a torch.autograd.Function
 
-A wrong rule that is accused is caught; a right one that is accused is accused falsely. jbp has a third outcome, a rule
-that is undecided. A wrong one is then missed, a right one not accused, and counted by itself. Integer arguments are
-closed over, as the last three want it. In float64 all floats of a case are cast, so a case about bfloat16 is no longer
-one.
+A wrong rule that is accused is caught, and missed otherwise, also where the checker says that it can't decide. A right
+one that is accused is accused falsely; one of which it can't decide is counted by itself. Integers are closed over,
+as the last three want it. In float64 all floats of a case are cast, so a case about bfloat16 is no longer one.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from jax.test_util import check_grads
 import jbp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from gallery import RIGHT, WRONG, Case
+from gallery import REPORTED, RIGHT, WRONG, Case
 
 CAUGHT, PASSED, UNDECIDED, NOT_THERE = "accused", "passed", "undecided", "cannot be written there"
 LARGEST = 2e8  # elements of a Jacobian that gradcheck may hold
@@ -72,8 +71,9 @@ def of_floats(case: Case) -> tuple[Callable, list[np.ndarray]]:
 
 def by_compare_vjp(case: Case) -> Verdict:
     report = jbp.compare_vjp(case.f, *case.args, timing=False)
-    says = {jbp.Verdict.WRONG: CAUGHT, jbp.Verdict.UNDECIDED: UNDECIDED}.get(report.kind, PASSED)
-    return Verdict(says, str(report.verdict))
+    kind = jbp.Verdict
+    says = {kind.AGREE: PASSED, kind.WRONG: CAUGHT, kind.UNDECIDED: UNDECIDED, kind.EMPTY: UNDECIDED}
+    return Verdict(says[report.kind], str(report.verdict))
 
 
 def by_check_grads(case: Case) -> Verdict:
@@ -165,27 +165,35 @@ def table(verdicts: dict[str, dict[str, Verdict]]) -> None:
         says = Counter(verdicts[name][case.name].says for case in cases)
         return f"{says[what]} of {len(cases) - says[NOT_THERE]}"
 
+    reported = {case.name for module in REPORTED for case in module.CASES}
+    own, public = ([case for case in WRONG if (case.name in reported) == said] for said in (False, True))
     row("", list(CHECKERS))
     row("wrong rules caught", [share(name, WRONG) for name in CHECKERS])
+    row("  of those reported in public", [share(name, public) for name in CHECKERS])
+    row("  of the others", [share(name, own) for name in CHECKERS])
+    row("wrong rules undecided", [share(name, WRONG, UNDECIDED) for name in CHECKERS])
     row("right rules accused", [share(name, RIGHT) for name in CHECKERS])
+    row("  hard ones of these", [share(name, [case for case in RIGHT if case.hard]) for name in CHECKERS])
     row("right rules undecided", [share(name, RIGHT, UNDECIDED) for name in CHECKERS])
-    row("hard ones accused", [share(name, [case for case in RIGHT if case.hard]) for name in CHECKERS])
     print("\n  caught, by kind of fault")
     for kind, count in Counter(case.kind for case in WRONG).most_common():
         row(f"{kind} ({count})", [share(name, [case for case in WRONG if case.kind == kind]) for name in CHECKERS])
 
 
 def lists(verdicts: dict[str, dict[str, Verdict]]) -> None:
-    """For each checker the wrong rules that pass, the right ones that it accuses, and what it cannot run."""
+    """For each checker the wrong rules that it misses, the right ones that it accuses, and what it cannot run."""
     for name, found in verdicts.items():
-        missed = [f"{case.name} ({case.kind})" for case in WRONG if found[case.name].says in (PASSED, UNDECIDED)]
-        accused = [case.name for case in RIGHT if found[case.name].says == CAUGHT]
-        undecided = [f"{case.name}: {found[case.name].why}" for case in RIGHT if found[case.name].says == UNDECIDED]
-        not_there = [f"{case}: {v.why}" for case, v in found.items() if v.says == NOT_THERE]
-        lists = {"misses": missed, "falsely accuses": accused, "leaves undecided": undecided, "cannot run": not_there}
-        for what, cases in lists.items():
-            if cases:
-                print(f"\n{name} {what} {len(cases)}:", *cases, sep="\n  ")
+        told = {
+            "misses": [f"{c.name} ({c.kind}): {found[c.name].says}, {found[c.name].why}" for c in WRONG
+                       if found[c.name].says in (PASSED, UNDECIDED)],
+            "falsely accuses": [f"{c.name}: {found[c.name].why}" for c in RIGHT if found[c.name].says == CAUGHT],
+            "can't decide of right ones": [f"{c.name}: {found[c.name].why}" for c in RIGHT
+                                           if found[c.name].says == UNDECIDED],
+            "cannot run": [f"{case}: {v.why}" for case, v in found.items() if v.says == NOT_THERE],
+        }  # fmt: skip
+        for what, lines in told.items():
+            if lines:
+                print(f"\n{name} {what} {len(lines)}:", *lines, sep="\n  ")
 
 
 def main() -> None:
@@ -193,17 +201,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict here")
     parser.add_argument("--only", metavar="TEXT", help="only checkers with this in their name")
     options = parser.parse_args()
-    torch = harness.extra("torch")
+    torch = harness.extra("torch") if (options.only or "") in "torch gradcheck" else None
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # overflow is what some cases are about
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    print(__doc__, f"jax {jax.__version__}, torch {torch.__version__}", sep="\n")
+    print(__doc__, f"jax {jax.__version__}" + (f", torch {torch.__version__}" if torch else ""), sep="\n")
     cases = [*WRONG, *RIGHT]
     functions = len({case.function for case in WRONG})
     print(f"\n{len(WRONG)} wrong rules of {functions} functions, {len(RIGHT)} right ones\n", flush=True)
 
     verdicts = {}
     for name, checker in CHECKERS.items():
-        if (options.only or "") in name and (name != "jbp.compare_vjp" or hasattr(jbp, "compare_vjp")):
+        if (options.only or "") in name:
             verdicts[name] = {case.name: asked(checker, case) for case in cases}
             print(f"  {name} has seen them", file=sys.stderr, flush=True)
     table(verdicts)

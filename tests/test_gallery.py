@@ -2,8 +2,8 @@
 
 Here a fixed part of it runs, chosen by one rule: of each function and of each kind of fault the first wrong rules in
 the gallery's order; of each function the right rule with the smallest arguments, a numerically hard one if there is
-any, and of these the 40 smallest. All of it, by this checker and by others, is run by
-`bench/what_each_checker_catches.py`.
+any, and of these the 40 smallest. Kinks and edges, and what was reported in public trackers, run whole, values alone.
+All of it, by this checker and by others, is run by `bench/what_each_checker_catches.py`.
 """
 
 import inspect
@@ -12,20 +12,30 @@ from collections import Counter, defaultdict
 import jax
 import numpy as np
 import pytest
-from gallery import RIGHT, WRONG, Case, edges, kinks
+from gallery import REPORTED, RIGHT, WRONG, Case, edges, kinks
 
 import jbp
 
 A_FUNCTION, A_KIND = 1, 1  # wrong rules of each
 RIGHT_ONES = 40  # right rules
 BY_CHECKS = ("not linear in the cotangent", "cotangent ignored")  # values at one cotangent need not show it
+EDGES = [*kinks.CASES, *edges.CASES]
+REPORTS = [case for module in REPORTED for case in module.CASES]
+WHOLE = {case.name for case in (*EDGES, *REPORTS)}
+# Wrong rules that nothing says is wrong; which is mended fails here, and then its line goes.
+MISSED = {
+    "Bessel's I₀ at 0, jax#11479: 1 at 0": "a slope at |x|'s kink, which a kink inside i0e makes up for",
+    "log-sigmoid at 0, jax#2140: 0 at 0": "slopes at two kinks that make up for each other; second order tells",
+    "mean of squares beside NaN, jax#9040: NaN where it is": "autodiff has NaN, and no difference can be taken at NaN",
+    "renorm to 0 at 0, pytorch#80804: the identity, as autodiff has it": "what a comparison gives at equality alone",
+}
 
 
 def chosen_wrong() -> list[Case]:
     """The first `A_FUNCTION` wrong rules of each function, the first `A_KIND` of each kind, in the gallery's order."""
     functions, kinds = Counter[str](), Counter[str]()
     chosen = []
-    for case in WRONG:
+    for case in (case for case in WRONG if case.name not in WHOLE):
         if functions[case.function] < A_FUNCTION or kinds[case.kind] < A_KIND:
             functions[case.function] += 1
             kinds[case.kind] += 1
@@ -36,7 +46,7 @@ def chosen_wrong() -> list[Case]:
 def chosen_right() -> list[Case]:
     """Of each function the right rule with the smallest arguments, a hard one if there is any; the 40 smallest."""
     of = defaultdict(list)
-    for case in RIGHT:
+    for case in (case for case in RIGHT if case.name not in WHOLE):
         of[case.function].append(case)
     chosen = [min([case for case in cases if case.hard] or cases, key=size) for cases in of.values()]
     return sorted(chosen, key=size)[:RIGHT_ONES]
@@ -76,7 +86,7 @@ def test_a_right_rule_is_not_accused(case: Case):
     assert len(report.checks) >= 10
 
 
-@pytest.mark.parametrize("case", [*kinks.CASES, *edges.CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", EDGES, ids=lambda case: case.name)
 def test_kinks_edges_and_stops(case: Case):
     """All of them, values alone: nothing wrong is missed, and undecided is only what has no finite derivative."""
     report = jbp.compare_vjp(case.f, *case.args, timing=False, checks=False)
@@ -88,11 +98,22 @@ def test_kinks_edges_and_stops(case: Case):
     assert report.kind is (jbp.Verdict.UNDECIDED if undecided else jbp.Verdict.AGREE), report
 
 
+@pytest.mark.parametrize("case", REPORTS, ids=lambda case: case.name)
+def test_what_was_reported(case: Case):
+    report = jbp.compare_vjp(case.f, *case.args, timing=False, checks=False)
+    caught = case.kind is not None and case.name not in MISSED
+    assert (report.kind is jbp.Verdict.WRONG) == caught, report
+
+
+def test_what_is_missed_is_in_the_gallery():
+    assert MISSED.keys() <= {case.name for case in REPORTS if case.kind is not None}
+
+
 def test_enough_of_the_gallery_runs():
     assert len(SOME_WRONG) >= 60
     assert len({case.name for case in SOME_WRONG}) == len(SOME_WRONG)
-    assert {case.function for case in SOME_WRONG} == {case.function for case in WRONG}
-    assert {case.kind for case in SOME_WRONG} == {case.kind for case in WRONG}
+    assert {case.function for case in (*SOME_WRONG, *EDGES, *REPORTS)} >= {case.function for case in WRONG}
+    assert {case.kind for case in (*SOME_WRONG, *EDGES, *REPORTS)} >= {case.kind for case in WRONG}
     assert len(SOME_RIGHT) >= 40
     assert sum(case.hard for case in SOME_RIGHT) >= 20
 

@@ -13,11 +13,16 @@ from . import (
     normalizations,
     products,
     recurrences,
+    reported,
+    reported_algebra,
+    reported_kernels,
     selections,
 )
 from .case import Case as Case
 
-MODULES = (products, normalizations, means, losses, elementwise, selections, recurrences, complex_numbers, kinks, edges)
+REPORTED = (reported, reported_algebra, reported_kernels)  # in public trackers
+OWN = (products, normalizations, means, losses, elementwise, selections, recurrences, complex_numbers, kinks, edges)
+MODULES = (*OWN, *REPORTED)
 CASES: list[Case] = [case for module in MODULES for case in module.CASES]
 WRONG: list[Case] = [case for case in CASES if case.kind is not None]
 RIGHT: list[Case] = [case for case in CASES if case.kind is None]
