@@ -83,9 +83,20 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
     def function(params: Any, x: Any, context: Context = Context(), *, log: str | None = None) -> Any:
         if log is not None and not logs:
             raise InputError(f"log={log!r}: this function has no logs. Write as_function(layer, logs={{name: readout}}).")
-        return applied(log)(params, x, context)
+        return applied(log)(*_on_the_same_shards((params, x, context)))
 
     return function
+
+
+def _on_the_same_shards(tree: Any) -> Any:
+    """Inside a `shard_map`, all values as ones that differ from shard to shard where any of them does.
+
+    Backward gives each shard's own gradient, and by this JAX sums those of params that the shards share.
+    """
+    differ = lambda a: getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset())
+    axes = frozenset[Any]().union(*map(differ, jax.tree.leaves(tree)))
+    cast = lambda a, over: jax.lax.pcast(a, tuple(over), to="varying") if over else a
+    return jax.tree.map(lambda a: cast(a, axes - differ(a)), tree) if axes else tree
 
 
 def _check_logs(layer: Any, logs: dict[str, Any]) -> None:
