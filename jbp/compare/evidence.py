@@ -94,8 +94,9 @@ def point_at(comparison: "Comparison", arrays: Sequence[Any], met: Met | None = 
 
 def _errors(comparison: "Comparison", point: Point) -> list[LeafError]:
     """Leaf by leaf, and the total; without what is undecided, and what is refuted by itself."""
-    out = {i: point.undecided.get(i, False) | (point.wrong[i].where if i in point.wrong else False)
-           for i in {*point.undecided, *point.wrong}}  # fmt: skip
+    out = dict(point.undecided)
+    for i, refuted in point.wrong.items():
+        out[i] = out[i] | refuted.where if i in out else refuted.where
 
     def without(parts: list[Part]) -> list[Part]:
         return [_zeroed(part, out.get(i)) for i, part in enumerate(parts)]

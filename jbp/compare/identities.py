@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -214,7 +215,7 @@ class Identities:
         if not reverse:
             for i, slope in enumerate(slopes.along(in_pieces(self.direction))):
                 size = float(np.abs(slope.value).max(initial=tiny))
-                yield lambda seconds, i=i: seconds[i], *told(slope, size)
+                yield itemgetter(i), *told(slope, size)
             return
         random, v = stream("second order"), in_pieces(self.direction)
         for _ in range(DIRECTIONS):

@@ -15,14 +15,14 @@ met, and have no shares. `while` loops, and branches of `cond` inside, stay as t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from scipy.optimize import lsq_linear
 
 from .arguments import filled, is_float
@@ -53,7 +53,8 @@ class Choices:
     A share stands as (met, share), or None where nothing is met; those of a loop's body or a rule's primal in a list.
     """
 
-    def __init__(self, shares: Sequence[Any] | None = None):
+    def __init__(self, dead: frozenset[int], shares: Sequence[Any] | None = None):
+        self.dead = dead  # equations that no derivative passes through
         self.margins: list[Any] = []
         self.shared: list[bool] = []
         self._shares = None if shares is None else iter(shares)
@@ -87,11 +88,13 @@ def softened(jaxpr: ClosedJaxpr | Jaxpr, choices: Choices) -> Callable[..., list
     def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
         name = eqn.primitive.name
         inner = inner_jaxprs(eqn)
+        if id(eqn) in choices.dead:
+            return bind(eqn, list(map(_plain, values)))
         if name in INLINE:
             return again(inner[0])(*values)
-        if name == "scan" and has_choices(inner[0]):
+        if name == "scan" and has_choices(inner[0], choices.dead):
             return _loop(eqn, list(map(_plain, values)), choices)
-        if any(has_rule(eqn, kind) for kind in ("vjp", "jvp")) and has_choices(primal_of(eqn)):
+        if any(has_rule(eqn, kind) for kind in ("vjp", "jvp")) and has_choices(primal_of(eqn), choices.dead):
             return _ruled(eqn, list(map(_plain, values)), choices)
         if name in CHOICES and not _opaque(eqn):
             return CHOICES[name](choices, eqn, *values)
@@ -102,8 +105,22 @@ def softened(jaxpr: ClosedJaxpr | Jaxpr, choices: Choices) -> Callable[..., list
     return replay(jaxpr, change)
 
 
-def has_choices(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
-    return any(eqn.primitive.name in CHOICES and not _opaque(eqn) for eqn in equations(jaxpr))
+def has_choices(jaxpr: ClosedJaxpr | Jaxpr, dead: frozenset[int]) -> bool:
+    live = (eqn for eqn in equations(jaxpr) if id(eqn) not in dead)
+    return any(eqn.primitive.name in CHOICES and not _opaque(eqn) for eqn in live)
+
+
+def dead_of(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[int]:
+    """The equations, by identity, that no derivative passes through: the outputs need none, or all is stopped."""
+    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    live = {v for v in inner.outvars if not isinstance(v, Literal)}
+    for eqn in reversed(inner.eqns):
+        parts = inner_jaxprs(eqn)
+        if eqn.primitive.name == "stop_gradient" or live.isdisjoint(eqn.outvars):
+            yield from (id(eqn), *(id(e) for part in parts for e in equations(part)))
+        else:
+            live |= {v for v in eqn.invars if not isinstance(v, Literal)}
+            yield from (i for part in parts for i in dead_of(part))
 
 
 def _opaque(eqn: JaxprEqn) -> bool:
@@ -132,7 +149,7 @@ def _loop(eqn: JaxprEqn, values: list[Any], choices: Choices) -> Sequence[Any]:
 
     def turn(carry: Any, x: Any) -> Any:
         x, mine = x
-        inner = Choices(None if choices.noting else mine)
+        inner = Choices(choices.dead, None if choices.noting else mine)
         outs = list(map(_plain, softened(body, inner)(*consts, *carry, *x)))
         shared[:] = inner.shared
         return outs[:n], (outs[n:], inner.margins)
@@ -147,7 +164,7 @@ def _ruled(eqn: JaxprEqn, values: list[Any], choices: Choices) -> Sequence[Any]:
     """A call of a custom rule: as it is, or where a kink is met in its primal, the primal."""
     if not choices.noting and (shares := choices.next()) is None:
         return bind(eqn, values)
-    inner = Choices(None if choices.noting else shares)
+    inner = Choices(choices.dead, None if choices.noting else shares)
     outs = list(map(_plain, softened(primal_of(eqn), inner)(*values)))
     if choices.noting:
         choices.note(inner.margins, inner.shared)
@@ -368,6 +385,7 @@ class Kinks:
     def __init__(self, slopes: Slopes, kind: str = "vjp"):
         self.slopes, self.kind, self.jaxpr = slopes, kind, slopes.program.jaxpr
         self._derivatives: dict[Any, Callable[..., Any]] = {}
+        self.dead = frozenset(dead_of(self.jaxpr))
         self.shared: list[bool] = []
 
     @cached_property
@@ -375,7 +393,7 @@ class Kinks:
         """The margins of all comparisons, as the program computes them and in float64."""
 
         def margins(*arrays: Any) -> Any:
-            choices = Choices()
+            choices = Choices(self.dead)
             outs = softened(self.jaxpr, choices)(*arrays)
             self.shared = choices.shared
             return choices.margins, outs
@@ -398,7 +416,7 @@ class Kinks:
     @cached_property
     def any(self) -> bool:
         """Whether the program compares anything."""
-        return has_choices(self.jaxpr)
+        return has_choices(self.jaxpr, self.dead)
 
     def met(self, arrays: Sequence[Any], others: Sequence[Sequence[Any]]) -> Met | None:
         """Those met at the arguments; not what is equal at the other arguments all the same."""
@@ -505,7 +523,9 @@ class Kinks:
         def one(shares: Any, arrays: Any, where: Any) -> Any:
             pairs = iter(zip(where, shares, strict=True))
             leaves = [_Pair(next(pairs) if some else None) for some in pattern]
-            run = softened(self.jaxpr, Choices(_opened(jax.tree.unflatten(tree, leaves)) or [None] * len(leaves)))
+            run = softened(
+                self.jaxpr, Choices(self.dead, _opened(jax.tree.unflatten(tree, leaves)) or [None] * len(leaves))
+            )
 
             def function(*floats: Any) -> Any:
                 return [out for out in run(*filled(arrays, moving, floats)) if is_float(out)]
