@@ -4,8 +4,10 @@
     jax.test_util.check_grads        first order, reverse mode, its own tolerances; in float32 and in float64
     torch.autograd.gradcheck         its own settings, in float64; the rule wrapped in a torch.autograd.Function
 
-A wrong rule that is accused is caught; a right one that is accused is accused falsely. Integer arguments are closed
-over, as the last three want it. In float64 all floats of a case are cast, so a case about bfloat16 is no longer one.
+A wrong rule that is accused is caught; a right one that is accused is accused falsely. jbp has a third outcome, a rule
+that is undecided. A wrong one is then missed, a right one not accused, and counted by itself. Integer arguments are
+closed over, as the last three want it. In float64 all floats of a case are cast, so a case about bfloat16 is no longer
+one.
 """
 
 import argparse
@@ -28,7 +30,7 @@ import jbp
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from gallery import RIGHT, WRONG, Case
 
-CAUGHT, PASSED, NOT_THERE = "accused", "passed", "cannot be written there"
+CAUGHT, PASSED, UNDECIDED, NOT_THERE = "accused", "passed", "undecided", "cannot be written there"
 LARGEST = 2e8  # elements of a Jacobian that gradcheck may hold
 
 
@@ -70,7 +72,8 @@ def of_floats(case: Case) -> tuple[Callable, list[np.ndarray]]:
 
 def by_compare_vjp(case: Case) -> Verdict:
     report = jbp.compare_vjp(case.f, *case.args, timing=False)
-    return Verdict(PASSED) if report.ok else Verdict(CAUGHT, str(report.verdict))
+    says = {jbp.Verdict.WRONG: CAUGHT, jbp.Verdict.UNDECIDED: UNDECIDED}.get(report.kind, PASSED)
+    return Verdict(says, str(report.verdict))
 
 
 def by_check_grads(case: Case) -> Verdict:
@@ -156,16 +159,17 @@ def table(verdicts: dict[str, dict[str, Verdict]]) -> None:
     def row(title: str, cells: list[str]) -> None:
         print(f"  {title:{width}}", *(f"{c:>{w}}" for c, w in zip(cells, columns, strict=True)), sep="  ")
 
-    def share(name: str, cases: list[Case]) -> str:
+    def share(name: str, cases: list[Case], what: str = CAUGHT) -> str:
         if name not in verdicts:
             return "n/a"
         says = Counter(verdicts[name][case.name].says for case in cases)
-        return f"{says[CAUGHT]} of {len(cases) - says[NOT_THERE]}"
+        return f"{says[what]} of {len(cases) - says[NOT_THERE]}"
 
     row("", list(CHECKERS))
     row("wrong rules caught", [share(name, WRONG) for name in CHECKERS])
     row("right rules accused", [share(name, RIGHT) for name in CHECKERS])
-    row("hard ones of these", [share(name, [case for case in RIGHT if case.hard]) for name in CHECKERS])
+    row("right rules undecided", [share(name, RIGHT, UNDECIDED) for name in CHECKERS])
+    row("hard ones accused", [share(name, [case for case in RIGHT if case.hard]) for name in CHECKERS])
     print("\n  caught, by kind of fault")
     for kind, count in Counter(case.kind for case in WRONG).most_common():
         row(f"{kind} ({count})", [share(name, [case for case in WRONG if case.kind == kind]) for name in CHECKERS])
@@ -174,10 +178,12 @@ def table(verdicts: dict[str, dict[str, Verdict]]) -> None:
 def lists(verdicts: dict[str, dict[str, Verdict]]) -> None:
     """For each checker the wrong rules that pass, the right ones that it accuses, and what it cannot run."""
     for name, found in verdicts.items():
-        missed = [f"{case.name} ({case.kind})" for case in WRONG if found[case.name].says == PASSED]
+        missed = [f"{case.name} ({case.kind})" for case in WRONG if found[case.name].says in (PASSED, UNDECIDED)]
         accused = [case.name for case in RIGHT if found[case.name].says == CAUGHT]
+        undecided = [f"{case.name}: {found[case.name].why}" for case in RIGHT if found[case.name].says == UNDECIDED]
         not_there = [f"{case}: {v.why}" for case, v in found.items() if v.says == NOT_THERE]
-        for what, cases in (("misses", missed), ("falsely accuses", accused), ("cannot run", not_there)):
+        lists = {"misses": missed, "falsely accuses": accused, "leaves undecided": undecided, "cannot run": not_there}
+        for what, cases in lists.items():
             if cases:
                 print(f"\n{name} {what} {len(cases)}:", *cases, sep="\n  ")
 

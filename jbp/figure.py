@@ -8,13 +8,13 @@ import math
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from .compare import LeafError, Report
-from .fit import Run
+from .course import Run
+from .history import draw_cost
 
 RULE, ORACLE, WRONG, INK, FAINT = "#0072B2", "#E69F00", "#D55E00", "#333333", "#BBBBBB"
 STYLE: Any = {
@@ -41,7 +41,8 @@ def draw(path: str, name: str, reports: dict[str, Report], labels: dict[str, str
         _errors(figure.add_subplot(grid[:, 0]), reports, labels)
         if run:
             cost = figure.add_subplot(grid[0, 1])
-            _cost(cost, run)
+            draw_cost(cost, run.history.cost)
+            cost.tick_params(labelbottom=False)
             _accuracy(figure.add_subplot(grid[1, 1], sharex=cost), run)
         figure.savefig(path, dpi=150)
 
@@ -84,21 +85,6 @@ def _errors(axes: Any, reports: dict[str, Report], labels: dict[str, str]) -> No
     ]
     marks = marks if any(not leaf.ok for _, leaf in leaves) else marks[:3]
     axes.figure.legend(handles=[Line2D([], [], ls="", **mark) for mark in marks], ncols=4, loc="outside lower left")
-
-
-def _cost(axes: Any, run: Run) -> None:
-    cost = run.history.cost
-    steps = np.arange(cost.size)
-    window = max(1, cost.size // 50)
-    axes.plot(steps, cost, color=FAINT, lw=0.5, marker="o" if cost.size < 50 else None, ms=4, label="each batch")
-    if window > 1:
-        mean = np.convolve(cost, np.ones(window) / window, "valid")
-        axes.plot(steps[window - 1 :] - (window - 1) / 2, mean, color=RULE, lw=2, label=f"mean of {window} steps")
-    axes.set_yscale("log")
-    axes.set_xlim(left=0)
-    axes.set_title("Cost of the batch" + (f": {cost[-1]} at step {cost.size - 1}" if run.stopped else ""))
-    axes.tick_params(labelbottom=False)
-    axes.legend(loc="upper right")
 
 
 def _accuracy(axes: Any, run: Run) -> None:

@@ -1,59 +1,36 @@
 """Gradient descent with optax: the other meaning of "backpropagation", the whole algorithm.
 
-Many steps run in one compiled program, on leaves; θ is a vector again at the end. Examples form one stream, a fresh
-shuffle (made on the device) after another, cut into batches: every example comes once in each epoch, and a batch may
-hold the end of one epoch and the beginning of the next, so that none is short but the very last.
+Read this, then `stream.py` (which examples each step gets), `descent.py` (the steps), `course.py` (what happens epoch
+by epoch) and `state.py` (how it goes on after a pause). Many steps run in one compiled program, on leaves; at the end θ
+is a vector again.
 """
 
 import contextlib
-import time
+import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from .layer import Context, InputError, Shape, Theta, described, wide_dtype
+from .console import bar, interrupts, silent
+from .course import Course, Run, asked_to_stop, finished
+from .descent import Descent, begin, copied
+from .history import Search
+from .layer import Context, InputError, Theta, check_finite, described
+from .optimizer import check_optimizer, rule_of
 from .reverse import Cost
+from .state import State, outline_of
+from .stream import Batches, Shuffled, check_no_key
 
-SECONDS_PER_CALL = 1.0  # after about this long the program comes back to Python: for the bar, Ctrl-C, the cost
-BLOCK_STEPS = 256  # steps whose rows are drawn together, at least an epoch; batches of an iterable stacked, at most
-ADAM = optax.adam(1e-3)  # one object, so that it is compiled once
-BLOCK_BYTES = 64 << 20  # of an iterable's batches stacked, at most, once there is one
-
-
-@dataclass
-class History:
-    """`cost: [steps]`, C on each step's batch before its update; `epochs`: a record for each finished epoch, with
-    `epoch` (from 1), `step` (how many are done), `seconds` since the start, and what `evaluate` gave."""
-
-    cost: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What `fit` returns: `theta: [P]`, `history`, and the message if it stopped early, else None."""
-
-    theta: Float[Array, "P"]
-    history: History
-    stopped: str | None = None
-
-
-class _Block(NamedTuple):
-    """Batches for one compiled program: batch i is `x[rows[i]], y[rows[i]]`, for i < steps."""
-
-    x: Any
-    y: Any
-    rows: Int[Array, "S B"]
-    steps: int
-    epoch_ends: list[int]  # the numbers of steps of this block after which an epoch is over
+ADAM = optax.adam(1e-3)
 
 
 def fit(
@@ -65,257 +42,196 @@ def fit(
     batch_size: int = 64,
     epochs: int = 1,
     key: PRNGKeyArray | None = None,
+    weights: Any = None,
+    context: Context = Context(),
+    feedback: Any = None,
     evaluate: Callable[[Float[Array, "P"]], dict[str, float]] | None = None,
+    best: str | None = None,
+    patience: int | None = None,
+    resume: Any = None,
+    save: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Run:
     """Descend from θ on `data` with the hand-written pass and any optax transformation, `adam(1e-3)` unless given.
 
-    `data`: arrays `(x, y)`, shuffled by `key` and cut into batches of `batch_size`; or an iterable of batches
-    `(x, y)`, taken as they come and iterated once for each epoch. The optimiser sees θ as the tree of leaves,
-    `layout.unflatten(theta)`, so that masks and labels may go by a leaf's path or shape. `key` also feeds the layers'
-    noise. `evaluate(theta)`, called at the end of each epoch, adds its numbers to that epoch's record.
-    `progress=True` draws a bar; it needs the extra `[cli]`.
+    `data`: arrays `(x, y)`, shuffled by `key` and cut into batches of `batch_size`; `weights: [N]` and `context.mask`
+    go row by row with x, `context.side` whole. Or an iterable of batches `(x, y)`, taken as they come and iterated once
+    for each epoch, or a function of the epoch (from 1) that gives one; behind x and y a batch may bring its weights, a
+    `Context`, or both. The optimiser sees θ as the tree of leaves, `layout.unflatten(theta)`, without those that are
+    frozen, so that masks and labels may go by a leaf's path or shape; one that takes extra arguments gets `value`,
+    `grad`, `value_fn` and `batch=(x, y, context)`. `key` also feeds the layers' noise. `feedback`: a vector like θ that
+    carries delta down in its place, or a function of θ and the step (from 0) that gives one.
+
+    `evaluate(theta)`, called at the end of each epoch, adds its numbers to that epoch's record; `"stop": True` among
+    them ends the descent. `best="accuracy"` keeps θ of the epoch with the largest, `best="-loss"` with the smallest, as
+    `run.best`; `patience=n` ends it after n epochs without a better one. Ctrl-C ends it at the next return to Python,
+    within about a second (a second Ctrl-C raises at once), and so does an `evaluate` that raises, with a warning. All
+    that was done is in the run, and `run.stopped` says why it ended.
+
+    `epochs` is the total. `resume=run.state`, or its `arrays()`, goes on as if there had been no pause: with the same
+    bits, history, best and patience. An iterable goes on behind the batches that were done. `save=directory` writes the
+    state there after each epoch and goes on from what it finds there, whatever θ is given; a descent that is over
+    returns at once. No array that is given is written into.
 
     Where the cost is no longer finite, it stops with a warning and returns the last θ that had a finite cost.
-    Raises `InputError` for data that don't fit, hold NaN, or have labels out of range.
+    Raises `InputError` for data that don't fit, hold NaN, or have labels out of range, and for a state of another
+    layout, optimiser, batch size, key or number of examples.
     """
     if not isinstance(cost, Cost):
         raise InputError(f"fit: expected a Cost first, got {type(cost).__name__}. As in fit(cost, theta, (x, y)).")
-    if any(not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1 for n in (epochs, batch_size)):
+    optimizer = ADAM if optimizer is None else optimizer
+    _check_settings(optimizer, batch_size, epochs, evaluate, best, patience, context)
+    key, feedback = None if key is None else _key(key), _feedback(cost, feedback)
+    stands = State.read(_directory(save)) if save is not None else None
+    state = stands or _state(resume)
+    if state is None and theta is None:
+        raise InputError("fit: there is no theta to begin at. Give cost.init(key), or resume= a state.")
+
+    own_key = key if key is not None else state.key if state else jax.random.key(0)
+    shuffle_key, noise_key = jax.random.split(own_key)
+    given = theta if state is None else np.broadcast_to(np.zeros((), cost.layout.dtype), (cost.layout.size,))
+    stream: Shuffled | Batches
+    if isinstance(data, tuple) and len(data) == 2:
+        stream = _of_arrays(cost, given, data, weights, context, int(batch_size), shuffle_key)
+    else:
+        done = len(state.history.epochs) + state.owed if state else 0
+        stream = _of_batches(cost, given, data, weights, context, int(epochs) - done)
+
+    dtype = np.dtype(jnp.result_type(theta)) if state is None else state.dtype(cost.layout)
+    rule = rule_of(cost, optimizer, dtype, stream.one_batch(noise_key))
+    origin = State(
+        {}, outline_of(rule.state, rule.params), rule.digest, own_key, batch_size=stream.batch_size,
+        examples=stream.examples, search=Search(best),
+    )  # fmt: skip
+    if state is None:
+        start = partial(begin, cost, rule, theta if isinstance(theta, jax.Array) else jnp.array(theta))
+    else:
+        start = partial(copied, state.placed(rule.params, rule.state))
+        state.check(origin, epochs)
+        search = state.search.asked(best, len(state.history.epochs))
+        if state.end and state.end.record["epoch"] == epochs:
+            return finished(state, search, state.end)
+        origin = replace(state, leaves={}, program=origin.program, search=search, end=None)
+    steer = feedback if callable(feedback) else None
+    descent = Descent(cost, optimizer, start, noise_key, None if steer else feedback, steer, origin.step)
+    del start, state, given  # whose arrays are let go as soon as the descent no longer needs them
+    course = Course(descent, stream, origin, origin.search, int(epochs), evaluate, patience, save)
+    if stands:
+        course.stopped = asked_to_stop(origin.history.epochs, course.epochs)
+    shown = bar(stream.steps(int(epochs)), descent.step) if progress else contextlib.nullcontext(silent)
+    with shown as show, interrupts() as asked:
+        run = course.run(asked, show)
+    if course.warning:
+        warnings.warn(course.warning, stacklevel=2)
+    return run
+
+
+# -- what is given ----------------------------------------------------------------------------------------------------
+
+
+def _check_settings(optimizer, batch_size, epochs, evaluate, best, patience, context) -> None:
+    """Raise `InputError` where one of them is not what it should be."""
+    whole = lambda n: isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
+    if not whole(epochs) or not whole(batch_size):
         raise InputError(
             f"fit: epochs and batch_size must be whole numbers above 0, got {epochs!r} and {batch_size!r}."
         )
-    optimizer, batch_size, epochs = ADAM if optimizer is None else optimizer, int(batch_size), int(epochs)
-    if isinstance(optimizer, type) or not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
-        raise InputError(
-            f"fit: expected an optax transformation as optimizer, got {optimizer!r}. As in optax.adam(1e-3)."
-        )
+    check_optimizer(optimizer)
     if evaluate is not None and not callable(evaluate):
         raise InputError(f"fit: evaluate must be a function of theta, got {evaluate!r}. As in lambda theta: {{...}}.")
-    shuffle_key, noise_key = jax.random.split(jax.random.key(0) if key is None else key)
-    if isinstance(data, tuple) and len(data) == 2:
-        cost.check(theta, *data)
-        x, y = jax.tree.map(jnp.asarray, data)
-        blocks, steps = _blocks_of_arrays(x, y, batch_size, epochs, shuffle_key)
-    else:
-        blocks, steps = _blocks_of_batches(cost, theta, data, epochs)
-
-    descent = _Descent(cost, optimizer, noise_key, *_begin(cost, optimizer, theta))
-    costs, stopped, started = [np.zeros(0)], None, time.perf_counter()
-    done: list[dict[str, Any]] = []
-    with _bar(steps) if progress else contextlib.nullcontext(_silent) as show:
-        for block, i, stop in _calls(blocks, pause_at_epochs=evaluate is not None):
-            first = descent.step - i  # of this block, among all steps
-            costs.append(descent.advance(block, i, stop))
-            finished = descent.step - first  # of this block; less than stop if it failed
-            for end in (end for end in block.epoch_ends if i < end <= finished):
-                numbers = evaluate(cost.layout.flatten(descent.params)) if evaluate else {}
-                if not isinstance(numbers, Mapping):
-                    raise InputError(
-                        f"fit: evaluate must return a dict of numbers by name, got {type(numbers).__name__}. "
-                        'As in {"accuracy": 0.9}.'
-                    )
-                seconds = time.perf_counter() - started
-                done.append({"epoch": len(done) + 1, "step": first + end, "seconds": seconds, **numbers})
-            if descent.failed:
-                stopped = _failure(np.concatenate(costs))
-                warnings.warn(stopped, stacklevel=2)
-                break
-            show(descent.step, float(costs[-1][-1]))
-    return Run(cost.layout.flatten(descent.params), History(np.concatenate(costs), done), stopped)
-
-
-@dataclass
-class _Descent:
-    """Where the descent is: leaves, the optimiser's state, and how many steps are done."""
-
-    cost: Cost
-    optimizer: Any
-    key: PRNGKeyArray
-    params: Any
-    state: Any
-    step: int = 0
-    failed: bool = False
-    again: Callable[[], Any] | None = None  # runs the last call again, but for its last step
-
-    def advance(self, block: _Block, i: int, stop: int) -> np.ndarray:
-        """Do steps i … stop - 1 of the block; their costs, up to the first that is not finite."""
-        settings = (self.cost, self.optimizer, block.x, block.y, block.rows, self.key, self.step - i)
-        run = partial(_advance, *settings, self.params, self.state, i)
-        params, state, costs = run(stop)
-        costs = np.asarray(costs)[i:stop]
-        bad = np.flatnonzero(~np.isfinite(costs))
-        if not bad.size:
-            self.params, self.state, self.again, self.step = params, state, partial(run, stop - 1), self.step + stop - i
-            return costs
-        # θ before step bad[0] has no finite cost, so the one before that is wanted: the same steps again, but one less
-        k = int(bad[0])
-        again = partial(run, i + k - 1) if k else self.again
-        self.failed, self.params = True, again()[0] if again else self.params
-        self.step += k
-        return costs[: k + 1]
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _begin(cost, optimizer, theta):
-    """(leaves, the optimiser's state) at θ."""
-    params = cost.layout.unflatten(theta)
-    return params, optimizer.init(params)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _advance(cost, optimizer, x, y, rows, key, first, params, state, start, stop):
-    """Steps start … stop - 1: (params, state, costs `[S]`, of which those of the steps done are filled)."""
-
-    update = optax.with_extra_args_support(optimizer).update
-
-    def step(i, carry):
-        params, state, costs = carry
-        batch = jax.tree.map(lambda a: a.at[rows[i]].get(mode="clip"), (x, y))
-        context = Context(jax.random.fold_in(key, first + i))
-        C, gradient = cost.value_and_grad_leaves(params, *batch, context=context)
-        value_fn = lambda p: cost.value_leaves(p, *batch, context=context)  # for line searches
-        updates, state = update(gradient, state, params, value=C, grad=gradient, value_fn=value_fn)
-        return optax.apply_updates(params, updates), state, costs.at[i].set(C)
-
-    costs = jnp.zeros(rows.shape[0], wide_dtype(cost.network.dtype))
-    return jax.lax.fori_loop(start, stop, step, (params, state, costs))
-
-
-def _calls(blocks: Iterable[_Block], pause_at_epochs: bool) -> Iterator[tuple[_Block, int, int]]:
-    """(block, first step, stop) of each call of the program, about `SECONDS_PER_CALL` long as the caller takes them."""
-    n = 1
-    for block in blocks:
-        i = 0
-        while i < block.steps:
-            ends = [end for end in block.epoch_ends if end > i] if pause_at_epochs else []
-            stop = min(i + n, block.steps, *ends)
-            tick = time.perf_counter()
-            yield block, i, stop
-            pace = (stop - i) * SECONDS_PER_CALL / (time.perf_counter() - tick)
-            i, n = stop, max(1, min(8 * n, int(pace)))
-
-
-def _blocks_of_arrays(
-    x: Any, y: Any, batch: int, epochs: int, key: PRNGKeyArray
-) -> tuple[Iterator[_Block], int | None]:
-    """(blocks, number of steps) of shuffled arrays."""
-    n = jax.tree.leaves(x)[0].shape[0]
-    batch = min(batch, n)
-    full, rest = divmod(epochs * n, batch)
-    size = min(full, max(-(-n // batch), BLOCK_STEPS))
-
-    def rows(step, shape):
-        epoch, offset = divmod(step * batch, n)
-        return _shuffled(key, epoch, offset, n, -(-(offset + shape[0] * shape[1]) // n), shape)
-
-    def blocks():
-        for step in range(0, full, size):
-            steps = min(size, full - step)
-            ends = [-(-epoch * n // batch) - step for epoch in range(1, epochs + 1)]
-            yield _Block(x, y, rows(step, (size, batch)), steps, [end for end in ends if 0 < end <= steps])
-        if rest:
-            yield _Block(x, y, rows(full, (1, rest)), 1, [1])
-
-    return blocks(), full + bool(rest)
-
-
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _shuffled(key, epoch, offset, n, epochs, shape):
-    """`shape` rows of the stream from `offset` in `epoch` on."""
-    shuffles = jax.vmap(lambda e: jax.random.permutation(jax.random.fold_in(key, e), n))(epoch + jnp.arange(epochs))
-    return jax.lax.dynamic_slice(shuffles.ravel(), (offset,), (shape[0] * shape[1],)).reshape(shape)
-
-
-def _blocks_of_batches(cost: Cost, theta: Any, data: Iterable, epochs: int) -> tuple[Iterator[_Block], int | None]:
-    """(blocks, number of steps if known) of an iterable of batches (x, y)."""
-    if not isinstance(data, Iterable):
+    if best is not None and (not isinstance(best, str) or not best.removeprefix("-")):
+        raise InputError(f"fit: best must name a number of evaluate, as in 'accuracy' or '-loss', got {best!r}.")
+    if best is not None and evaluate is None:
+        raise InputError(f"fit: best={best!r} is a number of evaluate, and there is none. Give evaluate=.")
+    if patience is not None and not whole(patience):
+        raise InputError(f"fit: patience must be a whole number of epochs above 0, got {patience!r}.")
+    if patience is not None and best is None:
         raise InputError(
-            f"fit: data must be arrays (x, y) or an iterable of batches (x, y), got {type(data).__name__}."
+            f"fit: patience={patience} waits for a better epoch. Say by what: best='accuracy', or best='-loss'."
         )
-    if isinstance(data, (tuple, list)) and data and all(isinstance(part, (jax.Array, np.ndarray)) for part in data):
-        raise InputError(
-            f"fit: data is a {type(data).__name__} of {len(data)} arrays, {described(data)}. "
-            "Pass arrays as the tuple (x, y), or a list of batches [(x, y), ...]."
-        )
-    if isinstance(data, (jax.Array, np.ndarray, Mapping, str)):
-        raise InputError(
-            f"fit: data must be arrays (x, y) or an iterable of batches (x, y), got {type(data).__name__}."
-        )
-    if epochs > 1 and isinstance(data, Iterator):
-        raise InputError(
-            f"fit: data is an iterator, which ends with the first of {epochs} epochs. "
-            "Pass a list or another iterable that starts anew, or epochs=1."
-        )
-
-    def blocks():
-        for epoch in range(1, epochs + 1):
-            groups = _groups(data)
-            group = next(groups, None)
-            if group is None:
-                raise InputError(
-                    f"fit: data gave no batch in epoch {epoch}. Pass an iterable that starts anew each time."
-                )
-            while group is not None:
-                x, y = jax.tree.map(lambda *parts: jnp.concatenate(parts), *group)
-                cost.check(theta, x, y)
-                rows = jnp.arange(jax.tree.leaves(x)[0].shape[0]).reshape(len(group), -1)
-                group = next(groups, None)
-                yield _Block(x, y, rows, len(rows), [] if group else [len(rows)])
-
-    return blocks(), len(data) * epochs if isinstance(data, Sized) else None
+    if not isinstance(context, Context):
+        raise InputError(f"context: expected a Context, got {context!r}. Write jbp.Context(mask=mask).")
+    check_no_key(context)
 
 
-def _groups(data: Iterable) -> Iterator[list[tuple[Any, Any]]]:
-    """Batches of one shape in a row, to be stacked; few enough to fit in `BLOCK_STEPS` and `BLOCK_BYTES`."""
-    group: list[tuple[Any, Any]] = []
-    for batch in data:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise InputError(
-                f"fit: expected each batch as (x, y), got {type(batch).__name__}. Give two arrays as the tuple (x, y)."
-            )
-        pair = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else np.asarray(a), tuple(batch))
-        size = sum(a.nbytes for a in jax.tree.leaves(pair)) * (len(group) + 1)
-        if group and (Shape.of(pair) != Shape.of(group[0]) or len(group) == BLOCK_STEPS or size > BLOCK_BYTES):
-            yield group
-            group = []
-        group.append(pair)
-    if group:
-        yield group
+def _key(key: Any) -> PRNGKeyArray:
+    """One random key, new style."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
+        return key
+    if dtype == np.uint32 and jnp.shape(key) == jax.random.key_data(jax.random.key(0)).shape:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    got = repr(key) if isinstance(key, (int, float, str)) else described(key)
+    seed = key if isinstance(key, (int, np.integer)) else 0
+    raise InputError(f"fit: key must be one random key, got {got}. Write jax.random.key({seed}).")
 
 
-def _failure(costs: np.ndarray) -> str:
-    """The message of a descent whose last cost is not finite."""
-    at = costs.size - 1
-    if not at:
-        return f"fit: the cost is {costs[0]} at the θ given, before the first step; θ is returned unchanged."
-    return (
-        f"fit: the cost became {costs[-1]} at step {at}. Stopped; run.theta is θ of step {at - 1}, the last with "
-        f"a finite cost, {costs[-2]:.6g}. Lower the learning rate, clip the gradient, or look at the data."
-    )
+def _feedback(cost: Cost, feedback: Any) -> Any:
+    """None, a vector like θ, or a function."""
+    if feedback is None or callable(feedback):
+        return feedback
+    cost.layout.check(feedback, "feedback")
+    check_finite("feedback", feedback)
+    return jnp.asarray(feedback)
 
 
-def _silent(step: int, cost: float) -> None:
-    pass
-
-
-@contextlib.contextmanager
-def _bar(total: int | None) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar; yields `show(step, cost)`."""
+def _directory(save: Any) -> Path:
+    """The directory to save in, which is there from now on."""
+    if not isinstance(save, (str, os.PathLike)):
+        raise InputError(f"fit: save must be a directory, got {save!r}. As in save='runs/first'.")
     try:
-        from rich import progress
-    except ModuleNotFoundError:
+        Path(save).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"fit: save={str(save)!r} can't be a directory: {error}. Give another.") from error
+    return Path(save)
+
+
+def _state(resume: Any) -> State | None:
+    """The state to go on from, given as such or as its arrays."""
+    if resume is None or isinstance(resume, State):
+        return resume
+    if isinstance(resume, Run):
+        raise InputError("fit: resume must be a state, got a Run. Give run.state.")
+    if not isinstance(resume, Mapping):
         raise InputError(
-            "fit: progress=True draws its bar with rich. Install it with: pip install 'jbp[cli]'"
-        ) from None
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[cost]}"),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns) as bar:
-        task = bar.add_task("fit", total=total, cost="")
-        yield lambda step, cost: bar.update(task, completed=step, cost=f"cost {cost:.4g}")
+            f"fit: resume must be a state, got {type(resume).__name__}. Give run.state, or the dict of its arrays."
+        )
+    return State.of(resume)
+
+
+def _of_arrays(cost, theta, data, weights, context, batch_size, key) -> Shuffled:
+    """The stream of arrays, checked."""
+    x, y = data
+    cost.check(theta, x, y, weights=weights)
+    by_row = jax.tree.map(jnp.asarray, (x, y, weights, context.mask))
+    _check_mask(x, context.mask)
+    return Shuffled(by_row, context.side, min(batch_size, len(jax.tree.leaves(x)[0])), key)
+
+
+def _of_batches(cost, theta, data, weights, context, epochs) -> Batches:
+    """The stream of an iterable, whose batches are checked as they come."""
+    for name, given in (("weights", weights), ("context.mask", context.mask)):
+        if given is not None:
+            behind = "weights" if name == "weights" else "jbp.Context(mask=mask)"
+            raise InputError(
+                f"fit: {name} goes with arrays, and data gives batches. Let each bring its own: (x, y, {behind})."
+            )
+    cost.layout.check(theta)
+    check_finite("theta", theta)
+    nothing = np.broadcast_to(np.zeros((), cost.layout.dtype), (cost.layout.size,))
+
+    def check(x, y, weights, mask):
+        cost.check(nothing, x, y, weights=weights)
+        _check_mask(x, mask)
+
+    return Batches.of(data, check, context.side, epochs)
+
+
+def _check_mask(x: Any, mask: Any) -> None:
+    n = len(jax.tree.leaves(x)[0])
+    for part in jax.tree.leaves(mask):
+        if jnp.shape(part)[:1] != (n,):
+            raise InputError(
+                f"context.mask: expected {n} examples as in x, got {described(part)}. It goes row by row with x; what "
+                "does not belongs in context.side."
+            )

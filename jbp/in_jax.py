@@ -19,7 +19,7 @@ from .readouts import Readout, collect, readers_of
 from .run import step, step_back
 
 
-def as_function(layer: Layer | Network, *, logs: Mapping[str, Readout] | None = None) -> Callable[..., Any]:
+def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callable[..., Any]:
     """The function `(params, x, context=Context()) -> y` of a layer, differentiated by the layer's own backward.
 
     It drops into Flax, Equinox or plain JAX. x has a batch axis first. Make a layer's params with

@@ -144,7 +144,7 @@ class Layout:
         self.check(theta)
         return jax.tree.unflatten(self.treedef, self.leaves(theta))
 
-    def leaves(self, vector: Float[Array, "P"]) -> list[Any]:
+    def leaves(self, vector: Theta) -> list[Any]:
         """The leaves of a vector like θ, of any dtype, in its order; of NumPy's for a NumPy vector, without a copy."""
         cut = (lambda i, j: vector[i:j]) if isinstance(vector, np.ndarray) else partial(_slice, vector)
         places = zip(self.offsets, self.offsets[1:], self.shapes, strict=False)

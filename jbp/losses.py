@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .layer import Context, InputError, Layer, described, wide, wide_dtype
@@ -184,7 +185,8 @@ def _check_like(loss: str, output: Any, y: Any) -> None:
 
 
 def _check_range(expected: str, y: Any, most: float) -> None:
-    bad = jnp.argwhere((y < 0) | (y > most))
+    y = np.asarray(y)  # values are looked at on the host, wherever they lie
+    bad = np.argwhere((y < 0) | (y > most))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
         raise InputError(f"{expected}, got y{list(where)} = {y[where]} ({len(bad)} out of range). Rescale y.")
@@ -341,12 +343,12 @@ class SoftmaxCrossEntropy:
         if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
             _check_range("SoftmaxCrossEntropy: expected weights of classes of at least 0", y, jnp.inf)
             return
-        y = jnp.asarray(y, jnp.int32)  # K need not fit into the labels' own dtype
+        y = np.asarray(y, np.int64)  # K need not fit into the labels' own dtype
         k = output.shape[-1]
         bad = (
-            jnp.argwhere((y < 0) | (y >= k))
+            np.argwhere((y < 0) | (y >= k))
             if self.ignore is None
-            else jnp.argwhere(((y < 0) | (y >= k)) & (y != self.ignore))
+            else np.argwhere(((y < 0) | (y >= k)) & (y != self.ignore))
         )
         if len(bad):
             where = tuple(int(i) for i in bad[0])
@@ -355,8 +357,8 @@ class SoftmaxCrossEntropy:
                 f"({len(bad)} out of range). Mark labels to leave out with ignore=."
             )
 
-    def counted(self, output: Output, y: Target) -> Float[Array, "N"]:
-        """How many positions of each example count."""
+    def counted(self, output: Any, y: Target) -> Float[Array, "N"]:
+        """How many positions of each example count; of the output the spec is enough."""
         counts = jnp.ones(output.shape[:-1], wide_dtype(output.dtype))
         if self.ignore is not None and jnp.issubdtype(y.dtype, jnp.integer):
             counts = jnp.where(y == self.ignore, 0, counts)

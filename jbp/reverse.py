@@ -302,7 +302,7 @@ class Cost:
         Where they disagree, each layer is compared by itself on what really reached it: `report.enters` names the
         first, in the order of the reverse pass, that is wrong.
         """
-        self.check(theta, x, y, weights=weights)
+        self.check(theta, x, y, weights=weights, context=context)
         settings = {"weights": weights, "context": context}
 
         def rule(theta, x, y):
@@ -315,16 +315,24 @@ class Cost:
             return jax.value_and_grad(replace(self, reduction="sum"))(theta, x, y, weights=weights)
 
         w = np.ones(jax.tree.leaves(x)[0].shape[0], np.float32) if weights is None else np.asarray(weights)
-        total = float(w.astype(np.float64).sum()) if self.reduction == "mean" else 1.0
+        total = 1.0
+        if self.reduction != "sum":
+            of = batch_of(self.network.output, w.size), jax.tree.map(jnp.asarray, y)
+            share = np.asarray(self._counted(*of)) if self.reduction == "positions" else 1.0
+            total = float((w.astype(np.float64) * share).sum())
         # a key draws other noise for fewer examples, a mask is not cut, and mixed examples belong together: no blocks
         alone = all(part is None for part in (context.key, context.mask, context.side, self.mixed_by))
-        shadow = partial(in_blocks, summed, theta, (x, y, w), total) if alone else None
 
-        def calls():
+        def shadow(program, arrays):
+            return in_blocks(summed, arrays[0], (x, y, w), total, program)
+
+        def calls(arrays):
+            theta = arrays[0]  # where it is wrong
             return step_reports(recorded_run(self, theta, x, y, **settings, mark=read_gradient), self, theta, y)
 
         return compare_with(
-            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, shadow=shadow, calls=calls, name=self.name,
+            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, calls=calls, name=self.name,
+            shadow=shadow if alone else None, elsewhere=True,
             pieces=(lambda arrays: [part for _, part in self._leaves(*arrays)],
                     lambda leaves: [np.concatenate([leaf.ravel() for leaf in leaves])]),
         )  # fmt: skip

@@ -95,11 +95,11 @@ MARK = Reader(_leaf, _stacked_leaf)  # reads the pair; the recorder of the layer
 
 
 def owned(reader: Reader, owner: str) -> Reader:
-    """The reader, whose marks get the path of the layer that calls it."""
+    """The reader, whose marks get the path of the layer that calls it: of the innermost, which marks last."""
 
     def read(pair: Pair, own: Any) -> Any:
         reading = reader.read(pair, own)
-        return Leaf(reading.pair, owner) if isinstance(reading, Leaf) and not reading.owner else reading
+        return Leaf(reading.pair, owner) if isinstance(reading, Leaf) else reading
 
     return dataclasses.replace(reader, read=read)
 

@@ -327,6 +327,11 @@ def _sum(c):
     return c.reshape(len(c), -1).sum(1)
 
 
+def _cosh(a, y):
+    """C_n = Σ log cosh(a − y), as somebody writes it who has no delta."""
+    return jnp.log(jnp.cosh(a - y)).sum((1, 2))
+
+
 def _cross_entropy(smoothing=0.0, ignore=None):
     def value(z, y):
         counts = 1.0 if ignore is None else np.where(y == ignore, 0.0, 1.0)
@@ -372,6 +377,21 @@ LOSSES = (
         "softmax cross-entropy, class weights", losses.SoftmaxCrossEntropy(), (4,), _probabilities, _cross_entropy()
     ),
     LossCase("softmax cross-entropy, smoothing", losses.SoftmaxCrossEntropy(0.1), (4,), _labels, _cross_entropy(0.1)),
+    LossCase(  # weights that don't sum to 1, with smoothing: optax's smooth_labels takes that sum for 1
+        "softmax cross-entropy, class weights, smoothing",
+        losses.SoftmaxCrossEntropy(0.1),
+        (4,),
+        _probabilities,
+        lambda z, y: _sum(optax.softmax_cross_entropy(z, 0.9 * y + 0.1 / 4)),
+    ),
+    LossCase(
+        "softmax cross-entropy, positions, mean, ignore",
+        losses.SoftmaxCrossEntropy(ignore=-1, positions="mean"),
+        (3, 4),
+        _labels_or_ignored,
+        lambda z, y: _cross_entropy(0, -1)(z, y) / np.maximum((y != -1).sum(1), 1),
+    ),
+    LossCase("from_function", losses.from_function(_cosh), (2, 3), draw, lambda a, y: _sum(np.log(np.cosh(a - y)))),
     LossCase(
         "softmax cross-entropy, ignore",
         losses.SoftmaxCrossEntropy(ignore=-1),

@@ -17,7 +17,7 @@ import pytest
 import jbp
 from jbp import losses
 
-FIT = sys.modules["jbp.fit"]  # `jbp.fit` is the function
+STREAM, COURSE = (sys.modules[f"jbp.{name}"] for name in ("stream", "course"))
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ SGD = OPTIMIZERS["sgd"]
 
 @pytest.mark.parametrize("block_steps", [1, 256])
 def test_batches_of_different_shapes_in_two_epochs(block_steps: int, x64: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FIT, "BLOCK_STEPS", block_steps)
+    monkeypatch.setattr(STREAM, "BLOCK_STEPS", block_steps)
     cost = small_cost()
     theta = jnp.asarray(numbers(0, cost.layout.size))
     thetas, costs = loop(cost, theta, batches(4, 4, 2, 4) * 2, SGD)
@@ -193,9 +193,9 @@ def test_the_key_alone_decides_the_order(x64: None, monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(first, order(0))
     assert np.any(first != order(1))
     assert np.any(first[:10] != first[10:])  # epochs 1 to 3, and 4 to 6: each is shuffled anew
-    monkeypatch.setattr(FIT, "BLOCK_STEPS", 1)  # drawn an epoch at a time
+    monkeypatch.setattr(STREAM, "BLOCK_STEPS", 1)  # drawn an epoch at a time
     np.testing.assert_array_equal(first, order(0))
-    monkeypatch.setattr(FIT, "SECONDS_PER_CALL", 0.0)  # a step at a time
+    monkeypatch.setattr(COURSE, "SECONDS_PER_CALL", 0.0)  # a step at a time
     np.testing.assert_array_equal(first, order(0))
 
 
@@ -211,7 +211,7 @@ def diverging(theta: float = 1.0, **settings: Any) -> jbp.Run:
 
 @pytest.mark.parametrize("seconds_per_call", [1.0, 0.0], ids=["in the middle of a call", "at the first step of a call"])
 def test_the_last_theta_of_a_finite_cost_is_returned(seconds_per_call: float, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FIT, "SECONDS_PER_CALL", seconds_per_call)
+    monkeypatch.setattr(COURSE, "SECONDS_PER_CALL", seconds_per_call)
     with pytest.warns(UserWarning, match="the cost became inf at step 5") as warned:
         run = diverging()
     np.testing.assert_allclose(run.theta, [9999.0**4], rtol=1e-6)

@@ -6,7 +6,6 @@ stayed finite, 1 if not, 2 if an option does not fit, 130 after Ctrl-C.
 """
 
 import json
-import math
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,8 @@ import jax
 import numpy as np
 
 from ..compare import Report
-from ..fit import Run, fit
+from ..course import Run
+from ..fit import fit
 from ..layout import Layout
 from . import options
 
@@ -66,8 +66,7 @@ class Outcome:
             "accuracy": self.accuracy,
         }
         if self.run:
-            costs = [c if math.isfinite(c) else str(c) for c in self.run.history.cost.tolist()]
-            content["history"] = {"cost": costs, "epochs": self.run.history.epochs, "stopped": self.run.stopped}
+            content["history"] = json.loads(self.run.history.to_json()) | {"stopped": self.run.stopped}
         return json.dumps(content, indent=1, allow_nan=False)
 
 
@@ -149,4 +148,6 @@ def run(settings: Settings) -> int:
         options.write(settings.json, done.to_json())
     if settings.plot:
         draw(settings.plot, f"{settings.name} {settings.activation} network", done.reports, done.labels, done.run)
+    if done.run and done.run.interrupted:
+        return 130
     return 0 if done.ok else 1

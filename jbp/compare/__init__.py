@@ -25,3 +25,4 @@ from .report import GradientsDisagree as GradientsDisagree
 from .report import Report as Report
 from .rules import compare_jvp as compare_jvp
 from .rules import compare_vjp as compare_vjp
+from .verdict import Verdict as Verdict

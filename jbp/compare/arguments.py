@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..layer import InputError
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -46,6 +48,16 @@ class Arguments:
             inner = jax.tree_util.keystr(tuple(rest), simple=True, separator=".")
             names.append(f"{name}.{inner}" if inner else name)
         return names
+
+    def places_of(self, argnums: int | Sequence[int]) -> list[int]:
+        """Of the arrays, by place, those that stand in some of the arguments, by number as in `jax.grad`."""
+        paths, _ = jax.tree_util.tree_flatten_with_path(self.treedef.unflatten(self.leaves))
+        count = len(self.treedef.children())
+        wanted = [argnums] if isinstance(argnums, int) else list(argnums)
+        if any(not -count <= k < count for k in wanted):
+            raise InputError(f"argnums: there are {count} arguments, got {argnums}. Count them from 0.")
+        wanted = [k % count for k in wanted]
+        return [k for k, i in enumerate(self.places) if paths[i][0][0].idx in wanted]
 
     def filled(self, arrays: Sequence[Any]) -> Any:
         """The arguments with other arrays."""

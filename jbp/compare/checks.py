@@ -132,13 +132,14 @@ def _small(arrays: Sequence[Any]) -> bool:
 
 def _without_jit(comparison: "Comparison", run: Callable[[], Any]) -> Check:
     """Run op by op, the rule must be as near to the shadow as it must be when it is compiled."""
-    plain = comparison.plain
+    point = comparison.points[0]
+    plain = point.plain
     try:
         got = comparison.parts(run())
         check_same(comparison.who, got, plain)
-        compiled = errors(comparison.got, plain, comparison.exact)
-        eager = errors(got, plain, comparison.exact)
+        got, compiled, plain, exact = map(point.finite, (got, point.got, plain, point.exact))
+        before, eager = errors(compiled, plain, exact), errors(got, plain, exact)
     except Exception as error:  # whatever a stranger's rule raises is the answer
         return Check("without jit", None, f"can't be tried: {said(error)}")
-    worse = [e.name for e, c in zip(eager, compiled, strict=True) if c.ok and not e.ok and e.error > 8 * c.allowed]
+    worse = [e.name for e, c in zip(eager, before, strict=True) if c.ok and not e.ok and e.error > 8 * c.allowed]
     return Check("without jit", not worse, f"wrong in {worse[0]}" if worse else "as with it")

@@ -70,6 +70,7 @@ class Slope(NamedTuple):
     low: Any
     high: Any
     kink: Any
+    grows: Any = 0  # the sign of the infinity that the slopes from both sides, or the only side there is, grow to
 
     def agrees(self, value: Any, tolerance: Any) -> Any:
         """Where `value` is the derivative: near it, or at a kink between both slopes."""
@@ -113,7 +114,24 @@ def slope(middle: Any, up: np.ndarray, down: np.ndarray, epsilon: float = 0.0) -
     kink = stays & (gap[-1] > 1e-5 * level.max(0)) & np.isfinite(gap[-1])
     kink &= gap[-1] > 4 * floor[-1]
     both = np.stack([right[-1], left[-1]])
-    return Slope(value, error, both.min(0), both.max(0), kink)
+    sides = np.stack([_growing(right, rounding), _growing(left, rounding)])
+    grows = np.where(np.fmax(*sides) == np.fmin(*sides), np.fmax(*sides), 0)  # NaN: there is no such side
+    return Slope(value, error, both.min(0), both.max(0), kink, grows)
+
+
+def _growing(slopes: np.ndarray, rounding: np.ndarray) -> np.ndarray:
+    """The sign of the infinity that slopes `[steps, ...]` grow to; 0 where they converge, NaN where there are none.
+
+    Towards a limit the changes from step to step shrink: to a quarter, or to a half at x^1.5. They grow for a root, and
+    stay as they are for a logarithm.
+    """
+    last = slopes[-1]
+    change = np.diff(slopes[-5:], axis=0)
+    noise = 64 * rounding[-4:]
+    steady = (np.sign(change) == np.sign(last)) & (np.abs(change) > noise)
+    steady[1:] &= np.abs(change[1:]) > 0.9 * np.abs(change[:-1])
+    found = np.where(steady.all(0), np.sign(last), 0.0)
+    return np.where(np.isnan(last), np.nan, np.where(np.isinf(last), np.sign(last), found))
 
 
 Pieces = Callable[[list[np.ndarray]], list[np.ndarray]]
@@ -144,15 +162,16 @@ class Slopes:
         self._values = program.derived.setdefault(tuple(self.moving), quickly(values))
         self.epsilon = noise_of(program.jaxpr)
 
-    def units(self) -> list[np.ndarray]:
+    def units(self, arrays: Sequence[Any] | None = None) -> list[np.ndarray]:
         """By how much each element moves for a step of 1: its own size, or a tenth of its array's if it is zero.
 
         A complex one moves along both axes.
         """
 
-        return self.split([unit_of(self.arrays[i]) for i in self.moving])
+        arrays = self.arrays if arrays is None else arrays
+        return self.split([unit_of(arrays[i]) for i in self.moving])
 
-    def unstopped(self) -> list[np.ndarray] | None:
+    def unstopped(self, at: Sequence[Any]) -> list[np.ndarray] | None:
         """The gradient in float64 as if nothing were stopped; None if there is no `stop_gradient`."""
         if all(eqn.primitive.name != "stop_gradient" for eqn in equations(self.program.jaxpr)):
             return None
@@ -165,7 +184,7 @@ class Slopes:
             return jax.grad(function, tuple(range(len(self.moving))))(*(arrays[i] for i in self.moving))
 
         program = Program("the gradient without stop_gradient", gradient, tuple(self.arrays))
-        return self.split([np.asarray(g) for g in program.exact(*self.arrays)])
+        return self.split([np.asarray(g) for g in program.exact(*at)])
 
     def along(self, direction: Sequence[np.ndarray], arrays: Sequence[Any] | None = None) -> list[Slope]:
         """Of each output, along a direction given in pieces, at the arguments or others of their shapes."""
@@ -246,13 +265,15 @@ class Probe:
     slope: Slope
 
 
-# The third oracle: probes of one leaf at some of its elements, and as a whole; or (None) of all leaves.
-Third = Callable[[int | None, Sequence[tuple[int, ...]]], Iterator[Probe]]
+# The third oracle: probes of one leaf at some of its elements and as a whole, or (None) of all, at given arrays.
+Third = Callable[[int | None, Sequence[tuple[int, ...]], Sequence[Any]], Iterator[Probe]]
 
 
-def vjp_probes(slopes: Slopes, leaf: int | None, places: Sequence[tuple[int, ...]] = ()) -> Iterator[Probe]:
+def vjp_probes(
+    slopes: Slopes, leaf: int | None, places: Sequence[tuple[int, ...]] = (), arrays: Sequence[Any] | None = None
+) -> Iterator[Probe]:
     """Of a gradient's leaf (None: of all): at some elements, and along random directions. `slopes`: of ⟨ct, f⟩."""
-    random, units = stream("directions"), slopes.units()
+    random, units = stream("directions"), slopes.units(arrays)
     leaves = range(len(units)) if leaf is None else [leaf]
 
     def pointing(fill: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
@@ -268,10 +289,10 @@ def vjp_probes(slopes: Slopes, leaf: int | None, places: Sequence[tuple[int, ...
 
     for place in places:
         direction = pointing(partial(_one_hot, at=place))
-        yield Probe(asks(direction), slopes.along(direction)[0])
+        yield Probe(asks(direction), slopes.along(direction, arrays)[0])
     for _ in range(DIRECTIONS):
         direction = pointing(lambda u: u * random.standard_normal(u.shape))
-        yield Probe(asks(direction), slopes.along(direction)[0])
+        yield Probe(asks(direction), slopes.along(direction, arrays)[0])
 
 
 def jvp_probes(outputs: Sequence[Slope], leaf: int, places: Sequence[tuple[int, ...]]) -> Iterator[Probe]:
@@ -284,15 +305,7 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, places: Sequence[tuple[int, 
                 terms = np.real(np.asarray(result[leaf]) * weights)
                 return float(terms.sum()), float(np.abs(terms).sum())
 
-        def total(part: Any) -> Any:
-            return np.real(part * weights).sum()
-
-        with np.errstate(all="ignore"):  # a slope that is not finite vouches for nothing
-            spread = np.abs(slope.high - slope.low) * np.abs(weights)
-            middle = total(np.where(slope.kink, (slope.low + slope.high) / 2, slope.value))
-            reach = np.where(slope.kink, spread / 2, 0).sum()
-            error = (np.abs(np.where(slope.kink, 0, slope.error)) * np.abs(weights)).sum()
-        return Probe(ask, Slope(middle, error, middle - reach, middle + reach, slope.kink.any()))
+        return Probe(ask, summed([slope], [weights])[0])
 
     shape = np.shape(slope.value)
     turn = 0.8 - 0.6j if np.iscomplexobj(slope.value) else 1.0
@@ -300,6 +313,22 @@ def jvp_probes(outputs: Sequence[Slope], leaf: int, places: Sequence[tuple[int, 
         yield pick(np.asarray(_one_hot(np.ones(shape), at) * turn))
     for _ in range(DIRECTIONS if np.size(slope.value) else 0):
         yield pick(np.asarray(random.standard_normal(shape) * turn))
+
+
+@np.errstate(all="ignore")  # a slope that is not finite vouches for nothing
+def summed(slopes: Sequence[Slope], weights: Sequence[Any]) -> tuple[Slope, float]:
+    """The slope of Σ Re(weight · output) over the elements of all outputs that have a weight; Σ |terms|."""
+    value, error, reach, size, grows, kink = 0.0, 0.0, 0.0, 0.0, 0.0, False
+    for slope, weight in zip(slopes, weights, strict=True):
+        some = weight != 0
+        w, s = weight[some], Slope(*(np.broadcast_to(part, np.shape(weight))[some] for part in slope))
+        terms = np.real(np.where(s.kink, (s.low + s.high) / 2, s.value) * w)
+        value, size = value + float(terms.sum()), size + float(np.abs(terms).sum())
+        error += float(np.sum(np.where(s.kink, 0, np.abs(s.error)) * np.abs(w)))
+        reach += float(np.sum(np.where(s.kink, np.abs(s.high - s.low) / 2, 0) * np.abs(w)))
+        grows, kink = grows + float(np.sum(s.grows * np.sign(np.real(w)))), kink or bool(s.kink.any())
+    at = np.asarray
+    return Slope(at(value), at(error), at(value - reach), at(value + reach), at(kink), at(np.sign(grows))), size
 
 
 def _one_hot(like: np.ndarray, at: tuple[int, ...]) -> np.ndarray:

@@ -13,7 +13,7 @@ last place is.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .parts import VALUE, Part
+from .verdict import Verdict
 
 K = 2.0  # as in FlashAttention's own tests
 K_LARGEST = 8.0  # a maximum is more a matter of luck than a mean
@@ -55,7 +56,10 @@ class LeafError:
     pattern: str = ""  # what the error looks like, where that has a name
     amplified: float = 0.0  # the oracle's own error in float64, where that is guessed from the one it has in float32
     noise: tuple[float, float] = (0.0, 0.0)  # what a last bit of float64 makes of the shadow: rms, largest
-    hidden: int = 0  # elements that are wrong by themselves, though small beside the rest
+    wrong: int = 0  # elements that are wrong by themselves: small beside the rest, or refuted by differences
+    undecided: int = 0  # elements where no finite derivative is known: left out of the rest
+    shares_nan: bool = False  # in some of these both are NaN, the rule and autodiff
+    by: str = "in float64"  # whose `expected` is
     spoiled: int = 0  # elements where the oracle overflows in its own dtype, and the shadow does not
     excused: str = ""  # why the error counts for nothing, where another oracle says so
 
@@ -89,9 +93,21 @@ class LeafError:
         return max(_excess(self.error, self.allowed), _excess(self.largest, self.allowed_largest))
 
     @property
+    def kind(self) -> Verdict:
+        """WRONG if the error is more than is allowed; NaN and infinity never are, unless another oracle excuses them.
+
+        UNDECIDED if no element could be judged, EMPTY if there is none or all are 0.
+        """
+        if self.wrong or not (self.excess <= 1 or self.excused):
+            return Verdict.WRONG
+        if self.size and self.undecided == self.size:
+            return Verdict.UNDECIDED
+        return Verdict.AGREE if self.peak or self.excused else Verdict.EMPTY
+
+    @property
     def ok(self) -> bool:
-        """Whether the error is allowed. NaN and infinity never are, unless another oracle excuses them."""
-        return (self.excess <= 1 and not self.hidden) or bool(self.excused)
+        """Whether nothing is wrong."""
+        return self.kind is not Verdict.WRONG
 
 
 def _excess(error: float, allowed: float) -> float:
@@ -176,7 +192,7 @@ class Tally:
                 if not np.isfinite(far.max()):
                     got, far = self._unspoiled(got, plain, true, far)
                 size_of, off = np.abs(true), np.abs(got - true)
-                ulps = off / np.maximum(_ulp(size_of, epsilon), tiny)
+                ulps = np.where(size_of == 0, 0, off / np.maximum(_ulp(size_of, epsilon), tiny))  # 0 has none
                 self.exact.add(size_of)
                 self.got.add(np.abs(got))
                 self.error.add(off)
@@ -255,9 +271,10 @@ def errors(got: list[Part], plain: list[Part], exact: list[Part]) -> list[LeafEr
     return [*leaves, total.leaf("total", widest)]
 
 
-def pooled(points: Iterator[LeafError] | Sequence[LeafError]) -> LeafError:
-    """One leaf's errors at several points as one; what is said of single elements is of the first point."""
-    first, *_ = points = tuple(points)
+def pooled(points: Iterable[LeafError]) -> LeafError:
+    """One leaf's errors at several points as one; what is said of single elements is of the point that is worst."""
+    points = tuple(points)
+    first = max(points, key=lambda e: (bool(e.wrong), e.excess))
 
     def rms(name: str) -> float:
         total = _Sum()

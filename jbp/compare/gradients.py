@@ -1,6 +1,6 @@
 """`compare`: any two functions that return gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from ..layer import InputError, described
-from .arguments import not_finite
+from .arguments import is_float, not_finite
 from .checks import also_in_float32, of_gradients
 from .differences import Slopes, vjp_probes
 from .judge import Comparison
+from .kinks import Kinks
 from .parts import VALUE, Part, has_value, named_parts
 from .program import Program
 from .report import Report
@@ -22,6 +23,7 @@ def compare(
     oracle: Callable[..., Any],
     *args: Any,
     function: Callable[..., Any] | None = None,
+    argnums: int | Sequence[int] | None = None,
     timing: bool = True,
     checks: bool = True,
 ) -> Report:
@@ -30,7 +32,9 @@ def compare(
     `rule` is the hand-written one, `oracle` the reference, such as `jax.grad(f)`. Both are jitted here, and both are
     run in float64 by their own traces, whatever their dtypes and with x64 on or off. `function` is what they are the
     gradients of, a scalar function of `args`: where they differ, its central differences say which is wrong. It is
-    found by itself if they return values, or the oracle is `jax.grad(f)`. `timing=False` leaves time and memory out,
+    found by itself if they return values, or the oracle is `jax.grad(f)`. `argnums`: the arguments that they are
+    gradients of, as in `jax.grad`; unless given, the first ones with as many arrays of these shapes. Only they are
+    moved, where a kink is met and points beside it are compared. `timing=False` leaves time and memory out,
     `checks=False` what is looked at besides values.
 
     Raises `InputError` where the two differ in structure, shape or dtype, or one of them can't be run.
@@ -40,10 +44,10 @@ def compare(
             f"compare: expected two functions, rule and oracle, got {rule!r} and {oracle!r}. "
             "As in compare(rule, jax.grad(f), x)."
         )
-    found = compare_with(rule, oracle, args, named_parts, timing, checks=checks, function=function)
+    found = compare_with(rule, oracle, args, named_parts, timing, checks=checks, function=function, argnums=argnums)
 
     def again(args: tuple) -> Report:
-        return compare_with(rule, oracle, args, named_parts, False, checks=False, function=function)
+        return compare_with(rule, oracle, args, named_parts, False, checks=False, function=function, argnums=argnums)
 
     return also_in_float32(found, args, again) if checks else found
 
@@ -58,47 +62,60 @@ def compare_with(
     checks: bool = True,
     function: Callable[..., Any] | None = None,
     shadow: Callable[..., Any] | None = None,
-    calls: Callable[[], tuple[Report, ...]] | None = None,
+    calls: Callable[[Sequence[Any]], tuple[Report, ...]] | None = None,
     name: str = "",
     pieces: tuple[Callable, Callable] | None = None,
+    argnums: int | Sequence[int] | None = None,
+    elsewhere: bool = False,
 ) -> Report:
     """`compare`, with how a result falls into parts. `pieces`: how arrays like the first argument are cut and joined.
 
-    `shadow(error)` gives the oracle in float64 by other means where it runs out of memory; `calls()` the reports of
-    what is inside, asked for where rule and oracle disagree.
+    `elsewhere`: they are compared at another point of the first argument too.
+
+    `shadow(error)` gives the oracle in float64 by other means where it runs out of memory; `calls(arrays)`
+    the reports of what is inside, asked for where rule and oracle disagree.
     """
     name = name or str(getattr(rule, "__name__", "")).removeprefix("<lambda>")
     programs = Program("compare: the rule", rule, args), Program("compare: the oracle", oracle, args)
     comparison = Comparison("compare", name, *programs, parts)
     given = programs[0].arguments
     comparison.notes += not_finite("The arguments hold", given.names(rule), given.arrays)
-    comparison.slopes = slopes = _slopes(comparison, oracle, args, function, pieces)
-    comparison.third = None if slopes is None else partial(vjp_probes, slopes)
+    comparison.elsewhere = elsewhere
+    moving = [0] if pieces is not None else _moving(comparison, args, argnums)
+    f = function or _function_behind(oracle, args, has_value(comparison.oracle.out))
+    if moving is not None:
+        comparison.moving = moving
+        if f is not None:
+            comparison.slopes = slopes = _slopes(f, args, comparison.arrays, moving, pieces)
+            comparison.third, comparison.kinks = partial(vjp_probes, slopes), Kinks(slopes)
     if shadow is not None:
         programs[1].instead = shadow
     return comparison.report(timing, partial(of_gradients, comparison, rule) if checks else None, calls)
 
 
-def _slopes(
-    comparison: Comparison, oracle: Callable, args: tuple, function: Callable | None, pieces: Any
-) -> Slopes | None:
-    """Of the function behind two gradients, if it is known and their leaves are its arguments'."""
-    f = function or _function_behind(oracle, args, has_value(comparison.oracle.out))
-    if f is None:
-        return None
-    arrays, of = comparison.arrays, Program("compare: the function", f, args)
+def _moving(comparison: Comparison, args: tuple, argnums: Any) -> list[int] | None:
+    """The arrays, by place, that gradients are of: as said, or the first with as many of these shapes; None if none."""
+    arrays, given = comparison.arrays, comparison.rule.arguments
+    gradients = [jnp.shape(part.array) for part in comparison.parts(comparison.oracle.out) if part.name != VALUE]
+    for numbers in [argnums] if argnums is not None else [range(k + 1) for k in range(len(args))]:
+        moving = [i for i in given.places_of(numbers) if is_float(arrays[i])]
+        if [jnp.shape(arrays[i]) for i in moving] == gradients:
+            return moving
+    if argnums is not None:
+        raise InputError(
+            f"compare: the gradients have the shapes {gradients}, the arguments {argnums} others. Give the argnums "
+            "that they are of."
+        )
+    return None
+
+
+def _slopes(f: Callable, args: tuple, arrays: Sequence[Any], moving: list[int], pieces: Any) -> Slopes:
+    """Of the function behind two gradients."""
+    of = Program("compare: the function", f, args)
     if not has_value((*jax.tree.leaves(of.out), None)):
         got = described(of.out)
         raise InputError(f"compare: the function must return one scalar, got {got}. Give what they are gradients of.")
-    if pieces is not None:
-        return Slopes(of, arrays, [0], *pieces)
-    gradients = [part.array for part in comparison.parts(comparison.oracle.out) if part.name != VALUE]
-    first = len(jax.tree.leaves(args[0])) if args else 0
-    floats = [i for i, a in enumerate(arrays) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
-    for moving in ([i for i in floats if i < first], floats):
-        if [jnp.shape(arrays[i]) for i in moving] == [jnp.shape(g) for g in gradients]:
-            return Slopes(of, arrays, moving)
-    return None
+    return Slopes(of, arrays, moving, *(pieces or ()))
 
 
 def _function_behind(oracle: Callable, args: tuple, value: bool) -> Callable | None:

@@ -300,8 +300,7 @@ def _wrong(report: Report) -> bool:
 
 
 def _leaf_wrong(leaf: LeafError) -> bool:
-    """Nothing is known of a leaf if what is right is not finite."""
-    return not leaf.ok and bool(np.isfinite(leaf.scale))
+    return not leaf.ok
 
 
 def _kind(f: Callable[..., Any], args: Sequence[Any]) -> str:

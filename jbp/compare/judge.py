@@ -1,28 +1,38 @@
 """One rule against one oracle: run both, measure both by the float64 shadow, and where they differ, find out why.
 
-Rounding is a matter of luck in a leaf of few elements: autodiff may happen to hit one of them to the last bit. So a
-rule that fails at the arguments given is tried at `NEARBY` points close by as well, and the errors of all are pooled.
-Bad luck does not last; a wrong rule stays wrong, also one that is wrong at the one point given. `why` explains it then.
+What decides is the point that was given, and beside it two things:
+
+* where a kink of the program is met, points beside it: a rule may choose its slopes at a kink, and not beside it;
+* in `Cost.compare`, one θ off the given one: what a gain of 1 hides shows there.
+
+Only arguments for which the rule returns a derivative are moved (`argnums` says otherwise). Rounding is a matter of
+luck in a leaf of few elements: autodiff may happen to hit one of them to the last bit. So a rule that fails is tried
+again at `NEARBY` points, and passes if the errors of all, pooled, are small enough. Bad luck does not last. No such
+point makes it wrong.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
-from .arguments import is_float
+from .arguments import filled, is_float
 from .differences import Numerical, Slopes, Third, stream, widened
-from .error import EXACT, LeafError, amplified, errors, pooled
-from .parts import Part, check_same
+from .error import LeafError, pooled
+from .evidence import Point, around, like, movable, point_at
+from .kinks import Kinks
+from .parts import Part
 from .program import Program, in_a_hurry, race
 from .report import Check, Report
 from .why import explained, hidden, noisy, suspected
 
-NEARBY = 16
+NEARBY = 16  # points close by, where luck is told from error
+BESIDE = 8  # points beside a kink
+NEAR = 2.0**-6  # how far they are, in units of each element's size
+OFF = 2.0**-3  # how far the other θ is
 IMPRECISE = 0.01  # of a leaf's scale
 
 
@@ -30,7 +40,9 @@ IMPRECISE = 0.01  # of a leaf's scale
 class Comparison:
     """What is compared: two programs of the same arrays, and how their results fall into parts.
 
-    `third` may be asked about gradients' leaves, counted without the value.
+    `third` may be asked about gradients' leaves, counted without the value. `moving`: the arguments, by place, that the
+    derivatives are of, all floats if that is not known; `given`: those that may be moved, where the user says so.
+    `elsewhere`: another point of the first argument decides too.
     """
 
     who: str
@@ -42,53 +54,79 @@ class Comparison:
     slopes: Slopes | None = None  # of the scalar that the gradients are of, if it is known
     where: str = ""
     notes: list[str] = field(default_factory=list)
-    maps: tuple[Any, ...] = ()
-    got: list[Part] = field(default_factory=list)  # at the arguments themselves: the rule, the oracle, the shadow
-    plain: list[Part] = field(default_factory=list)
-    exact: list[Part] = field(default_factory=list)
-    leaves: list[LeafError] = field(default_factory=list)
+    kinks: Kinks | None = None
+    moving: Sequence[int] | None = None
+    given: Sequence[int] | None = None
+    tangents: bool = False  # the derivatives are of the outputs, along tangents that stand last
+    elsewhere: bool = False
     arrays: list[Any] = field(default_factory=list)  # the rule's own arguments, unless given others of their shapes
+    points: list[Point] = field(default_factory=list)  # that decide, the first the given one
+    tried: int = 0  # others, for luck
 
     def __post_init__(self) -> None:
         self.arrays = self.rule.arguments.arrays
+        if self.moving is None:
+            self.moving = [i for i, a in enumerate(self.arrays) if is_float(a)]
 
     def errors(self, arrays: Sequence[Any]) -> list[LeafError]:
         """At one point: leaf by leaf, and the total."""
-        got, plain = self.parts(self.rule(*arrays)), self.parts(self.oracle(*arrays))
-        check_same(self.who, got, plain)
-        exact = self.parts(self.oracle.exact(*arrays))
-        if not self.exact:
-            self.maps, self.got, self.plain, self.exact = tuple(map(_map, got, exact)), got, plain, exact
-        found = errors(got, plain, exact)
-        if isinstance(self.oracle, Program) and any(leaf.epsilon < EXACT and not leaf.ok for leaf in found):
-            single = errors(self.parts(self.oracle.single(*arrays)), plain, exact)
-            found = [amplified(leaf, s.error) for leaf, s in zip(found, single, strict=True)]
-        return found
+        return point_at(self, arrays).leaves
+
+    def look(self) -> list[LeafError]:
+        """The leaves and their total, of all points that decide; with them, the noise of what is to be measured by."""
+        arrays = self.arrays
+        given = point_at(self, arrays)
+        self.points = [given]
+        if isinstance(self.oracle, Program) and self.kinks is not None and self.kinks.any:
+            moved = movable(self, given)
+            narrow = max((float(jnp.finfo(arrays[i].dtype).eps) for i in moved), default=0.0)
+            beside = around(arrays, moved, BESIDE, min(max(NEAR, 16 * narrow), 0.25)) if moved else []
+            given.met = self.kinks.met(arrays, beside[:2])
+            if given.met is not None:
+                self.points = [given := point_at(self, arrays, given.met)]
+                self.points += [point_at(self, near, self.kinks.met(near, [arrays]), given=False) for near in beside]
+        if self.elsewhere:
+            off = around(arrays, [0], 2, OFF)[0]
+            self.points.append(point_at(self, off, given=False))
+        failed = given.met is None and not all(point.ok for point in self.points)
+        lucky = [point_at(self, near, given=False) for near in self._nearby(given)] if failed else []
+        for point in (*self.points, *lucky):
+            if not point.ok:
+                noisy(self, point)
+        leaves = list(map(pooled, zip(*(point.leaves for point in self.points), strict=True)))
+        if lucky:
+            self.tried = len(lucky)
+            more = map(pooled, zip(*(point.leaves for point in (*self.points, *lucky)), strict=True))
+            leaves = [b if b.ok and not a.ok and not a.wrong else a for a, b in zip(leaves, more, strict=True)]
+        return leaves
+
+    def _nearby(self, given: Point) -> Iterator[list[Any]]:
+        """Arguments close to these: what may be moved, by up to 1/64 of itself, so that zeros and signs stay."""
+        random, moved = stream("nearby"), movable(self, given)
+        for _ in range(NEARBY):
+            near = [widened(self.arrays[i]) * (1 - random.uniform(0, NEAR, np.shape(self.arrays[i]))) for i in moved]
+            near = [like(n, self.arrays[i]) for n, i in zip(near, moved, strict=True)]
+            yield filled(self.arrays, moved, near)
 
     def report(
         self,
         timing: bool = True,
         checks: Callable[[], tuple[Check, ...]] | None = None,
-        calls: Callable[[], tuple[Report, ...]] | None = None,
+        calls: Callable[[Sequence[Any]], tuple[Report, ...]] | None = None,
         always: bool = False,
     ) -> Report:
-        """The whole of it. `calls()`, the reports of what is inside, is asked for where values differ, or `always`."""
+        """The whole of it. `calls(arrays)`: reports of what is inside, asked for where values differ, or `always`."""
         arrays = self.arrays
-        first = self.errors(arrays)
-        points = [first]
-        if not all(leaf.ok for leaf in first):
-            near = [self.errors(arrays) for arrays in _nearby(arrays)]
-            points += [p for p in near if all(map(_defined, p, first))]  # others have left the domain
-        *leaves, total = map(pooled, zip(*points, strict=True))
+        *leaves, total = self.look()
         notes: list[str] = []
+        if (smooth := next((point for point in self.points if point.met is None), None)) is not None:
+            leaves = hidden(self, smooth, leaves)
         if not all(leaf.ok for leaf in (*leaves, total)):
-            leaves, total = noisy(self, arrays, leaves, total)
-        self.leaves = leaves = hidden(self, arrays, leaves)
-        if not all(leaf.ok for leaf in (*leaves, total)):
-            leaves, total, notes = explained(self, arrays, leaves, total)
+            leaves, total, notes = explained(self, leaves, total)
         else:
             notes = [*suspected(self, leaves), *_imprecise(leaves)] if not in_a_hurry() else []
         more: dict[str, Any] = {}
+        leaves = [self._placed(leaf, i) for i, leaf in enumerate(leaves)]
         if timing:
             a, b, ratio = race(partial(self.rule, *arrays), partial(self.oracle, *arrays))
             more = {"rule": self.rule.measured(a)}
@@ -96,16 +134,35 @@ class Comparison:
                 more |= {"oracle": self.oracle.measured(b), "race": ratio}
         if calls is not None and (always or not all(leaf.ok for leaf in (*leaves, total))):
             try:
-                more["calls"] = calls()
+                more["calls"] = calls(self.worst(leaves).arrays)
             except Exception as error:  # the rule is wrong, so what it does inside may be anything
                 notes.append(f"What is inside was not looked into: {type(error).__name__}: {error}")
         if checks is not None:
             more["checks"] = checks()
-        notes = [*self.notes, *self.rule.notes, *self.oracle.notes, *_spoiled(leaves), *notes]
+        notes = [*self.notes, *self.rule.notes, *self.oracle.notes, *_spoiled(leaves), *self._of_points(leaves), *notes]
         return Report(
-            tuple(leaves), total, points=len(points), name=self.name, where=self.where, notes=tuple(notes),
-            maps=self.maps, **more,
+            tuple(leaves), total, points=len(self.points) + self.tried, name=self.name, where=self.where,
+            notes=tuple(notes), maps=tuple(map(_map, self.points[0].got, self.points[0].exact)), **more,
         )  # fmt: skip
+
+    def worst(self, leaves: Sequence[LeafError], i: int | None = None) -> Point:
+        """The point at which a leaf is furthest off; unless given, the leaf that is."""
+        if i is None:
+            i = max(range(len(leaves)), key=lambda i: (not leaves[i].ok, leaves[i].excess))
+        return max(self.points, key=lambda point: (bool(point.leaves[i].wrong), point.leaves[i].excess))
+
+    def _of_points(self, leaves: Sequence[LeafError]) -> Iterator[str]:
+        given = self.points[0]
+        yield from given.notes
+        if given.met is not None:
+            several = f"{given.met.number:,} kinks are met" if given.met.number > 1 else "A kink is met"
+            chosen = "; the rule's slopes there are others than autodiff's, and right as well" if given.chosen else ""
+            yield f"{several} at the arguments{chosen}. {len(self.points) - 1} points beside them are compared too."
+
+    def _placed(self, leaf: LeafError, i: int) -> LeafError:
+        """The leaf, saying so where it is wrong beside the given point."""
+        beside = not leaf.ok and self.worst([leaf], i) is not self.points[0]
+        return replace(leaf, by=f"{leaf.by}, beside the given point") if beside else leaf
 
 
 def _spoiled(leaves: Sequence[LeafError]) -> Iterator[str]:
@@ -127,26 +184,10 @@ def _imprecise(leaves: Sequence[LeafError]) -> Iterator[str]:
             )
 
 
-def _defined(near: LeafError, here: LeafError) -> bool:
-    """Whether the shadow is finite there, if it is here."""
-    return math.isfinite(near.scale) or not math.isfinite(here.scale)
-
-
-def _nearby(arrays: Sequence[Any]) -> Iterator[list[Any]]:
-    """Arguments close to these: every float smaller by up to 1/64 of itself, so that zeros and signs stay."""
-    random = stream("nearby")
-
-    def moved(a: Any) -> Any:
-        near = (widened(a) * (1 - random.uniform(0, 2**-6, np.shape(a)))).astype(a.dtype) if is_float(a) else a
-        return jax.device_put(near, a.sharding) if isinstance(a, jax.Array) and near is not a else near
-
-    return ([moved(a) for a in arrays] for _ in range(NEARBY))
-
-
 def _map(got: Part, exact: Part) -> np.ndarray:
     """|rule − shadow| of a leaf as a matrix of at most 64 × 64, the last axis across, both evenly spread."""
     shape = np.shape(exact.array)
-    if not math.prod(shape):
+    if not np.prod(shape, dtype=int):
         return np.zeros((0, 0))
     width = shape[-1] if shape else 1
     a, b = (np.asarray(part.array).reshape(-1, width) for part in (got, exact))

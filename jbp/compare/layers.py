@@ -117,5 +117,5 @@ def in_blocks(
     )
 
 
-def _no_memory(program: Program) -> Any:
+def _no_memory(program: Program, arrays: Any) -> Any:
     raise MemoryError

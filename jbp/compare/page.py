@@ -9,7 +9,8 @@ from typing import Any
 from ..layer import InputError
 from .error import LeafError
 from .program import Measured
-from .report import Report, short
+from .report import RULE, Report, short, state
+from .verdict import Verdict
 
 TALL = 20  # leaves, above which their table scrolls by itself, wrong ones first
 
@@ -100,7 +101,7 @@ def _parts(report: Report, pictures: Iterable[str] = (), inside: bool = False) -
         yield f"<h1>{escape(report.name or 'gradient')}{where}</h1>" if report.name or where else ""
         kind, word = ("right", "✓ PASSES") if report.ok else ("wrong", "✗ FAILS")
         yield f'<div class="verdict {kind}"><b class="{kind}">{word}</b><p>{escape(report.verdict)}</p></div>'
-    elif not report.ok:
+    elif report.kind is not Verdict.AGREE:
         yield f"<p>{escape(report.verdict)}</p>"
     if report.notes:
         yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in report.notes)}</ul>"
@@ -153,18 +154,20 @@ def _leaves(report: Report) -> Iterator[str]:
     long = any(len(leaf.name) > 20 for leaf in leaves)
     yield _table(LEAVES, rows, f"{'tall' if tall else ''} {'long' if long else ''}")
     pooled = f", pooled over {report.points} points" if report.points > 1 else ""
-    yield f"<p><small>Errors: rms difference from float64, relative to the leaf’s rms{pooled}.</small></p>"
+    errors = f"Errors: rms difference from float64, relative to the leaf’s rms{pooled}."
+    yield f"<p><small>{errors} Allowed: {RULE}.</small></p>"
 
 
 def _leaf(leaf: LeafError) -> tuple[str, ...]:
     unit = leaf.scale or 1.0
-    state = '<b class="right">ok</b>' if leaf.ok else '<b class="wrong">WRONG</b>'
+    word = '<b class="right">ok</b>' if leaf.ok else '<b class="wrong">WRONG</b>'
+    word = f"<b>{state(leaf)}</b>" if leaf.ok and state(leaf) else word
     if told := leaf.excused or leaf.pattern:
-        state += f"<br>{escape(told)}"
+        word += f"<br>{escape(told)}"
     shape = f"[{', '.join(map(str, leaf.shape))}]" if leaf.dtype else ""
     where = leaf.where.removeprefix(leaf.name) or leaf.where
     return (
-        _name(leaf.name), state,
+        _name(leaf.name), word,
         *(f"{value / unit:.1e}" for value in (leaf.error, leaf.oracle_error, leaf.allowed)), short(leaf.ratio),
         " / ".join(map(short, leaf.ulps)), f"{max(1 - leaf.cosine, 0.0):.0e}",
         f"{_name(where)}<br>{leaf.got:.6g}, {leaf.expected:.6g}" if where else "",
@@ -221,9 +224,10 @@ def amount(value: float | int, unit: str) -> str:
 
 def _call(call: Report) -> str:
     """A call inside, folded away unless it is wrong."""
-    kind, word = ("right", "✓") if call.ok else ("wrong", "✗ WRONG:")
+    bad = call.kind is Verdict.WRONG
+    kind, word = ("wrong", "✗ WRONG:") if bad else ("right", "✓")
     what = call.worst.pattern or f"{short(call.worst.ratio)} times autodiff’s error in {call.worst.name}"
     where = f" <small>{escape(call.where)}</small>" if call.where else ""
     summary = f'<summary><span class="{kind}">{word} {escape(call.name)}</span>{where} — {escape(what)}</summary>'
     inner = "\n".join(_parts(call, inside=True))
-    return f"<details{'' if call.ok else ' open'}>{summary}\n{inner}\n</details>"
+    return f"<details{' open' if bad else ''}>{summary}\n{inner}\n</details>"

@@ -16,7 +16,8 @@ from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError
 from .arguments import Arguments
-from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, inner_jaxprs, quiet, recast, single_dtype, wide_dtype
+from .calls import inner_jaxprs
+from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, quiet, recast, single_dtype, wide_dtype
 
 SECONDS = 0.5  # spent on timing
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -158,7 +159,7 @@ class Program:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise InputError(f"{self.who} fails in float64: {_first_line(error)}") from error
                 if self.instead is not None:
-                    return self.instead(self)
+                    return self.instead(self, arrays)
                 leaves = self._step_by_step(arrays)
         return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
 

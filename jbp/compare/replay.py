@@ -9,7 +9,7 @@
 constants stay as they were rounded, and random bits are those of the original dtype. So it is the same function.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from ..layer import InputError
+from .calls import HIJAX, PLAIN, SHARDED, VMAP, has_rule, inner_jaxprs, is_call, primal_of, sharded
 
 # What `change` gets: an equation, the values that go in, and `again`, which makes an inner jaxpr a function under the
 # same change. It returns the values that come out.
@@ -70,30 +71,6 @@ def bind(eqn: JaxprEqn, values: Sequence[Any], params: dict[str, Any] | None = N
     return outs if eqn.primitive.multiple_results else [outs]
 
 
-def inner_jaxprs(eqn: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
-    """The jaxprs among an equation's params: of a loop, a branch, a call."""
-    return list(_jaxprs_in(eqn.params.values()))
-
-
-def _jaxprs_in(values: Iterable[Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
-    for value in values:
-        if _is_jaxpr(value):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _jaxprs_in(value)
-
-
-def scan_inputs(eqn: JaxprEqn) -> tuple[int, int]:
-    """How many inputs of a `scan` are constants of its body, and how many are carried; the others are cut into turns.
-
-    JAX states it as two numbers (`num_consts`, `num_carry`) or as the structure of the inputs (`ft_in`).
-    """
-    if "ft_in" in eqn.params:
-        consts, carry, _ = eqn.params["ft_in"].unpack()
-        return len(consts), len(carry)
-    return eqn.params["num_consts"], eqn.params["num_carry"]
-
-
 def equations(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
     """All equations, those of inner jaxprs included."""
     for eqn in jaxpr.eqns:
@@ -109,14 +86,14 @@ def _is_jaxpr(value: Any) -> bool:
 def _with_inner(eqn: JaxprEqn, values: Sequence[Any], again: Callable, dtype: Dtypes) -> Sequence[Any]:
     """The equation with its inner jaxprs traced again under the change; `dtype` maps those of their arguments."""
 
+    if eqn.primitive.name == SHARDED:
+        return sharded(eqn, again(*inner_jaxprs(eqn)))(*values)
+
     def traced(value: Any) -> Any:
         if not _is_jaxpr(value):
             return value
-        avals = (
-            [v.aval for v in value.jaxpr.invars] if isinstance(value, ClosedJaxpr) else [v.aval for v in value.invars]
-        )
-        specs = [jax.ShapeDtypeStruct(a.shape, dtype(a.dtype)) for a in avals]
-        closed = jax.make_jaxpr(again(value))(*specs)
+        avals = [_of_dtype(v.aval, dtype) for v in (value.jaxpr if isinstance(value, ClosedJaxpr) else value).invars]
+        closed = jax.make_jaxpr(again(value))(*avals)
         if isinstance(value, ClosedJaxpr):
             return closed
         if closed.consts:
@@ -125,6 +102,11 @@ def _with_inner(eqn: JaxprEqn, values: Sequence[Any], again: Callable, dtype: Dt
 
     params = {k: jax.tree.map(traced, v, is_leaf=_is_jaxpr) if _holds_jaxpr(v) else v for k, v in eqn.params.items()}
     return bind(eqn, values, params)
+
+
+def _of_dtype(aval: Any, dtype: Dtypes) -> Any:
+    """The type of a value in another dtype: of the same shape, on the same mesh."""
+    return aval.update(dtype=dtype(aval.dtype), weak_type=False)
 
 
 def _holds_jaxpr(value: Any) -> bool:
@@ -137,8 +119,6 @@ ROUNDS = ("reduce_precision", "optimization_barrier")  # what rounds, and what o
 OPAQUE = ("pure_callback", "ffi_call", "pallas_call", "call_exported")  # can't be looked into
 BITS = (*OPAQUE, "bitcast_convert_type", "nextafter", "rng_uniform")  # mean something in the original dtype alone
 DEBUG = ("debug_callback", "debug_print")
-CALLS = dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call"), "call_jaxpr")
-CALLS["remat_opt"] = "fwd_jaxpr"  # the forward pass of a custom_vjp with optimize_remat=True
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -182,8 +162,8 @@ def recast(jaxpr: ClosedJaxpr, to: Dtypes = wide_dtype) -> Callable[..., list[An
         name = eqn.primitive.name
         if name in ROUNDS:
             return values
-        if name in CALLS:
-            return again(eqn.params[CALLS[name]])(*values)
+        if is_call(eqn):
+            return again(primal_of(eqn))(*values)
         if name in BITS:
             own = [cast(a, partial(_own, v)) for a, v in zip(values, eqn.invars, strict=True)]
             return [cast(out, to) for out in bind(eqn, own)]
@@ -218,30 +198,49 @@ def _plain(dtype: Any) -> bool:
 # -- without custom rules, without output ------------------------------------------------------------------------------
 
 
-def without_rules(jaxpr: ClosedJaxpr, *names: str) -> Callable[..., list[Any]]:
-    """The jaxpr as a function in which the calls of these primitives are their own primals, wherever they sit."""
-    return _instead(jaxpr, names, lambda eqn, values, again: again(eqn.params["call_jaxpr"])(*values))
+def without_rules(jaxpr: ClosedJaxpr, kind: str) -> Callable[..., list[Any]]:
+    """The jaxpr as a function that autodiff goes through: calls with a rule of this kind are their own primals.
+
+    So are those with a rule for vmap alone, through which reverse mode can't go, and those of hijax without any rule.
+    """
+    other = "jvp" if kind == "vjp" else "vjp"
+
+    def is_primal(eqn: JaxprEqn) -> bool:
+        name = eqn.primitive.name
+        return has_rule(eqn, kind) or name == VMAP or (name == HIJAX and not has_rule(eqn, other))
+
+    return _instead(jaxpr, is_primal, lambda eqn, values, again: again(primal_of(eqn))(*values))
+
+
+def opened(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
+    """The jaxpr as a function without rules for vmap, through which reverse mode can't go."""
+    return _instead(jaxpr, _named(VMAP), lambda eqn, values, again: again(primal_of(eqn))(*values))
 
 
 def unstopped(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
     """The jaxpr as a function in which `stop_gradient` stops nothing."""
-    return _instead(jaxpr, ("stop_gradient",), lambda eqn, values, again: values)
+    return _instead(jaxpr, _named("stop_gradient"), lambda eqn, values, again: values)
 
 
 def quiet(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
     """The jaxpr as a function without what `jax.debug` prints and calls."""
-    return _instead(jaxpr, DEBUG, lambda eqn, values, again: [])
+    return _instead(jaxpr, _named(*DEBUG), lambda eqn, values, again: [])
 
 
-def _instead(jaxpr: ClosedJaxpr, names: Sequence[str], do: Change) -> Callable[..., list[Any]]:
-    """The jaxpr as a function in which the equations of these primitives are done by `do`, wherever they sit."""
+def _named(*names: str) -> Callable[[JaxprEqn], bool]:
+    return lambda eqn: eqn.primitive.name in names
+
+
+def _instead(jaxpr: ClosedJaxpr, those: Callable[[JaxprEqn], bool], do: Change) -> Callable[..., list[Any]]:
+    """The jaxpr as a function in which some equations are done by `do`, wherever they sit but in what has a rule."""
 
     def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
-        if eqn.primitive.name in names:
+        if those(eqn):
             return do(eqn, values, again)
-        inner = inner_jaxprs(eqn)
-        if eqn.primitive.name in CALLS or not any(e.primitive.name in names for j in inner for e in equations(j)):
+        if not any(those(e) for j in inner_jaxprs(eqn) for e in equations(j)):
             return bind(eqn, values)
+        if is_call(eqn):
+            return again(primal_of(eqn))(*values) if eqn.primitive.name in PLAIN else bind(eqn, values)
         return _with_inner(eqn, values, again, lambda dtype: dtype)
 
     return replay(jaxpr, change)
@@ -259,7 +258,7 @@ def first_nonfinite(jaxpr: ClosedJaxpr, args: Sequence[Any]) -> str | None:
             raise StopIteration
         outs = bind(eqn, values)
         if not all(map(_finite, outs)) and all(map(_finite, values)):
-            for inner in inner_jaxprs(eqn) if eqn.primitive.name in ("jit", "pjit", "closed_call") else ():
+            for inner in inner_jaxprs(eqn) if eqn.primitive.name in ("jit", "pjit", HIJAX, *PLAIN) else ():
                 again(inner)(*values)
             kind = "NaN" if any(map(_has_nan, outs)) else "infinity"
             line = f" ({line_of(eqn)})" if line_of(eqn) else ""

@@ -8,22 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .error import K, LeafError
+from .error import EXACT, FLOOR, K, LeafError
+from .parts import VALUE
 from .program import Measured, Race
+from .verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something besides values that was looked at. `ok` is None where it is only told, or could not be tried."""
+    """Something besides values that was looked at. `ok` is None where it is only told, or could not be tried.
+
+    `undecided`: it was tried, and there is nothing to judge it by.
+    """
 
     name: str
     ok: bool | None
     text: str
+    undecided: bool = False
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """`print(report)` shows a table; `.ok`, `.worst`, `.to_json()`, `.to_markdown()`, `.to_html()`, `.figure()`.
+    """`print(report)` shows a table; `.ok`, `.kind`, `.worst`, `.to_json()`, `.to_markdown()`, `.to_html()`,
+    `.figure()`.
 
     `leaves` in order, `total` for all of them as one vector (a cost's value stands by itself). `calls` are reports of
     the calls of custom rules inside, in the order of the reverse pass: `enters` names the first that is wrong. `rule`
@@ -47,13 +54,36 @@ class Report:
     ] = ()  # |rule − shadow| of each leaf, as matrices of at most 64 × 64: rows and columns evenly spread
 
     @property
+    def kind(self) -> Verdict:
+        """WRONG if a leaf, the total, a check or a call inside is; EMPTY if both gradients are 0 everywhere."""
+        checks = [check for check in self.checks if check.ok is False]
+        if not self.values_ok or checks or any(call.kind is Verdict.WRONG for call in self.calls):
+            return Verdict.WRONG
+        kinds = [*(leaf.kind for leaf in self._gradients), *(call.kind for call in self.calls)]
+        if all(kind is Verdict.EMPTY for kind in kinds):
+            return Verdict.EMPTY
+        undecided = any(leaf.undecided for leaf in self.leaves) or any(check.undecided for check in self.checks)
+        if undecided or any(call.kind is Verdict.UNDECIDED for call in self.calls):
+            return Verdict.UNDECIDED
+        return Verdict.AGREE
+
+    @property
     def ok(self) -> bool:
-        """Whether the total, every leaf, every check and every call inside pass."""
-        return self.values_ok and all(c.ok is not False for c in self.checks) and all(c.ok for c in self.calls)
+        """Whether nothing is wrong, and something was compared."""
+        return self.kind in (Verdict.AGREE, Verdict.UNDECIDED) and self._compared
+
+    @property
+    def _compared(self) -> bool:
+        """Whether a gradient that is not 0 was judged, here or in a call inside."""
+        return any(leaf.kind is Verdict.AGREE for leaf in self._gradients) or any(c._compared for c in self.calls)
+
+    @property
+    def _gradients(self) -> tuple[LeafError, ...]:
+        return tuple(leaf for leaf in self.leaves if leaf.name != VALUE) or self.leaves
 
     @property
     def values_ok(self) -> bool:
-        """Whether the total and every leaf pass."""
+        """Whether no leaf is wrong, nor the total."""
         return all(leaf.ok for leaf in (*self.leaves, self.total))
 
     @property
@@ -65,7 +95,7 @@ class Report:
     def enters(self) -> str | None:
         """Where an error enters first, in the order of the reverse pass: a call or a leaf by name; None if nowhere."""
         for call in self.calls:
-            if not call.ok:
+            if call.kind is Verdict.WRONG:
                 return call.name
         return None if self.values_ok else self.worst.name
 
@@ -75,11 +105,19 @@ class Report:
         if not self.values_ok:
             return self._disagreement()
         failed = [check for check in self.checks if check.ok is False]
-        wrong = [call for call in self.calls if not call.ok]
+        wrong = [call for call in self.calls if call.kind is Verdict.WRONG]
         if wrong:
             return f"The gradients DISAGREE in {wrong[0].name}{self._at(wrong[0])}: {wrong[0].verdict}"
         if failed:
             return f"The values agree, but {failed[0].name} FAILS: {failed[0].text}"
+        if self.kind is Verdict.EMPTY:
+            return "Nothing was compared: both gradients are 0 everywhere. Compare at arguments where they are not."
+        undecided = "; ".join(self._undecided())
+        if not self._compared:
+            return f"UNDECIDED: {undecided}; nothing else was compared." if undecided else "UNDECIDED."
+        return self._agreement() + (f" UNDECIDED: {undecided}." if undecided else "")
+
+    def _agreement(self) -> str:
         if excused := [leaf for leaf in (*self.leaves, self.total) if leaf.excused]:
             return f"The rule passes: {excused[0].name}: {excused[0].excused}."
         if self.total.oracle_error == 0:  # float64, or luck
@@ -89,22 +127,30 @@ class Report:
         floor = ", within a few units in the last place" if self.total.ratio > K else ""
         return f"The gradients agree: the error is {self.total.ratio:.2f} times autodiff's own{floor}."
 
+    def _undecided(self) -> Iterator[str]:
+        """What could not be decided."""
+        for leaf in self.leaves:
+            if leaf.undecided:
+                count = "all" if leaf.undecided == leaf.size else f"{leaf.undecided:,} of {leaf.size:,}"
+                shared = ", and the rule is NaN as autodiff is" if leaf.shares_nan else ""
+                yield f"{leaf.name}, {count} elements, where no finite derivative is known{shared}"
+        checks = [check for check in self.checks if check.undecided]
+        for text in dict.fromkeys(check.text for check in checks):
+            yield f"{' and '.join(check.name for check in checks if check.text == text)}: {text}"
+        yield from (f"{call.name}: {'; '.join(call._undecided())}" for call in self.calls
+                    if call.kind is Verdict.UNDECIDED)  # fmt: skip
+
     def _disagreement(self) -> str:
         worst = self.worst if not self.worst.ok else self.total
-        if not math.isfinite(worst.scale):
-            return (
-                f"UNDECIDED: in {worst.name} the oracle itself is not finite in float64, and vouches for nothing; "
-                f"{worst.where} is {worst.got:.6g} by the rule and {worst.expected:.6g} in float64."
-            )
         pattern = f"{worst.pattern}; " if worst.pattern else ""
-        error = f"rms error {worst.error:.1e}, allowed {worst.allowed:.1e}; " if not worst.hidden else ""
+        error = f"rms error {worst.error:.1e}, allowed {worst.allowed:.1e}; " if not worst.wrong else ""
         digits = 6 if abs(worst.got - worst.expected) > 1e-5 * abs(worst.expected) else 9
         text = (
             f"The gradients DISAGREE, most in {worst.name}: {pattern}{error}{worst.where} is "
-            f"{worst.got:.{digits}g} by the rule and {worst.expected:.{digits}g} in float64."
+            f"{worst.got:.{digits}g} by the rule and {worst.expected:.{digits}g} {worst.by}."
         )
         if self.calls and self.enters:
-            first = next((call for call in self.calls if not call.ok), None)
+            first = next((call for call in self.calls if call.kind is Verdict.WRONG), None)
             coarse = next((leaf for call in self.calls for leaf in call.leaves if leaf.epsilon > worst.epsilon), None)
             if first:
                 text += f" The error enters in {first.name}{self._at(first)}."
@@ -129,7 +175,7 @@ class Report:
         if self.name:
             yield from (f"{self.name}{self._at(self)}", "")
         yield from _table(
-            (HEAD, *(_row(leaf) for leaf in self._shown())), (str.ljust, *(str.rjust,) * 7, str.ljust, str.ljust)
+            (HEAD, *(_row(leaf) for leaf in self._shown())), (str.ljust, *(str.rjust,) * 8, str.ljust, str.ljust)
         )
         for leaf in self.leaves:
             if leaf.pattern and not leaf.ok:
@@ -145,12 +191,15 @@ class Report:
             yield from ("", "calls of custom rules, in the order of the reverse pass")
             yield from _table([_call_row(call) for call in self.calls], (str.ljust,) * 4)
         for call in self.calls:
-            if not call.ok:
+            if call.kind is Verdict.WRONG:
                 yield from ("", *(f"  {line}" for line in call._lines()))
         pooled = f", pooled over {self.points} points" if self.points > 1 else ""
         yield from ("", f"errors: rms difference from float64, relative to the leaf's rms{pooled}")
+        yield f"allowed: {RULE}"
         yield from self.notes
-        yield from (f"{call.name}: {note}" for call in self.calls if call.ok for note in call.notes)
+        yield from (
+            f"{call.name}: {note}" for call in self.calls if call.kind is not Verdict.WRONG for note in call.notes
+        )
         yield self.verdict
         if self.reproduce:
             yield from ("", "To make it again:", "", self.reproduce)
@@ -162,12 +211,12 @@ class Report:
         """A summary for GitHub: the verdict, the leaves, the checks; the rest folded away."""
         mark = "✅" if self.ok else "❌"
         lines = [f"### {mark} {self.name or 'gradient'}", "", self.verdict, ""]
-        head = ("leaf", "size", "error", "autodiff's", "ratio", "ulps 50 / 99 / 100 %", "worst element", "")
+        head = ("leaf", "size", "error", "autodiff's", "allowed", "ratio", "ulps 50 / 99 / 100 %", "worst element", "")
         lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for leaf in self._shown():
-            name, size, error, plain, ratio, ulps, _, _, where, _ = _row(leaf)
-            what = "" if leaf.ok else f"**{leaf.pattern or 'wrong'}**"
-            cells = [f"`{name}`", size, error, plain, ratio, ulps, f"`{where}`", what]
+            name, size, error, plain, allowed, ratio, ulps, _, _, where, told = _row(leaf)
+            what = told if leaf.ok else f"**{leaf.pattern or 'wrong'}**"
+            cells = [f"`{name}`", size, error, plain, allowed, ratio, ulps, f"`{where}`", what]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
         if self.race:
@@ -194,6 +243,7 @@ class Report:
         told = {"name": self.name, "where": self.where, "enters": self.enters, "reproduce": self.reproduce}
         return {
             "ok": self.ok,
+            "kind": self.kind.name,
             "verdict": self.verdict,
             "leaves": [_plain_leaf(leaf) for leaf in self.leaves],
             "total": _plain_leaf(self.total),
@@ -245,21 +295,30 @@ class GradientsDisagree(AssertionError):
         self.report = report
 
 
-HEAD = ("leaf", "size", "error", "autodiff's", "ratio", "ulps 50/99/100 %", "1−cos", "largest", "at", "")
+RULE = f"{K:g} times autodiff's error, or {FLOOR:g} ε of the dtype; in float64 {EXACT:g}"
+HEAD = ("leaf", "size", "error", "autodiff's", "allowed", "ratio", "ulps 50/99/100 %", "1−cos", "largest", "at", "")
 
 
 def _row(leaf: LeafError) -> tuple[str, ...]:
     unit = leaf.scale or 1.0
     return (
-        leaf.name, f"{leaf.size:,}", f"{leaf.error / unit:.1e}", f"{leaf.oracle_error / unit:.1e}", short(leaf.ratio),
-        "/".join(map(short, leaf.ulps)), f"{max(1 - leaf.cosine, 0):.0e}", f"{leaf.largest:.1e}", leaf.where,
-        "excused" if leaf.excused else "" if leaf.ok else "WRONG",
+        leaf.name, f"{leaf.size:,}", f"{leaf.error / unit:.1e}", f"{leaf.oracle_error / unit:.1e}",
+        f"{leaf.allowed / unit:.1e}", short(leaf.ratio), "/".join(map(short, leaf.ulps)),
+        f"{max(1 - leaf.cosine, 0):.0e}", f"{leaf.largest:.1e}", leaf.where, state(leaf),
     )  # fmt: skip
+
+
+def state(leaf: LeafError) -> str:
+    """What the table says of a leaf: as the verdict does, and nothing where it agrees."""
+    if leaf.kind is Verdict.WRONG or leaf.kind is Verdict.UNDECIDED:
+        return leaf.kind.name
+    told = ["excused"] if leaf.excused else []
+    return ", ".join([*told, *([f"{leaf.undecided:,} UNDECIDED"] if leaf.undecided else [])])
 
 
 def _call_row(call: Report) -> tuple[str, ...]:
     wrong = [check.name for check in call.checks if check.ok is False]
-    state = "ok" if call.ok else "WRONG"
+    state = "ok" if call.kind is Verdict.AGREE else call.kind.name
     what = call.worst.pattern or f"{short(call.worst.ratio)} times autodiff's error in {call.worst.name}"
     return f"  {call.name}", call.where, state, ", ".join(wrong) if call.values_ok and wrong else what
 
@@ -290,7 +349,7 @@ def _race(race: Race) -> str:
 
 
 def _plain_leaf(leaf: LeafError) -> Any:
-    more = {k: getattr(leaf, k) for k in ("allowed", "ratio", "ok")}
+    more = {k: getattr(leaf, k) for k in ("allowed", "ratio", "ok")} | {"kind": leaf.kind.name}
     return json_ready(dataclasses.asdict(leaf) | more)
 
 

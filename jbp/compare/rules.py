@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 
 from ..layer import InputError, described
 from .arguments import is_float, not_finite
+from .calls import RULES, VMAP, count_of_constants, has_rule
 from .checks import also_in_float32, of_rule
 from .derivatives import (
     Flat,
@@ -27,11 +28,12 @@ from .derivatives import (
 from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
 from .identities import Identities
 from .judge import Comparison
+from .kinks import Kinks
 from .parts import Part, place
 from .program import Program
-from .replay import without_rules
+from .replay import equations, opened, without_rules
 from .report import Report
-from .sites import RULES, Site, Tapped, hidden, sites_of
+from .sites import Site, Tapped, hidden, on_meshes, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
 FORWARD_MODE = "autodiff in forward mode of "
@@ -39,29 +41,40 @@ FORWARD = 4096  # elements of the arguments, up to which a gradient is taken in 
 
 
 def compare_vjp(
-    f: Callable[..., Any], *args: Any, cotangent: Any = None, timing: bool = True, checks: bool = True
+    f: Callable[..., Any],
+    *args: Any,
+    cotangent: Any = None,
+    argnums: int | Sequence[int] | None = None,
+    timing: bool = True,
+    checks: bool = True,
 ) -> Report:
     """Compare each `jax.custom_vjp` in `f(*args)` with autodiff of its own primal.
 
     `f` may be such a function or one that calls some, however deep (in jitted functions, loops, branches; a Flax or
     Equinox model): every call is compared on the values and cotangents that really reach it, and `f` as a whole. `args`
     are any pytrees; gradients are taken for all floats in them. `cotangent`, like f's output, enters at the output;
-    unless given it is random, and 1 where f returns a scalar cost. `timing=False` leaves time and memory out,
-    `checks=False` what is looked at besides values.
+    unless given it is random, and 1 where f returns a scalar cost. Where a kink is met, points beside the arguments are
+    compared too: those arguments are moved for which the rule returns a derivative that is not 0, or those numbered in
+    `argnums`. `timing=False` leaves time and memory out, `checks=False` what is looked at besides values.
 
     Raises `InputError` where there is no such call, nothing to differentiate, or f can't be run.
     """
-    return compare_rules(f, args, cotangent, "vjp", timing, checks)
+    return compare_rules(f, args, cotangent, "vjp", timing, checks, argnums=argnums)
 
 
 def compare_jvp(
-    f: Callable[..., Any], *args: Any, tangent: Any = None, timing: bool = True, checks: bool = True
+    f: Callable[..., Any],
+    *args: Any,
+    tangent: Any = None,
+    argnums: int | Sequence[int] | None = None,
+    timing: bool = True,
+    checks: bool = True,
 ) -> Report:
     """Compare each `jax.custom_jvp` in `f(*args)` with autodiff of its own primal, in forward mode.
 
     As `compare_vjp`; `tangent`, a tuple like `args`, enters at the arguments, random numbers unless given.
     """
-    return compare_rules(f, args, tangent, "jvp", timing, checks)
+    return compare_rules(f, args, tangent, "jvp", timing, checks, argnums=argnums)
 
 
 def compare_rules(
@@ -72,14 +85,15 @@ def compare_rules(
     timing: bool,
     checks: bool,
     programs: dict[str, Program] | None = None,
+    argnums: int | Sequence[int] | None = None,
 ) -> Report:
     """`compare_vjp` or `compare_jvp`, by `kind`. `programs` keeps what was compiled, for another call."""
     who = f"compare_{kind}"
     if not callable(f):
         raise InputError(f"{who}: expected a function, got {f!r}. As in {who}(f, x).")
     program = Program(f"{who}: f", f, args)
-    sites = sites_of(program.jaxpr, kind)
-    if not sites:
+    sites, sharded = sites_of(program.jaxpr, kind), on_meshes(program.jaxpr, kind)
+    if not sites and not sharded:
         raise InputError(_nothing_found(who, kind, f, program.jaxpr))
     for site in sites if kind == "vjp" else ():
         _check_types(who, site)
@@ -94,19 +108,22 @@ def compare_rules(
     def with_rules(*arrays: Any) -> Sequence[Any]:
         return jax.tree.leaves(f(*program.arguments.filled(arrays)))
 
-    bare = without_rules(program.jaxpr, RULES[kind])
+    bare = without_rules(program.jaxpr, kind)
     alone = len(sites) == 1 and _is_all(program.jaxpr)
+    if not alone and any(e.primitive.name == VMAP for e in equations(program.jaxpr)):
+        with_rules = opened(program.jaxpr)
     seeds = seeds_like(
         who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone
     )
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
     task = _Task(who, kind, timing, checks, {} if programs is None else programs)
-    again = lambda wider: compare_rules(f, wider, seed, kind, False, True)
+    again = lambda wider: compare_rules(f, wider, seed, kind, False, True, argnums=argnums)
     of_arguments, of_outputs = _argument_names(f, program), _output_names(program.out)
     names, given = (of_arguments, of_outputs) if kind == "vjp" else (of_outputs, of_arguments)
     whole = task.comparison(
         name, sites[0].where if alone else "", with_rules, bare, arrays, seeds, names, stacked=False
     )
+    whole.given = None if argnums is None else program.arguments.places_of(argnums)
     whole.notes += not_finite("The arguments hold", program.arguments.names(f), arrays)
     whole.notes += not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", given, seeds)
     if alone:
@@ -114,8 +131,10 @@ def compare_rules(
         return also_in_float32(found, args, again) if checks else found
     missed = hidden(program.jaxpr, kind)
     if missed:
-        whole.notes.append(f"Not looked into, under a while loop, a shard_map or another rule: {', '.join(missed)}.")
-    what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds)
+        whole.notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
+    if sharded:
+        whole.notes.append(f"Inside a shard_map, and so compared as part of the whole: {', '.join(sharded)}.")
+    what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds) if sites else []
 
     def looked_into(site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
         try:
@@ -126,14 +145,14 @@ def compare_rules(
 
     calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, what_reached, strict=True))))
     skipped = [site.name for site, (_, _, n) in zip(sites, what_reached, strict=True) if not n]
-    if len(skipped) == len(sites):
+    if len(skipped) == len(sites) and not sharded:
         raise InputError(
             f"{who}: with these arguments no custom_{kind} is reached ({', '.join(skipped)}), so there is nothing to "
             "compare. Give arguments that lead to one."
         )
     if skipped:
         whole.notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
-    found = whole.report(timing, None, lambda: calls, always=True)
+    found = whole.report(timing, None, lambda arrays: calls, always=True)
     return also_in_float32(found, args, again) if checks else found
 
 
@@ -183,7 +202,10 @@ class _Task:
         parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]
         third = self._third(slopes, seeds) if isinstance(oracle, Program) else None
         scalar = slopes if self.kind == "vjp" else None
-        comparison = Comparison(self.who, name, rule, oracle, parts, third, scalar, where, notes)
+        comparison = Comparison(
+            self.who, name, rule, oracle, parts, third, scalar, where, notes, Kinks(slopes, self.kind), floats,
+            tangents=self.kind == "jvp",
+        )  # fmt: skip
         comparison.arrays = [*arrays, *seeds]  # a program that is shared has another call's
         return comparison
 
@@ -230,8 +252,8 @@ class _Task:
         if self.kind == "vjp":
             return partial(vjp_probes, slopes)
 
-        def third(leaf: int | None, places: Sequence[tuple[int, ...]]) -> Any:
-            along = slopes.along(in_pieces(seeds))
+        def third(leaf: int | None, places: Sequence[tuple[int, ...]], arrays: Sequence[Any]) -> Any:
+            along = slopes.along(in_pieces(arrays[-len(seeds) :]), arrays)
             for i in range(len(along)) if leaf is None else [leaf]:
                 yield from jvp_probes(along, i, places)
 
@@ -242,7 +264,7 @@ class _Task:
         if not turns:
             return None
         stacked = bool(site.loops) or turns > 1
-        ruled, bare, consts = site.call, without_rules(site.primal, RULES[self.kind]), site.eqn.params["num_consts"]
+        ruled, bare, consts = site.call, without_rules(site.primal, self.kind), count_of_constants(site.eqn)
         if self.kind == "vjp":
             names = [site.arguments[i] for i in floats_of([v.aval for v in site.eqn.invars]) if i >= consts]
         else:
@@ -305,9 +327,9 @@ def _is_all(jaxpr: ClosedJaxpr) -> bool:
     if len(jaxpr.eqns) != 1:
         return False
     eqn = jaxpr.eqns[0]
-    return eqn.primitive.name in RULES.values() or (
-        eqn.primitive.name in ("jit", "pjit") and _is_all(eqn.params["jaxpr"])
-    )
+    if eqn.primitive.name in ("jit", "pjit"):
+        return _is_all(eqn.params["jaxpr"])
+    return any(has_rule(eqn, kind) for kind in RULES)
 
 
 def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
@@ -315,7 +337,7 @@ def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
     name = getattr(f, "__name__", repr(f))
     text = f"{who}: no custom_{kind} is called in {name} on a path that a derivative takes"
     if missed := hidden(jaxpr, kind):
-        where = "under a while loop, a shard_map or pmap, or in another rule"
+        where = "under a while loop or in another rule"
         return f"{text}; {', '.join(missed)} stands {where}. Compare it by itself."
     if found := sites_of(jaxpr, other):
         return f"{text}, but a custom_{other} is: {found[0].name}. Use compare_{other}."

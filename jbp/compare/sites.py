@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from .replay import aval_of, bind, equations, inner_jaxprs, replay, scan_inputs
+from .calls import PLAIN, SHARDED, argument_names, has_rule, inner_jaxprs, name_of, primal_of, scan_inputs, source_of
+from .replay import aval_of, bind, equations, replay
 
-RULES = {"vjp": "custom_vjp_call", "jvp": "custom_jvp_call"}
-INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
+INLINE = ("jit", "pjit", *PLAIN, "checkpoint", "remat2", "compute_on", "xla_metadata_call")
+PASSED = ("cond", "scan")
 LIBRARIES = ("/jax/_src/", *(f"-packages/{name}/" for name in ("jax", "equinox", "flax")), "/jbp/compare/", "<string>")
 
 Path = tuple[int, ...]  # of an equation: its place in the jaxpr, which inner jaxpr of it, the place in there, …
@@ -38,16 +39,12 @@ class Site:
     @property
     def primal(self) -> ClosedJaxpr:
         """The function without its rule."""
-        return self.eqn.params["call_jaxpr"]
+        return primal_of(self.eqn)
 
     @property
     def arguments(self) -> list[str]:
         """The names of the flat arguments, where the rule's own parameters tell them."""
-        rule: Any = self.eqn.params.get("fwd_jaxpr_thunk")
-        names = list(getattr(getattr(rule, "debug_info", None), "arg_names", None) or ())
-        count = len(self.eqn.invars)
-        consts = [f"constant {i}" for i in range(count - len(names))] if 0 < len(names) < count else []
-        return [*consts, *names] if len(names) + len(consts) == count else [f"argument {i}" for i in range(count)]
+        return argument_names(self.eqn)
 
     def call(self, *values: Any) -> Sequence[Any]:
         """The function with its rule, on flat arguments."""
@@ -57,15 +54,14 @@ class Site:
 def named(eqn: JaxprEqn) -> str:
     """The name of the function that carries a rule; of the user's, where that is a library's wrapper around it."""
     wrapped = _wrapped(eqn)
-    return _last(wrapped) if wrapped else str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_name)
+    return _last(wrapped) if wrapped else name_of(eqn)
 
 
 def _wrapped(eqn: JaxprEqn) -> Any:
     """The frame of the user's function in a library's, as a call of a rule; None if there is none."""
-    info = eqn.params["call_jaxpr"].jaxpr.debug_info
-    for inner in equations(eqn.params["call_jaxpr"]) if _foreign(str(info.func_src_info)) else ():
+    for inner in equations(primal_of(eqn)) if _foreign(source_of(eqn)) else ():
         frames = _frames(inner)
-        wrapper = next((i for i, frame in enumerate(frames) if _last(frame) == info.func_name), 0)
+        wrapper = next((i for i, frame in enumerate(frames) if _last(frame) == name_of(eqn)), 0)
         if own := [frame for frame in frames[:wrapper] if not _foreign(frame.file_name)]:
             return own[-1]
     return None
@@ -89,39 +85,51 @@ def sites_of(jaxpr: ClosedJaxpr, kind: str) -> list[Site]:
 
     Calls of one name are numbered in the order of the forward pass.
     """
-    found = list(_sites(jaxpr, RULES[kind], (), ()))
+    found = list(_sites(jaxpr, kind, (), ()))
     total = Counter(site.name for site in found)
     count = {name: itertools.count(1) for name in total}
     numbered = [with_changes(s, name=f"{s.name}#{next(count[s.name])}") if total[s.name] > 1 else s for s in found]
     return numbered[::-1]
 
 
-def _sites(jaxpr: ClosedJaxpr | Jaxpr, rule: str, path: Path, loops: tuple[int, ...]) -> Iterator[Site]:
+def _sites(jaxpr: ClosedJaxpr | Jaxpr, kind: str, path: Path, loops: tuple[int, ...]) -> Iterator[Site]:
     for i, eqn in enumerate(jaxpr.eqns):
-        name = eqn.primitive.name
-        if name == rule and not (eqn.invars and eqn.outvars):
+        name, ruled = eqn.primitive.name, has_rule(eqn, kind)
+        if ruled and not (eqn.invars and eqn.outvars):
             continue  # what Flax's nn.scan leaves behind: a call of nothing
-        if name == rule:
+        if ruled:
             yield Site(named(eqn), (*path, i), eqn, loops, _where(eqn))
-        elif name in INLINE or name in ("cond", "scan"):
+        elif name in (*INLINE, *PASSED):
             more = (eqn.params["length"],) if name == "scan" else ()
             for k, inner in enumerate(inner_jaxprs(eqn)):
-                yield from _sites(inner, rule, (*path, i, k), (*loops, *more))
+                yield from _sites(inner, kind, (*path, i, k), (*loops, *more))
 
 
 def _where(eqn: JaxprEqn) -> str:
     """The line of a call in the user's code; if nothing but libraries stand around it, that of the function."""
     frame = next((frame for frame in _frames(eqn) if not _foreign(frame.file_name)), _wrapped(eqn))
     if frame is None:
-        return str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info).rpartition("/")[2]
+        return source_of(eqn).rpartition("/")[2]
     return f"{frame.file_name.rpartition('/')[2]}:{frame.line_num}, {_last(frame)}"
 
 
 def hidden(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
-    """Names of calls that are not looked into: under a while loop, in another rule's primal, on a mesh."""
-    seen = {id(site.eqn) for site in _sites(jaxpr, RULES[kind], (), ())}
-    rest = [e for e in equations(jaxpr) if e.primitive.name == RULES[kind] and id(e) not in seen]
-    return sorted({named(e) for e in rest})
+    """Names of calls that are not looked into: under a while loop, or in another rule's primal."""
+    seen = {id(site.eqn) for site in _sites(jaxpr, kind, (), ())} | {id(e) for e in _on_meshes(jaxpr, kind)}
+    return sorted({named(e) for e in equations(jaxpr) if has_rule(e, kind) and id(e) not in seen})
+
+
+def on_meshes(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
+    """Names of calls inside a `shard_map`: they are compared as part of the whole."""
+    return sorted({named(e) for e in _on_meshes(jaxpr, kind)})
+
+
+def _on_meshes(jaxpr: ClosedJaxpr | Jaxpr, kind: str) -> Iterator[JaxprEqn]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == SHARDED:
+            yield from (e for inner in inner_jaxprs(eqn) for e in equations(inner) if has_rule(e, kind))
+        elif eqn.primitive.name in (*INLINE, *PASSED):
+            yield from (e for inner in inner_jaxprs(eqn) for e in _on_meshes(inner, kind))
 
 
 class Tapped:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import is_float
-from .differences import Probe, beside, last_bits, stream, unit_of, widened
+from .differences import Probe, beside, last_bits
 from .error import EXACT, FAR, FLOOR, LeafError, rms
+from .evidence import Point
 from .parts import VALUE
 from .patterns import pattern_of
 from .replay import equations, first_nonfinite
@@ -24,65 +24,53 @@ if TYPE_CHECKING:
 
 ASKED = 4  # failing leaves that are put to the third oracle, the worst first
 ASKED_AT_ALL = 1 << 20  # elements, up to which more is asked of rule and autodiff that agree
-AROUND = 48  # points around a kink
-NEAR = 2.0**-20  # how far away they are, in units of each element
-CLOSE = 1e-4  # of the largest element: far more than derivatives change over NEAR, and far less than at a kink
 PLACES = 16  # elements of a leaf that are asked about by themselves
 
 TOLD = {
     "autodiff": "autodiff is wrong here: the rule agrees with central differences",
     "stopped": "the rule is the derivative as if there were no stop_gradient",
     "kink": "a kink: the rule's value lies between the slopes from both sides",
+    "choice": "a kink: no choice of slopes there gives the rule's values",
     "formula": "in float64 the rule agrees with the oracle: the formula is right, its arithmetic loses digits",
+    "constants": "in float64 the rule differs by as little as rounded constants make: its arithmetic loses digits",
     "rule": "autodiff and central differences agree with each other, and the rule with neither",
     "none": "the rule, autodiff and central differences: no two of them agree",
-    "hidden": "in float64 rule and autodiff differ there by far more than rounding; central differences can't tell",
+    "wrong": "in float64 rule and autodiff differ there by far more than rounding; central differences can't tell",
     "differences": "rule and autodiff differ by less than central differences can tell",
 }
+EXCUSES = ("autodiff", "stopped", "kink")
 
 
 def explained(
-    comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafError], total: LeafError
+    comparison: "Comparison", leaves: list[LeafError], total: LeafError
 ) -> tuple[list[LeafError], LeafError, list[str]]:
     """The leaves with patterns and what the third oracle says of them; the total; remarks."""
     notes: list[str] = []
-    got, exact = comparison.got, comparison.exact
-    right = {part.name: part.array for part in exact}
     failing = [i for i, leaf in enumerate(leaves) if not leaf.ok]
     for i in failing:
-        others = {name: a for name, a in right.items() if name != leaves[i].name}
-        pattern = pattern_of(leaves[i], got[i].array, exact[i].array, others)
-        leaves[i] = dataclasses.replace(leaves[i], pattern=leaves[i].pattern or pattern)
-    if any(not np.isfinite(np.asarray(got[i].array)).all() for i in failing):
-        for who, program in (("rule", comparison.rule), ("oracle", comparison.oracle)):
-            if (origin := first_nonfinite(program.jaxpr, arrays)) is not None:
-                notes.append(f"In the {who}, {origin}.")
-    try:
-        mathematics = comparison.parts(comparison.rule.exact(*arrays))
-    except ValueError as error:
-        return leaves, total, [*notes, f"The rule was not run in float64: {error}"]
-    skip = _values(leaves)
-    rule, oracle = ([np.asarray(part.array) for part in parts[skip:]] for parts in (mathematics, exact))
+        point = comparison.worst(leaves, i)
+        others = {part.name: part.array for part in point.exact if part.name != leaves[i].name}
+        got, exact = (part.array for part in point.judged(i))
+        leaves[i] = dataclasses.replace(
+            leaves[i], pattern=leaves[i].pattern or pattern_of(leaves[i], got, exact, others)
+        )
+        if not np.isfinite(np.asarray(got)).all():
+            for who, program in (("rule", comparison.rule), ("oracle", comparison.oracle)):
+                if (origin := first_nonfinite(program.jaxpr, point.arrays)) is not None:
+                    notes += [note] if (note := f"In the {who}, {origin}.") not in notes else []
     for i in sorted(failing, key=lambda i: -leaves[i].excess)[:ASKED]:
-        if comparison.third is None or i < skip:
-            verdict = (
-                "formula" if _same(np.asarray(mathematics[i].array), np.asarray(exact[i].array), leaves[i]) else ""
-            )
-        else:
-            verdict = _asked(comparison, arrays, leaves[i], i - skip, rule, oracle)
-        told = TOLD.get(verdict, "")
-        if verdict == "formula" and not leaves[i].pattern:
-            leaves[i] = dataclasses.replace(leaves[i], pattern="its formula is right, its arithmetic loses digits")
-        if verdict == "formula" and leaves[i].spoiled and _unspoiled(comparison, i, leaves[i]):
-            excused = f"autodiff overflows in {leaves[i].dtype}, and in float64 the rule agrees with it"
-            leaves[i] = dataclasses.replace(leaves[i], excused=excused)
-        if verdict in ("autodiff", "kink"):
-            if _poor(comparison, arrays, i, leaves[i]):
-                told += "; but it loses digits"
-            else:
-                leaves[i] = dataclasses.replace(leaves[i], excused=told)
-        notes += [f"{leaves[i].name}: {told}."] if told else []
-        if verdict == "rule" and any(eqn.primitive.name == "while" for eqn in equations(comparison.oracle.jaxpr)):
+        points = [comparison.points[0], comparison.worst(leaves, i)]
+        points = [p for k, p in enumerate(points) if not p.leaves[i].ok and p not in points[:k]]
+        try:
+            told = [_told(comparison, point, leaves, i) for point in points]
+        except ValueError as error:
+            return leaves, total, [*notes, f"The rule was not run in float64: {error}"]
+        leaves[i] = told[-1][0] if told else leaves[i]
+        verdicts = [verdict for _, verdict in told]
+        if told and not all(leaf.excused for leaf, _ in told):
+            leaves[i] = dataclasses.replace(leaves[i], excused="")
+        notes += [f"{leaves[i].name}: {text}." for v in dict.fromkeys(verdicts) if (text := TOLD.get(v, ""))]
+        if "rule" in verdicts and any(eqn.primitive.name == "while" for eqn in equations(comparison.oracle.jaxpr)):
             notes.append(
                 "There is a while loop: if it stops early, autodiff differentiates where it stops, not its limit."
             )
@@ -91,15 +79,39 @@ def explained(
     return leaves, total, notes
 
 
+def _told(comparison: "Comparison", point: Point, leaves: Sequence[LeafError], i: int) -> tuple[LeafError, str]:
+    """Leaf i with what is said of it at a point where it fails, and the key of that among `TOLD`."""
+    skip, leaf = _values(leaves), leaves[i]
+    mathematics = [np.asarray(part.array) for part in comparison.parts(comparison.rule.exact(*point.arrays))]
+    exact = [np.asarray(part.array) for part in point.exact]
+    verdict = _same(mathematics[i], exact[i], leaf)
+    if comparison.third is not None and i >= skip:
+        verdict, slope = _asked(comparison, point, leaf, i - skip, mathematics[skip:], exact[skip:])
+        stopped = any(eqn.primitive.name == "stop_gradient" for eqn in equations(comparison.oracle.jaxpr))
+        if verdict == "none" and slope is not None and not leaf.wrong and not stopped:
+            leaf = dataclasses.replace(leaf, expected=slope, by="by central differences")
+    if verdict == "formula" and not leaf.pattern:
+        leaf = dataclasses.replace(leaf, pattern="its formula is right, its arithmetic loses digits")
+    if verdict in ("formula", "constants") and leaf.spoiled and _unspoiled(point, i, leaf):
+        excused = f"autodiff overflows in {leaf.dtype}, and in float64 the rule agrees with it"
+        leaf = dataclasses.replace(leaf, excused=excused)
+    if verdict in EXCUSES and not leaf.wrong:
+        if _poor(comparison, point, i, leaf):
+            leaf = dataclasses.replace(leaf, pattern=leaf.pattern or f"{TOLD[verdict]}; but it loses digits")
+        else:
+            leaf = dataclasses.replace(leaf, excused=TOLD[verdict])
+    return leaf, verdict
+
+
 def suspected(comparison: "Comparison", leaves: list[LeafError]) -> list[str]:
     """A remark where rule and autodiff agree, but not with central differences."""
     if comparison.third is None:
         return []
     if sum(leaf.size for leaf in leaves) > ASKED_AT_ALL:
         return ["Rule and autodiff agree, and are large: small elements and central differences were not looked at."]
-    oracle = [np.asarray(part.array) for part in comparison.exact[_values(leaves) :]]
+    oracle = [np.asarray(part.array) for part in comparison.points[0].exact[_values(leaves) :]]
     epsilon = max(leaf.epsilon for leaf in leaves)
-    probe = next(comparison.third(None, ()))
+    probe = next(comparison.third(None, (), comparison.arrays))
     blind = np.any(probe.slope.kink) or probe.slope.error == 0  # not even rounding: all that changes is absorbed
     if blind or _agrees(probe, oracle, epsilon) is not False:
         return []
@@ -109,7 +121,7 @@ def suspected(comparison: "Comparison", leaves: list[LeafError]) -> list[str]:
     ]
 
 
-def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafError]) -> list[LeafError]:
+def hidden(comparison: "Comparison", point: Point, leaves: list[LeafError]) -> list[LeafError]:
     """The leaves, with those failed in which single elements are wrong that are small beside the rest.
 
     An element is suspected if it is far off for its own size; it is wrong if rule and oracle differ there in float64 by
@@ -117,13 +129,14 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
     """
     if sum(leaf.size for leaf in leaves) > ASKED_AT_ALL:
         return leaves
-    got, plain = comparison.got, comparison.plain
+    arrays, got, plain = point.arrays, point.got, point.plain
     suspects: dict[int, np.ndarray] = {}
     for i, leaf in enumerate(leaves):
         if not leaf.ok or leaf.size < 2 or leaf.name == VALUE or leaf.epsilon < EXACT:
             continue  # for float64 a leaf is judged by 1e-12 of its scale: little hides behind that
-        exact = np.asarray(comparison.exact[i].array)
-        a, b = (np.abs(np.asarray(p.array).astype(exact.dtype) - exact) for p in (got[i], plain[i]))
+        exact = np.asarray(point.exact[i].array)
+        with np.errstate(invalid="ignore"):  # what is not finite is undecided
+            a, b = (np.abs(np.asarray(p.array).astype(exact.dtype) - exact) for p in (got[i], plain[i]))
         suspect = a > FAR * (leaf.epsilon * np.abs(exact) + b)
         suspects |= {i: suspect} if suspect.any() else {}
     if not suspects:
@@ -133,10 +146,10 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
     except ValueError:
         return leaves
     moves = [last_bits(arrays, max(leaf.epsilon for leaf in leaves), name) for name in ("a", "b")]
-    both = (comparison.oracle, comparison.exact), (comparison.rule, rule)
+    both = (comparison.oracle, point.exact), (comparison.rule, rule)
     moved = [(comparison.parts(program.exact(*near)), parts) for near in moves for program, parts in both]
     for i, suspect in suspects.items():
-        mathematics, exact = (np.asarray(parts[i].array) for parts in (rule, comparison.exact))
+        mathematics, exact = (np.asarray(parts[i].array) for parts in (rule, point.exact))
         rounding = leaves[i].epsilon * np.abs(exact) + np.max(
             [np.abs(np.asarray(near[i].array) - np.asarray(here[i].array)) for near, here in moved], axis=0
         )
@@ -150,28 +163,31 @@ def hidden(comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafErr
             f"{int(wrong.sum()):,} of {wrong.size:,} elements wrong",
         )
         leaves[i] = dataclasses.replace(
-            leaves[i], at=at, where=comparison.exact[i].symbol(at), got=values[0].item(), expected=values[1].item(),
-            hidden=int(wrong.sum()), pattern=f"{what}, small beside the rest",
+            leaves[i], at=at, where=point.exact[i].symbol(at), got=values[0].item(), expected=values[1].item(),
+            wrong=int(wrong.sum()), pattern=f"{what}, small beside the rest",
         )  # fmt: skip
     return leaves
 
 
-def noisy(
-    comparison: "Comparison", arrays: Sequence[Any], leaves: list[LeafError], total: LeafError
-) -> tuple[list[LeafError], LeafError]:
-    """The leaves and the total with the shadow's own noise: where all cancels, what is left of it is no reference."""
-    first, *moved = [comparison.parts(comparison.oracle.exact(*near)) for near in beside(arrays)]
+def noisy(comparison: "Comparison", point: Point) -> None:
+    """Give the leaves of a point the shadow's own noise: where all cancels, what is left of it is no reference.
+
+    Not at a kink: there a last bit changes the slope, and that is no noise.
+    """
+    if point.met is not None:
+        return
+    first, *moved = [comparison.parts(comparison.oracle.exact(*near)) for near in beside(point.arrays)]
+    *leaves, total = point.leaves
     squares, peak, count, found = 0.0, 0.0, 0, []
     for i, leaf in enumerate(leaves):
         with np.errstate(all="ignore"):
             off = np.max([np.abs(np.asarray(parts[i].array) - np.asarray(first[i].array)) for parts in moved], axis=0)
-            largest, square = float(off.max(initial=0)), float(np.sum(np.square(off)))
-        if not math.isfinite(square):
-            largest = square = 0.0
+        off = np.where(np.isfinite(off), off, 0)
+        largest, square = float(off.max(initial=0)), float(np.sum(np.square(off)))
         found.append(dataclasses.replace(leaf, noise=(math.sqrt(square / max(off.size, 1)), largest)))
         if i >= _values(leaves):
             squares, peak, count = squares + square, max(peak, largest), count + off.size
-    return found, dataclasses.replace(total, noise=(math.sqrt(squares / max(count, 1)), peak))
+    point.leaves = [*found, dataclasses.replace(total, noise=(math.sqrt(squares / max(count, 1)), peak))]
 
 
 def _values(leaves: Sequence[LeafError]) -> int:
@@ -179,20 +195,20 @@ def _values(leaves: Sequence[LeafError]) -> int:
     return int(leaves[0].name == VALUE and len(leaves) > 1)
 
 
-def _unspoiled(comparison: "Comparison", i: int, leaf: LeafError) -> bool:
+def _unspoiled(point: Point, i: int, leaf: LeafError) -> bool:
     """Whether a leaf is right wherever autodiff does not overflow."""
-    got, plain, exact = (np.asarray(parts[i].array) for parts in (comparison.got, comparison.plain, comparison.exact))
+    got, plain, exact = (np.asarray(parts[i].array) for parts in (point.got, point.plain, point.exact))
     with np.errstate(all="ignore"):
         off = np.abs(got.astype(exact.dtype) - exact)[np.isfinite(plain)]
         return bool(off.max(initial=0) <= leaf.allowed_largest)
 
 
-def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafError) -> bool:
+def _poor(comparison: "Comparison", point: Point, i: int, leaf: LeafError) -> bool:
     """Whether the rule's own arithmetic is poor, where autodiff can't be the measure of it.
 
     Then the measure is what a last bit of the arguments makes of the result.
     """
-    rule = comparison.rule
+    rule, arrays = comparison.rule, point.arrays
     near = last_bits(arrays, leaf.epsilon, "a")
     exact, moved, got = (
         np.asarray(comparison.parts(r)[i].array) for r in (rule.exact(*arrays), rule.exact(*near), rule(*arrays))
@@ -203,65 +219,34 @@ def _poor(comparison: "Comparison", arrays: Sequence[Any], i: int, leaf: LeafErr
 
 
 def _asked(
-    comparison: "Comparison", arrays: Sequence[Any], leaf: LeafError, i: int, rule: Sequence[Any], oracle: Sequence[Any]
-) -> str:
-    """Who is right about leaf i of the gradients: what probes say of the rule and of the oracle, both in float64."""
+    comparison: "Comparison", point: Point, leaf: LeafError, i: int, rule: Sequence[Any], oracle: Sequence[Any]
+) -> tuple[str, float | None]:
+    """Who is right about leaf i of the gradients: what probes say of the rule and of the oracle, both in float64.
+
+    And the slope at the worst element, where there is one. At a kink that has shares the choice has been made: then
+    that the rule lies between the slopes from both sides excuses nothing.
+    """
     third: Any = comparison.third
-    probes = list(third(i, _places(leaf.at, rule[i], oracle[i])))
-    smooth = [probe for probe in probes if not np.any(probe.slope.kink)]
-    answers = [tuple(_agrees(probe, r, leaf.epsilon) for r in (rule, oracle)) for probe in smooth]
-    kinks = len(smooth) < len(probes)
-    if kinks:
-        answers.append(_between(comparison, arrays, i, rule[i], oracle[i]))
+    places = _places(leaf.at, rule[i], oracle[i])
+    probes = list(third(i, places, point.arrays))
+    answers = [tuple(_agrees(probe, r, leaf.epsilon) for r in (rule, oracle)) for probe in probes]
     answers = [answer for answer in answers if answer[0] is not None]
+    kinks = any(np.any(probe.slope.kink) for probe in probes)
+    slope = None
+    if leaf.at in places and not np.any((at := probes[places.index(leaf.at)]).slope.kink):
+        unit = at.ask([np.ones_like(r) for r in rule])[0]
+        slope = float(np.real(at.slope.value)) / unit if unit and at.slope.error < 1e-3 * abs(at.slope.value) else None
     if not answers:
-        return ""
+        return "", slope
     rules, oracles = zip(*answers, strict=True)
     if all(rules) and all(oracles):
-        if leaf.hidden and not kinks:
-            return "hidden"
         if kinks:
-            return "kink"
-        return "formula" if _same(rule[i], oracle[i], leaf) else "differences"
+            return "choice" if point.met is not None and point.met.shared else "kink", slope
+        return "wrong" if leaf.wrong else _same(rule[i], oracle[i], leaf) or "differences", slope
     if all(rules):
-        free = None if comparison.slopes is None else comparison.slopes.unstopped()
-        return "stopped" if free is not None and _same(rule[i], free[i], leaf) else "autodiff"
-    return "rule" if all(oracles) else "none"
-
-
-def _between(
-    comparison: "Comparison", arrays: Sequence[Any], i: int, rule: np.ndarray, oracle: np.ndarray
-) -> tuple[bool, bool]:
-    """Whether the rule's and the oracle's leaf i may be derivatives at a kink: lie between autodiff's around it.
-
-    That is Clarke's generalized gradient (1983, ch. 2). Asked of each element, and of the sums of two that are
-    neighbours: the max of equal elements has a kink in each, and none where they move together.
-    """
-    differ = np.flatnonzero(np.abs(rule - oracle).ravel() > CLOSE * np.abs(oracle).max(initial=0))
-
-    def asked(leaf: np.ndarray) -> np.ndarray:
-        leaf = leaf.ravel()
-        leaf = np.concatenate([leaf, leaf[differ[1:]] + leaf[differ[:-1]]])
-        return np.stack([leaf.real, leaf.imag])
-
-    random = stream("around")
-    low = np.full_like(asked(rule), np.inf)
-    high = -low
-    for _ in range(AROUND):
-        moved = [_moved(a, NEAR * random.uniform(-1, 1, np.shape(a))) for a in arrays]
-        near = asked(
-            np.asarray(comparison.parts(comparison.oracle.exact(*moved))[_values(comparison.leaves) + i].array)
-        )
-        low, high = np.fmin(low, near), np.fmax(high, near)
-    far = np.full_like(low, CLOSE * np.abs(np.stack([low, high])).max(initial=0))
-    far[:, rule.size :] += 0.5 * (high - low)[:, rule.size :]  # of all sums of two, the extreme ones are rarely met
-    found = [bool(np.all((low - far <= a) & (a <= high + far))) for a in map(asked, (rule, oracle))]
-    return found[0], found[1]
-
-
-def _moved(a: Any, by: Any) -> Any:
-    """An array in float64, each element moved by so much of its size; what holds no floats as it is."""
-    return widened(a) + by * unit_of(a) if is_float(a) else a
+        free = None if comparison.slopes is None else comparison.slopes.unstopped(point.arrays)
+        return "stopped" if free is not None and _same(rule[i], free[i], leaf) else "autodiff", slope
+    return "rule" if all(oracles) else "none", slope
 
 
 def _places(worst: tuple[int, ...], rule: np.ndarray, oracle: np.ndarray) -> list[tuple[int, ...]]:
@@ -296,12 +281,14 @@ def _constants(epsilon: float) -> float:
     return min(8 * epsilon, 2 * epsilon + 1e-6)
 
 
-def _same(a: Any, b: Any, leaf: LeafError) -> bool:
-    """Whether two leaves in float64 are the same mathematics, but for constants rounded to the leaf's dtype.
+def _same(a: Any, b: Any, leaf: LeafError) -> str:
+    """Whether two leaves in float64 are the same mathematics: "formula" if they agree to float64's own rounding.
 
-    Or nearly: where float64 takes away all but a thousandth of the error, it is the arithmetic's.
+    "constants" if they differ as constants do that are rounded to the leaf's dtype, or by a thousandth of the error.
     """
     arithmetic = 1e-3 * leaf.error if math.isfinite(leaf.error) else 0.0
     with np.errstate(all="ignore"):
-        constants = (_constants(leaf.epsilon) + 1e-9) * rms(b)
-        return not leaf.hidden and bool(rms(a - b) <= max(constants, arithmetic))
+        off, size = rms(a - b), rms(b)
+    if leaf.wrong or not off <= max((_constants(leaf.epsilon) + 1e-9) * size, arithmetic):
+        return ""
+    return "formula" if off <= FAR * max(np.finfo(np.float64).eps * size, leaf.noise[0]) else "constants"

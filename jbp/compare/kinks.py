@@ -1,0 +1,574 @@
+"""Kinks: where the two sides of a comparison inside a program are equal, and which derivatives are right there.
+
+At a kink a derivative is a choice: any slope of the closed interval between both one-sided slopes, at each kink by
+itself. So a program is run again in which each comparison that is met at its equality (max, min, abs, clip, sort,
+a `where` on x > 0) takes both sides at once, in shares t and 1 − t. Its value is the same for all t in [0, 1], as the
+sides are equal; its derivative G(t) is what the choice t gives, affine in each t by itself. A result is right if it is
+G(t) for some t.
+
+    met       a comparison whose sides differ by no more than what rounding makes of them
+    G(t)      found by least squares within the box: ‖G(t) − result‖ least
+    a jump    a comparison whose sides give other values (a step function) is no kink, and stays as it is
+
+Kinks in `sort` are found among up to `PASSES` equal numbers. Floor, round, argmax and equality itself jump: they are
+met, and have no shares. `while` loops, and branches of `cond` inside, stay as they are.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial, reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
+from scipy.optimize import lsq_linear
+
+from .arguments import filled, is_float
+from .differences import Slopes
+from .error import FLOOR
+from .program import Program, quickly
+from .calls import inner_jaxprs, scan_inputs
+from .replay import aval_of, bind, equations, replay
+
+PASSES = 4  # rounds of exchanges between neighbours of a sorted array
+ROWS = 16  # choices that are run by one call
+MOST = 512  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
+STEPS = 8  # of least squares: one is enough unless kinks stand behind one another
+JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
+INLINE = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
+RULED = ("custom_jvp_call", "custom_vjp_call")
+
+
+class Either(NamedTuple):
+    """A truth value that may be either where sides are equal: as it is, and the share of True."""
+
+    plain: Any
+    share: Any
+
+
+class Choices:
+    """The comparisons of a program in their order. Without shares each one's margin, side − side, is noted.
+
+    A share stands as (met, share), or None where nothing is met; those of a loop's body or a rule's primal in a list.
+    """
+
+    def __init__(self, shares: Sequence[Any] | None = None):
+        self.margins: list[Any] = []
+        self.shared: list[bool] = []
+        self._shares = None if shares is None else iter(shares)
+
+    @property
+    def noting(self) -> bool:
+        return self._shares is None
+
+    def note(self, margin: Any, shared: Sequence[bool]) -> None:
+        self.margins.append(margin)
+        self.shared += shared
+
+    def next(self) -> Any:
+        assert self._shares is not None
+        return next(self._shares)
+
+    def of(self, margin: Any, shared: bool = True) -> Any:
+        """(met, share) of this comparison, or None."""
+        if self.noting:
+            self.note(margin, [shared])
+            return None
+        if (pair := self.next()) is None:
+            return None
+        met, share = pair
+        return met, share.astype(margin.dtype)
+
+
+def softened(jaxpr: ClosedJaxpr | Jaxpr, choices: Choices) -> Callable[..., list[Any]]:
+    """The program as a function in which comparisons that are met take both sides, in the shares of `choices`."""
+
+    def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
+        name = eqn.primitive.name
+        inner = inner_jaxprs(eqn)
+        if name in INLINE:
+            return again(inner[0])(*values)
+        if name == "scan" and has_choices(inner[0]):
+            return _loop(eqn, list(map(_plain, values)), choices)
+        if name in RULED and has_choices(inner[0]):
+            return _ruled(eqn, list(map(_plain, values)), choices)
+        if name in CHOICES and not _opaque(eqn):
+            return CHOICES[name](choices, eqn, *values)
+        if any(isinstance(v, Either) for v in values):
+            return _either(eqn, values)
+        return bind(eqn, values)
+
+    return replay(jaxpr, change)
+
+
+def has_choices(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
+    return any(eqn.primitive.name in CHOICES and not _opaque(eqn) for eqn in equations(jaxpr))
+
+
+def _opaque(eqn: JaxprEqn) -> bool:
+    """Whether a comparison is of no real numbers, or of a number with itself."""
+    name, floats = eqn.primitive.name, [jnp.issubdtype(aval_of(v).dtype, jnp.floating) for v in eqn.invars]
+    if name not in CHOICES:
+        return False
+    same = len(eqn.invars) == 2 and eqn.invars[0] is eqn.invars[1]
+    return same or not floats[0]
+
+
+def _plain(value: Any) -> Any:
+    return value.plain if isinstance(value, Either) else value
+
+
+def _loop(eqn: JaxprEqn, values: list[Any], choices: Choices) -> Sequence[Any]:
+    """A scan, the shares of its turns along the first axis."""
+    p = eqn.params
+    length, reverse, body = p["length"], p["reverse"], p["jaxpr"]
+    nc, n = scan_inputs(eqn)
+    consts, carry, xs = values[:nc], values[nc : nc + n], values[nc + n :]
+    shares = [] if choices.noting else choices.next()
+    if shares is None:
+        return bind(eqn, values)
+    shared: list[bool] = []
+
+    def turn(carry: Any, x: Any) -> Any:
+        x, mine = x
+        inner = Choices(None if choices.noting else mine)
+        outs = list(map(_plain, softened(body, inner)(*consts, *carry, *x)))
+        shared[:] = inner.shared
+        return outs[:n], (outs[n:], inner.margins)
+
+    carry, (ys, margins) = jax.lax.scan(turn, carry, (xs, shares), length, reverse)
+    if choices.noting:
+        choices.note(margins, shared)
+    return [*carry, *ys]
+
+
+def _ruled(eqn: JaxprEqn, values: list[Any], choices: Choices) -> Sequence[Any]:
+    """A call of a custom rule: as it is, or where a kink is met in its primal, the primal."""
+    if not choices.noting and (shares := choices.next()) is None:
+        return bind(eqn, values)
+    inner = Choices(None if choices.noting else shares)
+    outs = list(map(_plain, softened(eqn.params["call_jaxpr"], inner)(*values)))
+    if choices.noting:
+        choices.note(inner.margins, inner.shared)
+        return bind(eqn, values)
+    return outs
+
+
+# -- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def _compare(choices: Choices, eqn: JaxprEqn, a: Any, b: Any) -> list[Any]:
+    (plain,) = bind(eqn, [a, b])
+    if (pair := choices.of(a - b)) is None:
+        return [plain]
+    met, share = pair
+    return [Either(plain, jnp.where(met, share, plain.astype(share.dtype)))]
+
+
+def _jumps(choices: Choices, eqn: JaxprEqn, *values: Any) -> list[Any]:
+    """Met, and without shares: what changes there is a value."""
+    x, name = values[0], eqn.primitive.name
+    if name in ("eq", "ne"):
+        margin = x - values[1]
+    elif name in ("argmax", "argmin"):
+        axis = eqn.params["axes"][0]
+        ordered = jnp.sort(x, axis)
+        two = (-1, -2) if name == "argmax" else (1, 0)
+        margin = (
+            jnp.subtract(*(jnp.take(ordered, i, axis) for i in two)) if x.shape[axis] > 1 else jnp.ones((), x.dtype)
+        )
+    else:
+        margin = x - jnp.floor(x) - 0.5 if name == "round" else x - jnp.round(x)
+    choices.of(margin, shared=False)
+    return list(bind(eqn, values))
+
+
+def _larger(choices: Choices, a: Any, b: Any) -> Any:
+    a, b = jnp.broadcast_arrays(a, b)
+    larger = jax.lax.max(a, b)
+    if (pair := choices.of(a - b)) is None:
+        return larger
+    met, share = pair
+    return jnp.where(met, share * jnp.where(met, a, 0) + (1 - share) * jnp.where(met, b, 0), larger)
+
+
+def _smaller(choices: Choices, a: Any, b: Any) -> Any:
+    return -_larger(choices, -a, -b)
+
+
+def _abs(choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
+    pair, plain = choices.of(x), bind(eqn, [x])[0]
+    return [plain if pair is None else jnp.where(pair[0], (2 * pair[1] - 1) * x, plain)]
+
+
+def _sign(choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
+    pair, plain = choices.of(x), bind(eqn, [x])[0]
+    return [plain if pair is None else jnp.where(pair[0], 2 * pair[1] - 1, plain)]
+
+
+def _clamp(choices: Choices, eqn: JaxprEqn, low: Any, x: Any, high: Any) -> list[Any]:
+    return [_smaller(choices, _larger(choices, x, low), high)]
+
+
+def _reduce(larger: Callable, choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
+    """As a tournament: pairs, and pairs of those."""
+    axes = tuple(eqn.params["axes"])
+    rest = tuple(i for i in range(x.ndim) if i not in axes)
+    if not x.size:
+        return list(bind(eqn, [x]))
+    flat = x.transpose(*axes, *rest).reshape(-1, *(x.shape[i] for i in rest))
+    while (n := flat.shape[0]) > 1:
+        half = n // 2
+        flat = jnp.concatenate([larger(choices, flat[:half], flat[half : 2 * half]), flat[2 * half :]])
+    return [flat[0]]
+
+
+def _windows(larger: Callable, choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
+    p = eqn.params
+    if any(d != 1 for d in p["base_dilation"]):
+        return list(bind(eqn, [x]))
+    if not x.size:
+        return list(bind(eqn, [x]))
+    size, strides, dilation = p["window_dimensions"], p["window_strides"], p["window_dilation"]
+    far = -jnp.inf if larger is _larger else jnp.inf
+    padded = jnp.pad(x, p["padding"], constant_values=far)
+    shape = aval_of(eqn.outvars[0]).shape
+
+    def shifted(at: Sequence[int]) -> Any:
+        starts = [i * d for i, d in zip(at, dilation, strict=True)]
+        limits = [a + (n - 1) * s + 1 for a, n, s in zip(starts, shape, strides, strict=True)]
+        return jax.lax.slice(padded, starts, limits, strides)
+
+    return [reduce(partial(larger, choices), map(shifted, np.ndindex(*size)))]
+
+
+def _sort(choices: Choices, eqn: JaxprEqn, *values: Any) -> list[Any]:
+    axis = eqn.params["dimension"]
+    outs = list(bind(eqn, values))
+    if eqn.params["num_keys"] != 1:
+        return outs
+    outs[:1] = [out := jnp.moveaxis(outs[0], axis, -1)]
+    outs[0] = jnp.moveaxis(_exchanged(choices, out), -1, axis)
+    return outs
+
+
+def _exchanged(choices: Choices, out: Any) -> Any:
+    """An array that is sorted along its last axis: neighbours that are equal may have changed places."""
+    n = out.shape[-1]
+    for k in range(min(PASSES, n) if n > 1 else 0):
+        start, pairs = k % 2, (n - k % 2) // 2
+        if not pairs:
+            continue
+        a, b = out[..., start : start + 2 * pairs : 2], out[..., start + 1 : start + 2 * pairs : 2]
+        if (pair := choices.of(b - a)) is None:
+            continue
+        met, share = pair
+        mixed = [share * jnp.where(met, p, 0) + (1 - share) * jnp.where(met, q, 0) for p, q in ((a, b), (b, a))]
+        both = jnp.stack([jnp.where(met, m, p) for m, p in zip(mixed, (a, b), strict=True)], -1)
+        middle = both.reshape(*both.shape[:-2], 2 * pairs)
+        out = jnp.concatenate([out[..., :start], middle, out[..., start + 2 * pairs :]], -1)
+    return out
+
+
+def _top(choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
+    values, index = bind(eqn, [x])
+    axis = eqn.params.get("axis", -1) % x.ndim
+    ordered = _exchanged(choices, -jnp.sort(-jnp.moveaxis(x, axis, -1), -1))
+    return [jnp.moveaxis(ordered[..., : values.shape[axis]], -1, axis), index]
+
+
+CHOICES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("lt", "le", "gt", "ge"), _compare),
+    **dict.fromkeys(("eq", "ne", "floor", "ceil", "round", "argmax", "argmin"), _jumps),
+    "max": lambda choices, eqn, a, b: [_larger(choices, a, b)],
+    "min": lambda choices, eqn, a, b: [_smaller(choices, a, b)],
+    "abs": _abs,
+    "sign": _sign,
+    "clamp": _clamp,
+    "reduce_max": partial(_reduce, _larger),
+    "reduce_min": partial(_reduce, _smaller),
+    "reduce_window_max": partial(_windows, _larger),
+    "reduce_window_min": partial(_windows, _smaller),
+    "sort": _sort,
+    "top_k": _top,
+}  # fmt: skip
+
+
+# -- what is made of a truth value that may be either -----------------------------------------------------------------
+
+SHAPES = (
+    "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "rev", "copy", "concatenate",
+)  # fmt: skip
+
+
+def _shares(value: Any, dtype: Any) -> Any:
+    return value.share.astype(dtype) if isinstance(value, Either) else jnp.asarray(value).astype(dtype)
+
+
+def _either(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """An equation with such a value among its arguments; where it has no rule, the value is as it is."""
+    name = eqn.primitive.name
+    plain = bind(eqn, list(map(_plain, values)))
+    dtype = next(v.share.dtype for v in values if isinstance(v, Either))
+    share: Any = None
+    if name == "not":
+        share = 1 - values[0].share
+    elif name in ("and", "or"):
+        a, b = (_shares(v, dtype) for v in values)
+        share = a * b if name == "and" else a + b - a * b
+    elif name in SHAPES:
+        share = bind(eqn, [_shares(v, dtype) for v in values])[0]
+    elif name == "convert_element_type":
+        if jnp.issubdtype(plain[0].dtype, jnp.floating):
+            return [values[0].share.astype(plain[0].dtype)]
+        share = values[0].share
+    elif name == "select_n":
+        return [_selected(plain[0], values[0], values[1:], dtype)]
+    elif name == "cond" and isinstance(values[0], Either) and len(eqn.params["branches"]) == 2:
+        outs = [jaxpr_as_fun(b)(*map(_plain, values[1:])) for b in eqn.params["branches"]]
+        mixed = zip(plain, *outs, strict=True)
+        return [_mixed(values[0].share, a, b) if is_float(p) else p for p, a, b in mixed]
+    return plain if share is None else [Either(plain[0], share)]
+
+
+def _selected(plain: Any, which: Any, cases: Sequence[Any], dtype: Any) -> Any:
+    """Of a selection by such a value, or between such values."""
+    if any(isinstance(c, Either) for c in cases) or plain.dtype == bool:
+        cases = [_shares(c, dtype) for c in cases]
+        if isinstance(which, Either):
+            return Either(plain, _mixed(which.share, *cases))
+        return Either(plain, jax.lax.select_n(which, *cases))
+    if isinstance(which, Either) and len(cases) == 2 and is_float(plain):
+        return _mixed(which.share.astype(jnp.real(plain).dtype), *cases)
+    return plain
+
+
+def _mixed(share: Any, no: Any, yes: Any) -> Any:
+    """(1 − share) · no + share · yes; where the share is 0 or 1 the other may be NaN."""
+    share = share.astype(jnp.real(no).dtype)
+    both = (1 - share) * jnp.where(share == 1, 0, no) + share * jnp.where(share == 0, 0, yes)
+    return jnp.where(share == 0, no, jnp.where(share == 1, yes, both))
+
+
+# -- kinks that are met, and the derivatives that are right there -----------------------------------------------------
+
+
+class Met(NamedTuple):
+    """The kinks met at one point: for each comparison where, or None; and whether all of them have shares."""
+
+    where: list[Any]
+    number: int
+    shared: bool
+
+
+class Kinks:
+    """Of a function behind a derivative: which are met at a point, and the derivative there nearest to a result."""
+
+    def __init__(self, slopes: Slopes, kind: str = "vjp"):
+        self.slopes, self.kind, self.jaxpr = slopes, kind, slopes.program.jaxpr
+        self._derivatives: dict[Any, Callable[..., Any]] = {}
+        self.shared: list[bool] = []
+
+    @cached_property
+    def _margins(self) -> Callable[..., Any]:
+        """The margins of all comparisons, as the program computes them and in float64."""
+
+        def margins(*arrays: Any) -> Any:
+            choices = Choices()
+            outs = softened(self.jaxpr, choices)(*arrays)
+            self.shared = choices.shared
+            return choices.margins, outs
+
+        program = Program("compare: comparisons", lambda *a: margins(*a)[0], tuple(self.slopes.arrays))
+        self._tree = jax.tree.structure(program.out)
+
+        def both(consts: Any, arrays: Any) -> Any:
+            return jaxpr_as_fun(program.jaxpr)(*arrays), program.in_float64(consts, arrays)
+
+        run = quickly(both)
+
+        def at(arrays: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+            with jax.enable_x64(True):
+                own, wide = jax.device_get(run(program.jaxpr.consts, list(arrays)))
+            return [np.asarray(a, np.float64) for a in own], list(wide)
+
+        return at
+
+    @cached_property
+    def any(self) -> bool:
+        """Whether the program compares anything."""
+        return has_choices(self.jaxpr)
+
+    def met(self, arrays: Sequence[Any], others: Sequence[Sequence[Any]]) -> Met | None:
+        """Those met at the arguments; not what is equal at the other arguments all the same."""
+        if not self.any:
+            return None
+        own, wide = self._margins(arrays)
+        with np.errstate(all="ignore"):
+            found = [np.abs(b) <= 2 * np.abs(a - b) for a, b in zip(own, wide, strict=True)]
+            if not any(f.any() for f in found):
+                return None
+            elsewhere = [self._margins(other)[1] for other in others]
+            moves = [np.any([o[i] != wide[i] for o in elsewhere], axis=0) for i in range(len(wide))]
+        found = [f & m for f, m in zip(found, moves, strict=True)]
+        count = int(sum(f.sum() for f in found))
+        if not count:
+            return None
+        shared = all(s or not f.any() for s, f in zip(self.shared, found, strict=True))
+        where = [f if f.any() and s else None for s, f in zip(self.shared, found, strict=True)]
+        return Met(where, count, shared)
+
+    def nearest(self, met: Met, arrays: Sequence[Any], result: Sequence[Any], units: Sequence[float]) -> list[Any]:
+        """The derivative at these kinks that is nearest to a result in float64; distances in a unit for each leaf.
+
+        Where there are more than `MOST` kinks, those of one comparison have one share.
+        """
+        run = self._derivative(met)
+        flat = [np.flatnonzero(m) for m in met.where if m is not None]
+        of = np.repeat(np.arange(len(flat)), [len(f) for f in flat])  # the comparison that a kink stands in
+        live = np.ones(len(of), bool)  # kinks, not jumps
+        target = self._vector(result, units)
+
+        def at(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+            """(values, derivatives as vectors, those of the last row) at rows of shares, one for each kink."""
+            values, vectors, last = [], [], []
+            for start in range(0, len(rows), ROWS):
+                some = rows[start : start + ROWS]
+                value, derivatives = run(_placed(some, met.where, flat), arrays, _where(met.where, flat, live))
+                derivatives = [np.asarray(d)[: len(some)] for d in derivatives]
+                values.append(np.asarray(value)[: len(some)])
+                pieces = [self.pieces([d[i] for d in derivatives]) for i in range(len(some))]
+                vectors += [self._vector(p, units) for p in pieces]
+                last = pieces[-1]
+            return np.concatenate(values), np.stack(vectors), last
+
+        def solved(group: np.ndarray, share: np.ndarray) -> tuple[float, np.ndarray, list[Any]]:
+            """(distance, shares, derivative) where the kinks of a group have one share."""
+            nonlocal live
+            best = math.inf, share, list[Any]()
+            for _ in range(STEPS):
+                count = int(group.max()) + 1
+                here = np.array([share[group == k][0] for k in range(count)])
+                ones = np.repeat(here[None], 2 * count + 1, 0)
+                ones[np.arange(count), np.arange(count)] = 1.0
+                ones[count + np.arange(count), np.arange(count)] = 0.0
+                values, vectors, derivative = at(ones[:, group])
+                with np.errstate(all="ignore"):
+                    off = target - vectors[-1]
+                    distance = float(np.sqrt(np.mean(off**2)))
+                    columns = (vectors[:count] - vectors[count:-1]).T
+                    jumps = ~np.isfinite(columns).all(0) | self._jumps(values, count, arrays)
+                if jumps[group][live].any():
+                    live &= ~jumps[group]
+                    continue
+                if not distance < best[0] * (1 - 1e-6):
+                    break
+                best = distance, share, derivative
+                if distance < 1e-3 or not columns.any():
+                    break
+                step = _least(columns, off, here)
+                share = np.clip(here + step, 0, 1)[group]
+            return best
+
+        together = solved(of, np.full(len(of), 0.5))
+        if together[0] < FLOOR or len(of) > MOST:
+            return together[2]
+        start = together[1] if math.isfinite(together[0]) else np.full(len(of), 0.5)
+        alone = [solved(np.arange(len(of)), np.clip(s, 0.1, 0.9)) for s in (start,)]
+        return min([together, *alone], key=lambda found: found[0])[2]
+
+    def pieces(self, derivatives: Sequence[Any]) -> list[np.ndarray]:
+        """A derivative as the leaves of the result."""
+        derivatives = list(map(np.asarray, derivatives))
+        return self.slopes.split(derivatives) if self.kind == "vjp" else derivatives
+
+    def _vector(self, leaves: Sequence[Any], units: Sequence[float]) -> np.ndarray:
+        """All leaves in their units, those that are not finite as 0: they are judged elsewhere."""
+        parts = [np.asarray(a).astype(np.complex128).ravel() / unit for a, unit in zip(leaves, units, strict=True)]
+        whole = np.concatenate(parts)
+        vector = np.concatenate([whole.real, whole.imag]) if any(map(np.iscomplexobj, leaves)) else whole.real
+        return vector
+
+    def _jumps(self, values: np.ndarray, count: int, arrays: Sequence[Any]) -> np.ndarray:
+        """Whose share changes the value, and not its slope alone."""
+        change = np.abs(values[:count] - values[count:-1]).reshape(count, -1).max(1, initial=0)
+        return change > JUMP * np.abs(values[-1]).max(initial=0) + JUMP**2
+
+    def _derivative(self, met: Met) -> Callable[..., Any]:
+        """(shares of all rows, arrays, where) -> (the value, the derivative) at each row."""
+        pattern = tuple(m is not None for m in met.where)
+        if pattern in self._derivatives:
+            return self._derivatives[pattern]
+        tree, moving, kind = self._tree, self.slopes.moving, self.kind
+
+        def one(shares: Any, arrays: Any, where: Any) -> Any:
+            pairs = iter(zip(where, shares, strict=True))
+            leaves = [_Pair(next(pairs) if some else None) for some in pattern]
+            run = softened(self.jaxpr, Choices(_opened(jax.tree.unflatten(tree, leaves)) or [None] * len(leaves)))
+
+            def function(*floats: Any) -> Any:
+                return [out for out in run(*filled(arrays, moving, floats)) if is_float(out)]
+
+            floats = [arrays[i] for i in moving]
+            if kind == "jvp":
+                values, tangents = jax.jvp(function, floats, list(arrays[-len(moving) :]))
+                return jnp.concatenate([jnp.real(v).ravel().astype(np.float32) for v in values]), tangents
+            value, pull = jax.vjp(lambda *f: function(*f)[0], *floats)
+            return value, list(pull(jnp.ones_like(value)))
+
+        def rows(shares: Any, arrays: Any, where: Any) -> Any:
+            return jax.lax.map(lambda shares: one(shares, arrays, where), shares)
+
+        some = [m for m in met.where if m is not None]
+        zeros = [np.zeros((ROWS, *m.shape), np.float32) for m in some]
+        program = Program("compare: the derivative at kinks", rows, (zeros, list(self.slopes.arrays), some))
+        self._derivatives[pattern] = lambda shares, arrays, where: program.exact(*shares, *arrays, *where)
+        return self._derivatives[pattern]
+
+
+class _Pair(NamedTuple):
+    """A leaf of the choices: (met, share), or None."""
+
+    pair: Any
+
+
+def _opened(tree: Any) -> Any:
+    """The choices as nested lists; None for one in which nothing is met."""
+    if isinstance(tree, _Pair):
+        return tree.pair
+    opened = [_opened(part) for part in tree]
+    return opened if any(part is not None for part in opened) else None
+
+
+def _placed(rows: np.ndarray, where: Sequence[Any], flat: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rows of shares as arrays of the shapes of the comparisons, `ROWS` of them."""
+    some = [m for m in where if m is not None]
+    parts = np.split(rows, np.cumsum([len(f) for f in flat])[:-1], axis=1)
+    found = []
+    for m, at, part in zip(some, flat, parts, strict=True):
+        placed = np.zeros((ROWS, m.size))
+        placed[: len(rows), at] = part
+        found.append(placed.reshape(ROWS, *m.shape))
+    return found
+
+
+def _where(where: Sequence[Any], flat: Sequence[np.ndarray], live: np.ndarray) -> list[np.ndarray]:
+    """Where kinks are met that are no jumps."""
+    found, parts = [], np.split(live, np.cumsum([len(f) for f in flat])[:-1])
+    for m, at, part in zip([m for m in where if m is not None], flat, parts, strict=True):
+        met = np.zeros(m.size, bool)
+        met[at] = part
+        found.append(met.reshape(m.shape))
+    return found
+
+
+def _least(columns: np.ndarray, off: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """The step within the box that brings the derivative nearest."""
+    used = columns.any(0)
+    q, r = np.linalg.qr(columns[:, used])
+    step = np.zeros(len(here))
+    low, high = -here[used], 1 - here[used]
+    step[used] = lsq_linear(r, q.T @ off, (low - 1e-12, high + 1e-12), method="bvls", max_iter=10 * len(low) + 100).x
+    return step

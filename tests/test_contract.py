@@ -1,0 +1,406 @@
+"""The contract carries what is to be built on it: loops, recomputation, ties, losses with params, readers by leaf."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import own_layers as own
+import pytest
+from cases import N, assert_close, batch, draw
+from own_layers import Checkpoint, Embedding, InOneSweep, LayerNorm, LinearCrossEntropy, Loop, Reversible, block
+
+import jbp
+from jbp.pair import Nothing
+
+HALF = jbp.losses.HalfSquaredError()
+
+
+def spec(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float64)
+
+
+WORDS = jax.ShapeDtypeStruct((3,), jnp.int32)
+HEADS = jbp.Sequential([jbp.Fork([jbp.Sequential([jbp.Dense(4, bias=False), own.Heads(2)])] * 3), own.Attention(), own.Heads(None)])
+
+LAYERS: dict[str, tuple[Any, Any]] = {
+    "the page's loop": (Loop(block(3), 3), spec(2, 3)),
+    "a loop in a loop": (Loop(Loop(jbp.Residual(jbp.Dense(3)), 2), 2), spec(3)),
+    "layer norm": (LayerNorm(), spec(2, 4)),
+    "attention": (jbp.Residual(HEADS), spec(3, 4)),
+    "checkpoint in a loop": (Loop(Checkpoint(block(3)), 2), spec(3)),
+    "reversible": (Reversible(block(2), jbp.Sequential([jbp.Dense(2), jbp.Tanh()]), 3), (spec(2), spec(2))),
+    "LSTM": (own.LSTM(3), spec(4, 2)),
+    "a tie through a loop": (
+        own.Tied(jbp.Sequential([Embedding(5, 3), Loop(block(3), 2), jbp.Dense(5)])), WORDS
+    ),
+    "fork and parallel": (
+        jbp.Sequential([jbp.Fork([jbp.Dense(3), jbp.Tanh()]), jbp.Parallel([jbp.Tanh(), jbp.Dense(2)])]), spec(2)
+    ),
+    "residual of a part": (
+        jbp.Sequential([jbp.Fork([jbp.Identity(), jbp.Dense(2)]),
+                        jbp.Residual(jbp.Parallel([jbp.Dense(3), jbp.Tanh()]), of=lambda x: x)]), spec(3)
+    ),
+    "residual of one part": (
+        jbp.Sequential([jbp.Fork([jbp.Dense(2), jbp.Dense(2)]),
+                        jbp.Residual(jbp.from_function(None, lambda p, x: x[0] * x[1]), of=lambda x: x[0])]), spec(3)
+    ),
+    "frozen": (jbp.Sequential([jbp.Frozen(jbp.Dense(3)), jbp.Tanh(), Loop(jbp.Frozen(block(3)), 2)]), spec(2)),
+}  # fmt: skip
+
+
+def drawn(layer: Any, x: Any, dtype: Any = jnp.float64) -> tuple[Any, Any, Any]:
+    """(params, x, delta)."""
+    x = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype if s.dtype == np.float64 else s.dtype), x)
+    params = jax.eval_shape(lambda key: layer.init(key, x), jax.random.key(0))
+    output, _ = jax.eval_shape(layer.forward, params, batch(x, N), jbp.Context())
+    return tuple(draw(i, part) for i, part in enumerate((params, batch(x, N), output)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_of_the_contract(name: str, x64: None):
+    """Its way back is autodiff's; its single examples are autodiff's, too; feedback by itself changes no bit."""
+    layer, x = LAYERS[name]
+    params, x, delta = drawn(layer, x)
+    layout = jbp.Layout.of(params)
+    per_example = jbp.readers(params, jbp.Reader(lambda pair, _: pair.per_example(), lambda r: jnp.moveaxis(r, 0, 1)))
+    norms = jbp.readers(params, jbp.Reader(lambda pair, _: pair.squared_norms(), lambda r: r.sum(0)))
+    forward = lambda params, x: layer.forward(params, x, jbp.Context())[0]
+
+    @jax.jit
+    def ask(params, x, delta):
+        _, back = jbp.run(layer, params, x)
+        _, vjp = jax.vjp(forward, params, x)
+        one = lambda x, d: jax.vjp(lambda p: forward(p, jax.tree.map(lambda a: a[None], x)), params)[1](
+            jax.tree.map(lambda a: a[None], d)
+        )[0]
+        flat = lambda tree: jnp.concatenate([g.reshape(N, -1) for g in jax.tree.leaves(tree)], 1)
+        each = flat(jax.vmap(one)(x, delta))
+        gradient, delta_x = vjp(delta)
+        delta_x = jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, delta_x)
+        read = back(delta, per_example)[1]
+        return {
+            "by hand": back(delta),
+            "with feedback": back(delta, feedback=params),
+            "by autodiff": (delta_x, gradient),
+            "examples": (flat(read), each),
+            "norms": (sum(jax.tree.leaves(back(delta, norms)[1])), jnp.square(each).sum(1)),
+        }
+
+    result = ask(params, x, delta)
+    assert_close(result["by hand"], result["by autodiff"], 1e-11)
+    jax.tree.map(np.testing.assert_array_equal, result["by hand"], result["with feedback"])
+    if layout.size:
+        assert_close(*result["examples"], 1e-11)
+        assert_close(*result["norms"], 1e-11)
+
+
+def test_the_page_shows_the_loop_that_is_tested():
+    page = textwrap.dedent(inspect.getdoc(jbp.Layer).split("stacked along a first axis:\n\n")[1].split("What a layer may")[0])
+    namespace = {"dataclass": dataclass, "jax": jax, "jnp": jnp, "jbp": jbp}
+    exec(page, namespace)
+    params, x, delta = drawn(Loop(jbp.Dense(3), 2), spec(3), jnp.float32)
+    results = [jbp.run(loop(jbp.Dense(3), 2), params, x)[1](delta)
+               for loop in (Loop, namespace["Loop"])]  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def looped() -> tuple[jbp.Cost, Any, Any, Any]:
+    """(cost, θ, x, y) of a network with a loop."""
+    net = jbp.Network([jbp.Dense(3), Loop(block(3), 3), jbp.Dense(2)], input=(2,))
+    cost = jbp.Cost(net, HALF)
+    theta, x, y = (draw(i, jax.ShapeDtypeStruct(s, net.dtype)) for i, s in enumerate([(net.layout.size,), (N, 2), (N, 2)]))
+    return cost, theta, x, y
+
+
+def test_a_loop_is_known_to_every_part_of_the_house(x64: None):
+    cost, theta, x, y = looped()
+    assert_close(cost.grad(theta, x, y), jax.grad(cost)(theta, x, y))
+    f = jbp.as_function(cost.network)
+    assert_close(jax.grad(lambda t: HALF.value(f(t, x), y).mean())(theta), jax.grad(cost)(theta, x, y))
+    assert cost.compare(theta, x, y, timing=False).ok
+    assert len(jbp.flow(cost, theta, x, y).rows) == 2 + 3 * 4
+    assert jbp.explain(cost, theta, x, y, cost.layout.symbol(20)).ok
+
+
+def test_recomputation_under_feedback_uses_the_true_params(x64: None):
+    """A checkpointed network under feedback gives the bits of one that keeps everything."""
+    networks = [jbp.Network([jbp.Dense(3), wrap(block(3)), jbp.Dense(2)], input=(2,)) for wrap in (lambda l: l, Checkpoint)]
+    plain, checkpointed = (jbp.Cost(net, HALF) for net in networks)
+    theta, feedback, x, y = (draw(i, spec(*s)) for i, s in enumerate([(plain.layout.size,)] * 2 + [(N, 2)] * 2))
+    assert_close(checkpointed.grad(theta, x, y, feedback=feedback), plain.grad(theta, x, y, feedback=feedback))
+    wrong = plain.grad(theta, x, y) - plain.grad(theta, x, y, feedback=feedback)
+    assert jnp.abs(wrong).max() > 0.1
+
+
+# -- losses with parameters ---------------------------------------------------------------------------------------------
+
+LOSSES = {"two passes": LinearCrossEntropy(5), "one sweep": InOneSweep(5)}
+TIES: dict[str, Any] = {"its own": {}, "tied": {"loss.w": "0.table.T"}}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("tie", TIES)
+def test_a_loss_with_params(loss: str, tie: str, x64: None):
+    """Its leaves stand behind the network's in θ; a tie is one leaf with the pairs of both uses."""
+    net = jbp.Network([Embedding(5, 3), Loop(block(3), 2)], input=WORDS)
+    cost = jbp.Cost(net, LOSSES[loss], tied=TIES[tie])
+    names = [*net.layout.names, *([] if TIES[tie] else ["loss.w"])]
+    assert list(cost.layout.names) == names
+    theta = draw(0, spec(cost.layout.size))
+    x, y = draw(1, batch(WORDS, N)), draw(2, batch(WORDS, N))
+    weights = jnp.arange(1.0, N + 1)
+    assert_close(cost.value_and_grad(theta, x, y, weights=weights), jax.value_and_grad(cost)(theta, x, y, weights=weights))
+    each = jax.vmap(lambda x, y: jax.grad(cost)(theta, x[None], y[None]))(x, y)
+    _, (got, norms, along, gradient) = cost.measure(
+        theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms(), jbp.Along(theta), jbp.Gradient(), weights=weights
+    )
+    assert_close(got, each, 1e-11)
+    assert_close(norms, jnp.square(each).sum(1), 1e-11)
+    assert_close(along, each @ theta, 1e-11)
+    assert_close(gradient, cost.grad(theta, x, y, weights=weights))
+    assert_close(cost.read(cost.pairs(theta, x, y), jbp.SquaredNorms()), norms)
+    assert cost.init(jax.random.key(0)).shape == theta.shape
+    first, second = cost.split(theta)
+    assert (first.size, second.size) == (net.layout.size, cost.layout.size - net.layout.size)
+    assert cost.compare(theta, x, y, timing=False).ok
+
+
+def test_a_tie_that_fits_nothing_is_named():
+    net = jbp.Network([Embedding(5, 3)], input=WORDS)
+    for tied, says in (({"loss.w": "0.w"}, "0.table"), ({"w": "0.table"}, "loss.w"), ({"loss.w": "0.table"}, "[3, 5]")):
+        with pytest.raises(jbp.InputError, match="tied") as error:
+            jbp.Cost(net, LinearCrossEntropy(5), tied=tied)
+        assert says in str(error.value)
+
+
+def test_a_wrong_loss_with_params_is_named():
+    @dataclass(frozen=True)
+    class Wrong(LinearCrossEntropy):
+        def backward(self, params, feedback, saved, delta, read):
+            (d, _), readings = super().backward(params, feedback, saved, delta, read)
+            return (2 * d, None), readings
+
+    net = jbp.Network([jbp.Dense(3)], input=(2, 4))
+    cost = jbp.Cost(net, Wrong(5))
+    theta = draw(0, jax.ShapeDtypeStruct((cost.layout.size,), jnp.float32))
+    x, y = draw(1, batch(net.input, N)), draw(2, jax.ShapeDtypeStruct((N, 2), jnp.int32))
+    report = cost.compare(theta, x, y, timing=False)
+    assert not report.ok
+    assert "the base case" in str(report.enters)
+
+
+# -- readers, one for each leaf -------------------------------------------------------------------------------------------
+
+
+def test_an_optimisers_step_at_the_leaf_itself(x64: None):
+    """θ − 0.1 ∇C as the reading of each leaf, of looped blocks too: the whole gradient never exists."""
+    cost, theta, x, y = looped()
+
+    @jax.jit
+    def step(theta):
+        params = cost.layout.unflatten(theta)
+        read = jbp.readers(params, lambda leaf: jbp.Reader(lambda pair, w: w - 0.1 * pair.gradient(), lambda r: r, leaf))
+        output, back = jbp.run(cost.network.layer, params, x)
+        return cost.layout.flatten(back(HALF.delta(output, y) / N, read)[1])
+
+    assert_close(step(theta), theta - 0.1 * jax.grad(cost)(theta, x, y))
+
+
+def test_one_forward_and_several_seeds(x64: None):
+    """Rows of the Jacobian by `vmap` of `back`, which crosses jit."""
+    cost, theta, x, _ = looped()
+    params = cost.layout.unflatten(theta)
+    output, back = jax.jit(jbp.run, static_argnums=0)(cost.network.layer, params, x)
+    seeds = jnp.eye(output.size).reshape(-1, *output.shape)
+    rows = jax.jit(lambda back: jax.vmap(lambda seed: cost.layout.flatten(back(seed)[1]))(seeds))(back)
+    assert_close(rows, jax.jacrev(lambda t: cost.network(t, x).ravel())(theta))
+
+
+def test_equal_readers_are_compiled_once():
+    params, x, delta = drawn(jbp.Dense(2), spec(3), jnp.float32)
+    traced = []
+
+    @jax.jit
+    def ask(back, delta, read):
+        traced.append(1)
+        return back(delta, read)
+
+    for scale in (1, 2):
+        ask(jbp.run(jbp.Dense(2), params, x)[1], scale * delta, jbp.readers(params, jbp.read_gradient))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda back, d: back(d[:, :1]), "back: expected delta like the output, float32[8, 2], got float32[8, 1]"),
+    (lambda back, d: back(d, {"w": 1}), "read: expected a Reader for each leaf"),
+    (lambda back, d: back(d, jax.tree.map(lambda _: None, back.args[1])), "read: expected a Reader at leaf w, got None"),
+    (lambda back, d: back(d, feedback=(1, 2)), "feedback: expected leaves like the params"),
+])  # fmt: skip
+def test_a_wrong_way_back_is_told_what_to_do(call: Callable, says: str):
+    params, x, delta = drawn(jbp.Dense(2), spec(3), jnp.float32)
+    with pytest.raises(jbp.InputError) as error:
+        call(jbp.run(jbp.Dense(2), params, x)[1], delta)
+    assert says in str(error.value)
+
+
+# -- what a layer says of itself ---------------------------------------------------------------------------------------
+
+
+def mixing(**settings: Any) -> tuple[jbp.Cost, Any, Any, Any]:
+    net = jbp.Network([jbp.Dense(3), own.BatchNorm(), jbp.Dense(2)], input=(4,))
+    theta, x, y = (draw(i, jax.ShapeDtypeStruct(s, net.dtype)) for i, s in enumerate([(net.layout.size,), (N, 4), (N, 2)]))
+    return jbp.Cost(net, HALF, **settings), theta, x, y
+
+
+def test_a_network_that_mixes_examples_has_a_gradient_and_no_single_ones(x64: None):
+    cost, theta, x, y = mixing()
+    weights = jnp.arange(1.0, N + 1)
+    due = jax.grad(cost)(theta, x, y, weights=weights)
+    assert_close(cost.grad(theta, x, y, weights=weights), due)
+    assert_close(cost.measure(theta, x, y, jbp.Gradient(), weights=weights)[1], due)
+    for call in (lambda: cost.measure(theta, x, y, jbp.SquaredNorms()), lambda: cost.pairs(theta, x, y)):
+        with pytest.raises(jbp.InputError, match=r"layer 1 \(BatchNorm\) mixes them"):
+            call()
+    assert cost.compare(theta, x, y, timing=False).ok
+
+
+def test_what_mixes_is_found_wherever_it_stands():
+    @dataclass(frozen=True)
+    class Holder:
+        parts: Any
+
+        def init(self, key, x): ...
+        def forward(self, params, x, context): ...
+        def backward(self, params, feedback, saved, delta, read): ...
+
+    norm = own.BatchNorm()
+    for parts in (norm, (norm,), [norm], {"a": norm}, ((jbp.Tanh(), norm),), jbp.Residual(norm)):
+        assert jbp.layer.says(Holder(parts), "mixes_examples")
+    assert jbp.layer.says(Holder((jbp.Tanh(),)), "mixes_examples") is None
+
+
+def test_own_feedback_only_is_refused_at_the_border():
+    layer = jbp.Residual(jbp.from_function(lambda key, x: {"a": jnp.ones(())}, lambda p, x: p["a"] * x))
+    params, x = layer.init(jax.random.key(0), jax.ShapeDtypeStruct((2,), jnp.float32)), jnp.ones((3, 2))
+    output, back = jbp.run(layer, params, x)
+    with pytest.raises(jbp.InputError, match=r"layer layer \(Function\)"):
+        back(output, feedback=params)
+
+
+def test_values_that_reach_a_layer_are_checked_by_it():
+    """Also in a loop, and with the layer's path."""
+    net = jbp.Network([Embedding(4, 2), jbp.Dense(2)], input=WORDS)
+    cost = jbp.Cost(net, HALF)
+    theta, y = jnp.ones(cost.layout.size), jnp.ones((2, 3, 2))
+    cost.check(theta, jnp.array([[0, 1, 2], [3, 0, 1]]), y)
+    with pytest.raises(jbp.InputError, match="layer 0: Embedding: expected x in 0 … 3, got 0 … 4"):
+        cost.check(theta, jnp.array([[0, 1, 2], [4, 0, 1]]), y)
+    inside = jbp.Network([Loop(jbp.Residual(Positive()), 2)], input=(2,))
+    with pytest.raises(jbp.InputError, match=r"layer 0\.layer\.layer: negative"):
+        jbp.Cost(inside, HALF).check(jnp.zeros(0), -jnp.ones((3, 2)), jnp.ones((3, 2)))
+
+
+@dataclass(frozen=True)
+class Positive(jbp.Identity):
+    def check_values(self, x):
+        if (x < 0).any():
+            raise jbp.InputError("negative")
+
+
+# -- frozen leaves -----------------------------------------------------------------------------------------------------
+
+
+def test_frozen_leaves_have_no_gradient_and_cost_none(x64: None):
+    net = jbp.Network([jbp.Frozen(jbp.Dense(3)), jbp.Tanh(), jbp.Dense(2)], input=(4,))
+    cost = jbp.Cost(net, HALF)
+    assert dict(zip(net.layout.names, net.layout.trainable, strict=True)) == {
+        "0.fixed.w": False, "0.fixed.b": False, "2.w": True, "2.b": True,
+    }  # fmt: skip
+    theta, x, y = (draw(i, spec(*s)) for i, s in enumerate([(net.layout.size,), (N, 4), (N, 2)]))
+    assert_close(cost.grad(theta, x, y), jax.grad(cost)(theta, x, y))
+    assert not np.any(cost.grad(theta, x, y)[:15])
+    leaves = cost.value_and_grad_leaves(net.layout.unflatten(theta), x, y)[1]
+    assert leaves[0].fixed == (None, None)
+    _, (each, norms) = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms())
+    assert not np.any(each[:, :15])
+    assert_close(norms, jnp.square(each).sum(1))
+    assert cost.compare(theta, x, y, timing=False).ok
+
+
+def test_nothing_is_zero_in_every_primitive():
+    pair = Nothing(3, (2, 4))
+    zeros = {"per_example": (3, 2, 4), "gradient": (2, 4), "squared_norms": (3,), "squares": (2, 4)}
+    assert {name: getattr(pair, name)().shape for name in zeros} == zeros
+    assert pair.weighted_gradient(jnp.ones(3)).shape == (2, 4)
+    assert pair.along(jnp.ones((2, 4))).shape == pair.inner(pair).shape == (3,)
+    assert pair.dots(Nothing(5, (2, 4))).shape == (3, 5)
+
+
+# -- reductions over positions -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["sum", "mean"])
+def test_positions_that_are_ignored_do_not_count(positions: str, x64: None):
+    loss = jbp.losses.SoftmaxCrossEntropy(ignore=-1, positions=positions)
+    net = jbp.Network([jbp.Dense(4)], input=(3, 2))
+    theta, x = draw(0, spec(net.layout.size)), draw(1, spec(N, 3, 2))
+    y = draw(2, jax.ShapeDtypeStruct((N, 3), jnp.int32)) - 1
+    tokens = -jnp.where(y == -1, 0, jnp.take_along_axis(jax.nn.log_softmax(net(theta, x)), jnp.maximum(y, 0)[..., None], -1)[..., 0])
+    counted = (y != -1).astype(tokens.dtype).sum(1)
+    if positions == "mean":
+        assert_close(loss.value(net(theta, x), y), tokens.sum(1) / jnp.maximum(counted, 1))
+        with pytest.raises(jbp.InputError, match="positions='sum'"):
+            jbp.Cost(net, loss, "positions")
+        cost = jbp.Cost(net, loss)
+    else:
+        cost = jbp.Cost(net, loss, "positions")
+        assert_close(cost(theta, x, y), tokens.sum() / counted.sum())
+    assert_close(cost.grad(theta, x, y), jax.grad(cost)(theta, x, y))
+    assert_close(cost.measure(theta, x, y, jbp.Gradient())[1], jax.grad(cost)(theta, x, y))
+
+
+# -- readouts of anybody's model ---------------------------------------------------------------------------------------
+
+logs = pytest.mark.skipif(not hasattr(jax.custom_vjp, "defvjp_with_logs"), reason="this JAX has no defvjp_with_logs")
+
+
+@logs
+def test_logs_hand_readouts_out_of_a_model(x64: None):
+    layer = block(3)
+    f = jbp.as_function(layer, logs={"norms": jbp.SquaredNorms(), "gradient": jbp.Gradient()})
+    params, x, _ = drawn(Loop(layer, 2), spec(3))
+    first = jax.tree.map(lambda a: a[0], params["layer"])
+    y, vjp = jax.vjp(lambda p: (f(p, x, log="block3") ** 2).mean(), first)
+    (gradient,), found = vjp.with_logs(jnp.ones(()))
+    plain = jax.grad(lambda p: (f(p, x) ** 2).mean())
+    assert_close(gradient, plain(first))
+    assert set(found) == {"block3.norms", "block3.gradient"}
+    assert_close(found["block3.gradient"], jbp.Layout.of(first).flatten(gradient))
+    each = jax.vmap(lambda x: jbp.Layout.of(first).flatten(jax.grad(lambda p: (f(p, x[None]) ** 2).sum() / x.size / N)(first)))(x)
+    assert_close(found["block3.norms"], jnp.square(each).sum(1), 1e-11)
+
+    def model(blocks):
+        return (jax.lax.scan(lambda x, p: (f(p, x, log="block"), None), x, blocks)[0] ** 2).mean()
+
+    _, vjp = jax.vjp(model, params["layer"])
+    assert vjp.with_logs(jnp.ones(()))[1]["block.norms"].shape == (2, N)
+    _, vjp = jax.vjp(lambda p: f(p, x).sum(), first)
+    assert not vjp.with_logs(jnp.ones(()))[1]
+
+
+@logs
+def test_wrong_logs_are_told_what_to_do():
+    for layer, logs, says in (
+        (jbp.Dense(2), {"n": 5}, "is no readout"),
+        (own.BatchNorm(), {"n": jbp.SquaredNorms()}, "mixes them"),
+    ):
+        with pytest.raises(jbp.InputError, match=says):
+            jbp.as_function(layer, logs=logs)
+    f = jbp.as_function(jbp.Dense(2))
+    with pytest.raises(jbp.InputError, match="has no logs"):
+        f((jnp.ones((2, 2)), jnp.ones(2)), jnp.ones((3, 2)), log="a")
