@@ -29,8 +29,8 @@ from .explain import explain as explain
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
-from .in_jax import as_function as as_function
 from .history import History as History
+from .in_jax import as_function as as_function
 from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer

@@ -32,7 +32,7 @@ class Checking(Context):
     found: Found = field(default_factory=Found, metadata=_static)
 
     def child(self, place: Any) -> Context:
-        child = super().child(place)
+        child: Any = super().child(place)
         return replace(child, path=(*self.path, str(place))) if isinstance(place, (int, str)) else child
 
     def reaches(self, layer: Layer, x: Any) -> None:

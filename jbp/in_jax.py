@@ -1,7 +1,7 @@
 """A layer as a JAX function, differentiated by the layer's own backward, inside anybody's model.
 
-    y = f(params, x)               custom_vjp: forward is the layer's, and so is the way back
-    vjp.with_logs(delta)           besides, readouts of the δ that arrives, where JAX has `defvjp_with_logs`
+y = f(params, x)               custom_vjp: forward is the layer's, and so is the way back
+vjp.with_logs(delta)           besides, readouts of the δ that arrives, where JAX has `defvjp_with_logs`
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,9 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
     layer that mixes them.
     """
     if not isinstance(layer, Layer | Network) or isinstance(layer, type):
-        remedy = "Pass cost.network, or differentiate the cost: cost.grad." if hasattr(layer, "loss") else "Give a Layer."
+        remedy = (
+            "Pass cost.network, or differentiate the cost: cost.grad." if hasattr(layer, "loss") else "Give a Layer."
+        )
         raise InputError(f"as_function: expected a layer or a Network, got {layer!r}. {remedy}")
     logs = dict(logs or {})
     _check_logs(layer, logs)
@@ -69,10 +71,10 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
 
     @cache
     def applied(log: str | None) -> Any:
-        @jax.custom_vjp
-        def apply(params, x, context):
+        def primal(params, x, context):
             return forward(params, x, context)[0]
 
+        apply: Any = jax.custom_vjp(primal)
         if log is None:
             apply.defvjp(forward, backward)
         else:
@@ -82,7 +84,9 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
 
     def function(params: Any, x: Any, context: Context = Context(), *, log: str | None = None) -> Any:
         if log is not None and not logs:
-            raise InputError(f"log={log!r}: this function has no logs. Write as_function(layer, logs={{name: readout}}).")
+            raise InputError(
+                f"log={log!r}: this function has no logs. Write as_function(layer, logs={{name: readout}})."
+            )
         return applied(log)(*_on_the_same_shards((params, x, context)))
 
     return function
@@ -93,7 +97,7 @@ def _on_the_same_shards(tree: Any) -> Any:
 
     Backward gives each shard's own gradient, and by this JAX sums those of params that the shards share.
     """
-    differ = lambda a: getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset())
+    differ: Any = lambda a: getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset())
     axes = frozenset[Any]().union(*map(differ, jax.tree.leaves(tree)))
     cast = lambda a, over: jax.lax.pcast(a, tuple(over), to="varying") if over else a
     return jax.tree.map(lambda a: cast(a, axes - differ(a)), tree) if axes else tree
@@ -106,7 +110,9 @@ def _check_logs(layer: Any, logs: dict[str, Any]) -> None:
         raise InputError("as_function: logs need jax.custom_vjp.defvjp_with_logs. Install jax 0.12 or later.")
     for name, readout in logs.items():
         if not isinstance(readout, Readout) or isinstance(readout, type):
-            raise InputError(f"as_function: logs[{name!r}] is no readout, got {described(readout)}. As in SquaredNorms().")
+            raise InputError(
+                f"as_function: logs[{name!r}] is no readout, got {described(readout)}. As in SquaredNorms()."
+            )
     mixed = says(layer.layer.layers if isinstance(layer, Network) else layer, "mixes_examples")
     single = [name for name, readout in logs.items() if getattr(readout, "of_examples", True)]
     if mixed and single:

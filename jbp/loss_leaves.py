@@ -49,8 +49,8 @@ class LossLeaves:
         for name, to in tied.items():
             if name not in names or to.removesuffix(".T") not in layout.names:
                 raise InputError(
-                    f"Cost: tied={{{name!r}: {to!r}}} must name a leaf of the loss ({', '.join(names) or 'it has none'})"
-                    f" and one of the network ({', '.join(layout.names)}), or its transpose as in '0.w.T'."
+                    f"Cost: tied={{{name!r}: {to!r}}} must name a loss's leaf ({', '.join(names) or 'it has none'}) "
+                    f"and one of the network ({', '.join(layout.names)}), or its transpose as in '0.w.T'."
                 )
         ties: list[tuple[int, bool] | None] = []
         for name, (_, spec) in zip(names, paths, strict=True):
@@ -75,7 +75,9 @@ class LossLeaves:
     @property
     def spec(self) -> Any:
         """The specs of the loss's own leaves; None where one is tied."""
-        return self.treedef.unflatten([s if tie is None else None for s, tie in zip(self.shapes, self.ties, strict=True)])
+        return self.treedef.unflatten(
+            [s if tie is None else None for s, tie in zip(self.shapes, self.ties, strict=True)]
+        )
 
     def filled(self, network: Any, own: list[Any]) -> Any:
         """All params of the loss, those that are tied from the network's."""

@@ -119,12 +119,14 @@ def check_value(name: str, output: Any, values: Any) -> None:
         remedy = "Take no sum or mean over examples: Cost(reduction=...) does that."
     elif jnp.ndim(values) > 1:
         remedy = "Sum over the other axes, as in values.sum(-1)."
-    raise InputError(f"{name}: value must return C_n, one float for each example, [{n}], got {described(values)}. {remedy}")
+    raise InputError(
+        f"{name}: value must return C_n, one float for each example, [{n}], got {described(values)}. {remedy}"
+    )
 
 
 def _check_delta(name: str, output: Any, delta: Any) -> None:
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    if jax.tree.structure(delta) != jax.tree.structure(output) or shapes(delta) != shapes(output):
+    shapes = lambda tree: [(path, jnp.shape(a)) for path, a in jax.tree_util.tree_leaves_with_path(tree)]
+    if shapes(delta) != shapes(output):
         raise InputError(
             f"{name}: delta must return ∂C_n/∂output, {described(output)} like the output, got {described(delta)}. "
             "Keep all axes of the output."
@@ -365,7 +367,7 @@ class SoftmaxCrossEntropy:
         return _sum(counts)
 
     def _targets(self, output: Output, y: Target) -> tuple[Output, Any, Output]:
-        """(weights of the classes, their sum, the factor of each position in C_n: 0 where ignored, NaN where y is no class)."""
+        """(weights of the classes, their sum, each position's factor in C_n: 0 where ignored, NaN where y is no class)."""
         z, k, labels = wide(output), output.shape[-1], y
         counts = jnp.ones_like(z[..., :1])
         if jnp.issubdtype(y.dtype, jnp.integer):

@@ -189,7 +189,7 @@ class Outer(Pair):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sum(Pair):
-    """g_n = Σ_t g_nt: a bias (g = δ), a gain (g = δ·x̂), of a leaf of any shape. `g: [N, *T, *leaf]`, in its form one T."""
+    """g_n = Σ_t g_nt: a bias (g = δ), a gain (g = δ·x̂), of any shape. `g: [N, *T, *leaf]`, in its form with one T."""
 
     g: Any
 
@@ -226,7 +226,9 @@ class Whole(Pair):
     def per_example(self) -> Float[Array, "N *leaf"]:
         """g_n, as given. Raises `InputError` where there are none."""
         if self.each is None:
-            raise InputError("a function that mixes examples has no gradients of single ones. Read its sum: Gradient().")
+            raise InputError(
+                "a function that mixes examples has no gradients of single ones. Read its sum: Gradient()."
+            )
         return wide(self.each)
 
     def gradient(self) -> Float[Array, "*leaf"]:
@@ -258,8 +260,10 @@ class Gather(Pair):
         return Gather(self.index.reshape(index[0], t), self.delta.reshape(index[0], t, shape[1]), shape[0])
 
     def _scattered(self, index: Any, *shape: int) -> Array:
-        return jnp.zeros((*shape, self.rows, self.delta.shape[-1]), wide(self.delta).dtype).at[index].add(
-            wide(self.delta), mode="drop"
+        return (
+            jnp.zeros((*shape, self.rows, self.delta.shape[-1]), wide(self.delta).dtype)
+            .at[index]
+            .add(wide(self.delta), mode="drop")
         )
 
     def per_example(self) -> Float[Array, "N V O"]:

@@ -74,7 +74,7 @@ read_nothing = Reader(_none, as_stacked, adds=True)  # of a frozen leaf: None, s
 
 
 def readers(params: Any, make: Reader | Callable[..., Reader]) -> Any:
-    """A reader for each leaf, in the structure of the params: the same one, or what `make(leaf)` (or `make()`) gives."""
+    """A reader for each leaf, in the structure of the params: always `make`, or what `make(leaf)` or `make()` gives."""
     if isinstance(make, Reader):
         return jax.tree.map(lambda leaf: make, params)
     alone = not inspect.signature(make).parameters
@@ -83,6 +83,7 @@ def readers(params: Any, make: Reader | Callable[..., Reader]) -> Any:
 
 def bound(params: Any, read: Any) -> Any:
     """The readers, each with the name and the shape of its leaf. Raises `InputError` where one is missing."""
+    treedef: Any
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     try:
         given = treedef.flatten_up_to(read)
@@ -125,6 +126,7 @@ def last_use(reader: Reader, reading: Any) -> Reader:
 
 def check_gradients(params: Any, gradients: Any) -> None:
     """Raise `InputError` unless each leaf's gradient has the leaf's shape; None is that of a frozen leaf."""
+    treedef: Any
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     for (path, leaf), g in zip(leaves, treedef.flatten_up_to(gradients), strict=True):
         if g is not None and jnp.shape(g) != jnp.shape(leaf):

@@ -131,7 +131,9 @@ class Split:
         leaves, treedef = jax.tree.flatten(readouts)
         is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
         arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
-        return cls(treedef, tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))), arrays
+        return cls(
+            treedef, tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+        ), arrays
 
     def filled(self, arrays: list[Any]) -> tuple[Readout, ...]:
         """The readouts with these arrays."""

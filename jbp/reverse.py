@@ -124,7 +124,8 @@ class Cost:
         """(the network's tree, the loss's own leaves) of params, or of readers."""
         if not self._loss_leaves.own:
             return tree, []
-        return tree.network, jax.tree.structure(self._loss_leaves.spec).flatten_up_to(tree.loss)
+        own: Any = jax.tree.structure(self._loss_leaves.spec)
+        return tree.network, own.flatten_up_to(tree.loss)
 
     def loss_params(self, theta: Theta) -> Any:
         """All params of the loss, those that are tied from the network's."""
@@ -138,7 +139,8 @@ class Cost:
         """(C_n `[N]`, δ of x, readings in the structure of params).
 
         The three dials: `delta` `[N]`, the factor of each C_n, is what enters at the end; `feedback` is what carries
-        it down, the params themselves if None; `read` is what is read at each parameter. `layer` stands for the network's own: a recorder around it.
+        it down, the params themselves if None; `read` is what is read at each parameter. `layer` stands for the
+        network's own: a recorder around it.
         """
         leaves, dtype = self._loss_leaves, self.network.layer.inner_dtype(params)
         carries = params if feedback is None else feedback
@@ -149,12 +151,17 @@ class Cost:
         output, back = run(layer or self.network.layer, net, x, context)
         # base case: δ at the output
         values, delta, loss_readings = turned(
-            self._place, self.loss_layer, loss, loss_back, (output, y), delta, leaves.readers(net_read, own_read), context
+            self._place,
+            self.loss_layer,
+            loss,
+            loss_back,
+            (output, y),
+            delta,
+            leaves.readers(net_read, own_read),
+            context,
         )
         # inductive steps: δ of each layer from δ of the one after it
-        delta_x, readings = back(
-            delta, leaves.last(net_read, loss_readings), None if feedback is None else net_back
-        )
+        delta_x, readings = back(delta, leaves.last(net_read, loss_readings), None if feedback is None else net_back)
         return values, delta_x, Params(readings, leaves.without_ties(loss_readings)) if leaves.own else readings
 
     def _forward(self, params: Any, x: Any, y: Any, context: Context) -> Float[Array, "N"]:
@@ -364,7 +371,7 @@ class Cost:
         self.layout.check(theta)
         x, y = self._check(x, y, weights)
         output = batch_of(self.network.output, jax.tree.leaves(x)[0].shape[0])
-        by_value = isinstance(self.loss_layer, FromValue)
+        by_value = self.loss_layer if isinstance(self.loss_layer, FromValue) else None
         if by_value and hasattr(self.loss, "check"):
             self.loss.check(output, y)
         for name, value in (("theta", theta), ("x", x), ("y", y), ("weights", weights)):
@@ -372,7 +379,7 @@ class Cost:
         if weights is not None and self.reduction != "sum" and np.sum(weights) == 0:
             raise InputError("weights: a mean needs weights whose sum is not 0, got a sum of 0. Give some weight.")
         if by_value:
-            self.loss_layer.check_values((output, y))  # of y alone: the output is known by its shape
+            by_value.check_values((output, y))  # of y alone: the output is known by its shape
         layers = (self.network.layer.layers, *(() if by_value else (self.loss_layer,)))
         forward = lambda theta, x, y, context: self._forward(self.layout.unflatten(theta), x, y, context)
         check_values(layers, forward, jnp.asarray(theta), x, y, context=context)

@@ -42,9 +42,7 @@ def step(place: int | str | None, layer: Layer, params: Any, x: Any, context: Co
     return output, Kept(place, Shape.of(x), saved)
 
 
-def step_back(
-    layer: Layer, params: Any, feedback: Any, kept: Kept, delta: Any, read: Any
-) -> tuple[Any, Any]:
+def step_back(layer: Layer, params: Any, feedback: Any, kept: Kept, delta: Any, read: Any) -> tuple[Any, Any]:
     """(delta of x, readings) of a child's backward, its promises about shapes checked (at trace time, at no cost)."""
     with at(kept.place):
         returned = layer.backward(params, feedback, kept.saved, delta, bound(params, read))
@@ -55,7 +53,14 @@ def step_back(
 
 
 def turned(
-    place: str | None, loss: Layer, params: Any, feedback: Any, x: tuple[Any, Any], delta: Any, read: Any, context: Context
+    place: str | None,
+    loss: Layer,
+    params: Any,
+    feedback: Any,
+    x: tuple[Any, Any],
+    delta: Any,
+    read: Any,
+    context: Context,
 ) -> tuple[Any, Any, Any]:
     """(C_n, delta of the output, readings) of a loss on x = (output, y), from the factor `delta` `[N]` of each C_n.
 

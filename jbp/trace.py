@@ -283,7 +283,9 @@ def run(
             params = cost.layout.unflatten(theta)
             ones = jnp.ones(n, wide_dtype(whole.inner_dtype(params)))
             marks = readers(params, mark)
-            record.values, _, readings = cost.induction(params, None, x, y, ones, marks, context, layer=Ends(whole, record))
+            record.values, _, readings = cost.induction(
+                params, None, x, y, ones, marks, context, layer=Ends(whole, record)
+            )
         read = cost.layout.treedef.flatten_up_to(readings)
         at_loss = lambda leaf: Leaf(leaf.pair, "loss") if isinstance(leaf, Leaf) and not leaf.owner else leaf
         record.leaves = dict(zip(cost.layout.names, map(at_loss, read), strict=True))

@@ -114,9 +114,7 @@ class Checkpoint:
     def backward(self, params, feedback, saved, delta, read):
         (x, context), delta = jax.lax.optimization_barrier((saved, delta))
         _, kept = jbp.step("layer", self.layer, params["layer"], x, context)
-        delta, readings = jbp.step_back(
-            self.layer, params["layer"], feedback["layer"], kept, delta, read["layer"]
-        )
+        delta, readings = jbp.step_back(self.layer, params["layer"], feedback["layer"], kept, delta, read["layer"])
         return delta, {"layer": readings}
 
 

@@ -25,7 +25,9 @@ def spec(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 WORDS = jax.ShapeDtypeStruct((3,), jnp.int32)
-HEADS = jbp.Sequential([jbp.Fork([jbp.Sequential([jbp.Dense(4, bias=False), own.Heads(2)])] * 3), own.Attention(), own.Heads(None)])
+HEADS = jbp.Sequential(
+    [jbp.Fork([jbp.Sequential([jbp.Dense(4, bias=False), own.Heads(2)])] * 3), own.Attention(), own.Heads(None)]
+)
 
 LAYERS: dict[str, tuple[Any, Any]] = {
     "the page's loop": (Loop(block(3), 3), spec(2, 3)),
@@ -100,7 +102,9 @@ def test_a_layer_of_the_contract(name: str, x64: None):
 
 
 def test_the_page_shows_the_loop_that_is_tested():
-    page = textwrap.dedent(inspect.getdoc(jbp.Layer).split("stacked along a first axis:\n\n")[1].split("What a layer may")[0])
+    page = textwrap.dedent(
+        inspect.getdoc(jbp.Layer).split("stacked along a first axis:\n\n")[1].split("What a layer may")[0]
+    )
     namespace = {"dataclass": dataclass, "jax": jax, "jnp": jnp, "jbp": jbp}
     exec(page, namespace)
     params, x, delta = drawn(Loop(jbp.Dense(3), 2), spec(3), jnp.float32)
@@ -113,7 +117,9 @@ def looped() -> tuple[jbp.Cost, Any, Any, Any]:
     """(cost, θ, x, y) of a network with a loop."""
     net = jbp.Network([jbp.Dense(3), Loop(block(3), 3), jbp.Dense(2)], input=(2,))
     cost = jbp.Cost(net, HALF)
-    theta, x, y = (draw(i, jax.ShapeDtypeStruct(s, net.dtype)) for i, s in enumerate([(net.layout.size,), (N, 2), (N, 2)]))
+    theta, x, y = (
+        draw(i, jax.ShapeDtypeStruct(s, net.dtype)) for i, s in enumerate([(net.layout.size,), (N, 2), (N, 2)])
+    )
     return cost, theta, x, y
 
 
@@ -129,7 +135,9 @@ def test_a_loop_is_known_to_every_part_of_the_house(x64: None):
 
 def test_recomputation_under_feedback_uses_the_true_params(x64: None):
     """A checkpointed network under feedback gives the bits of one that keeps everything."""
-    networks = [jbp.Network([jbp.Dense(3), wrap(block(3)), jbp.Dense(2)], input=(2,)) for wrap in (lambda l: l, Checkpoint)]
+    networks = [
+        jbp.Network([jbp.Dense(3), wrap(block(3)), jbp.Dense(2)], input=(2,)) for wrap in (lambda l: l, Checkpoint)
+    ]
     plain, checkpointed = (jbp.Cost(net, HALF) for net in networks)
     theta, feedback, x, y = (draw(i, spec(*s)) for i, s in enumerate([(plain.layout.size,)] * 2 + [(N, 2)] * 2))
     assert_close(checkpointed.grad(theta, x, y, feedback=feedback), plain.grad(theta, x, y, feedback=feedback))
@@ -154,7 +162,9 @@ def test_a_loss_with_params(loss: str, tie: str, x64: None):
     theta = draw(0, spec(cost.layout.size))
     x, y = draw(1, batch(WORDS, N)), draw(2, batch(WORDS, N))
     weights = jnp.arange(1.0, N + 1)
-    assert_close(cost.value_and_grad(theta, x, y, weights=weights), jax.value_and_grad(cost)(theta, x, y, weights=weights))
+    assert_close(
+        cost.value_and_grad(theta, x, y, weights=weights), jax.value_and_grad(cost)(theta, x, y, weights=weights)
+    )
     each = jax.vmap(lambda x, y: jax.grad(cost)(theta, x[None], y[None]))(x, y)
     _, (got, norms, along, gradient) = cost.measure(
         theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms(), jbp.Along(theta), jbp.Gradient(), weights=weights
@@ -204,7 +214,9 @@ def test_an_optimisers_step_at_the_leaf_itself(x64: None):
     @jax.jit
     def step(theta):
         params = cost.layout.unflatten(theta)
-        read = jbp.readers(params, lambda leaf: jbp.Reader(lambda pair, w: w - 0.1 * pair.gradient(), lambda r: r, leaf))
+        read = jbp.readers(
+            params, lambda leaf: jbp.Reader(lambda pair, w: w - 0.1 * pair.gradient(), lambda r: r, leaf)
+        )
         output, back = jbp.run(cost.network.layer, params, x)
         return cost.layout.flatten(back(HALF.delta(output, y) / N, read)[1])
 
@@ -253,7 +265,9 @@ def test_a_wrong_way_back_is_told_what_to_do(call: Callable, says: str):
 
 def mixing(**settings: Any) -> tuple[jbp.Cost, Any, Any, Any]:
     net = jbp.Network([jbp.Dense(3), own.BatchNorm(), jbp.Dense(2)], input=(4,))
-    theta, x, y = (draw(i, jax.ShapeDtypeStruct(s, net.dtype)) for i, s in enumerate([(net.layout.size,), (N, 4), (N, 2)]))
+    theta, x, y = (
+        draw(i, jax.ShapeDtypeStruct(s, net.dtype)) for i, s in enumerate([(net.layout.size,), (N, 4), (N, 2)])
+    )
     return jbp.Cost(net, HALF, **settings), theta, x, y
 
 
@@ -350,7 +364,9 @@ def test_positions_that_are_ignored_do_not_count(positions: str, x64: None):
     net = jbp.Network([jbp.Dense(4)], input=(3, 2))
     theta, x = draw(0, spec(net.layout.size)), draw(1, spec(N, 3, 2))
     y = draw(2, jax.ShapeDtypeStruct((N, 3), jnp.int32)) - 1
-    tokens = -jnp.where(y == -1, 0, jnp.take_along_axis(jax.nn.log_softmax(net(theta, x)), jnp.maximum(y, 0)[..., None], -1)[..., 0])
+    tokens = -jnp.where(
+        y == -1, 0, jnp.take_along_axis(jax.nn.log_softmax(net(theta, x)), jnp.maximum(y, 0)[..., None], -1)[..., 0]
+    )
     counted = (y != -1).astype(tokens.dtype).sum(1)
     if positions == "mean":
         assert_close(loss.value(net(theta, x), y), tokens.sum(1) / jnp.maximum(counted, 1))
@@ -381,7 +397,9 @@ def test_logs_hand_readouts_out_of_a_model(x64: None):
     assert_close(gradient, plain(first))
     assert set(found) == {"block3.norms", "block3.gradient"}
     assert_close(found["block3.gradient"], jbp.Layout.of(first).flatten(gradient))
-    each = jax.vmap(lambda x: jbp.Layout.of(first).flatten(jax.grad(lambda p: (f(p, x[None]) ** 2).sum() / x.size / N)(first)))(x)
+    each = jax.vmap(
+        lambda x: jbp.Layout.of(first).flatten(jax.grad(lambda p: (f(p, x[None]) ** 2).sum() / x.size / N)(first))
+    )(x)
     assert_close(found["block3.norms"], jnp.square(each).sum(1), 1e-11)
 
     def model(blocks):

@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -371,7 +370,9 @@ def test_equations_are_the_docstrings():
     equations = equations_of
     assert equations(Plain()) == ("Plain",)
     assert equations(Stated()) == ("forward    y = x", "backward   δx = δ,", " " * 11 + "as it is")
-    assert equations(jbp.Residual(jbp.Dense(3))) == ("Residual     y = x + f(x);                δx = δ + (δ through f)",)
+    assert equations(jbp.Residual(jbp.Dense(3))) == (
+        "Residual     y = x + f(x);                δx = δ + (δ through f)",
+    )
     assert [line.split()[0] for line in equations(jbp.Dense(3))] == ["forward", "backward", "gradient"]
     assert equations(jbp.Tanh())[0] == "Tanh: a = tanh z; f′ = 1 − a², 0 far out."
     assert [line.split()[0] for line in equations(jbp.Softmax())] == ["Softmax:"]

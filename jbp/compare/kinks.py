@@ -589,7 +589,6 @@ def _least(columns: np.ndarray, off: np.ndarray, here: np.ndarray) -> np.ndarray
     q, r = np.linalg.qr(columns[:, used])
     step = np.zeros(len(here))
     low, high = -here[used], 1 - here[used]
-    from scipy.optimize import lsq_linear  # it takes longer to import than all of jbp
 
     step[used] = lsq_linear(r, q.T @ off, (low - 1e-12, high + 1e-12), method="bvls", max_iter=10 * len(low) + 100).x
     return step

@@ -64,7 +64,9 @@ def _steps(record: Any, cost: Any, theta: Any, y: Any) -> Iterator[tuple[str, Ca
 
         def rule(params: Any, x: Any, delta: Any, layer: Any = layer, context: Any = context) -> dict[str, Any]:
             _, saved = layer.forward(params, x, context)
-            delta_x, readings = layer.backward(params, params, saved, delta, bound(params, readers(params, read_gradient)))
+            delta_x, readings = layer.backward(
+                params, params, saved, delta, bound(params, readers(params, read_gradient))
+            )
             return {
                 "delta of x": delta_x,
                 "params": jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, readings),

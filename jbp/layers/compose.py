@@ -75,9 +75,7 @@ class Sequential:
             kept.append(saved)
         return x, kept
 
-    def backward(
-        self, params: tuple, feedback: tuple, saved: list[Kept], delta: Any, read: tuple
-    ) -> tuple[Any, tuple]:
+    def backward(self, params: tuple, feedback: tuple, saved: list[Kept], delta: Any, read: tuple) -> tuple[Any, tuple]:
         readings: list[Any] = [()] * len(self.layers)
         for i in reversed(range(len(self.layers))):  # inductive step: δ of layer i from δ of layer i + 1
             delta, readings[i] = step_back(self.layers[i], params[i], feedback[i], saved[i], delta, read[i])
@@ -122,6 +120,7 @@ class Residual:
     def backward(self, params: Inner, feedback: Inner, saved: Kept, delta: Any, read: Inner) -> tuple[Any, Inner]:
         inner, readings = step_back(self.layer, params.layer, feedback.layer, saved, delta, read.layer)
         # reverses of(x) + y: δ is added where of(x) was picked
+        treedef: Any
         leaves, treedef = jax.tree.flatten(inner, is_leaf=lambda part: part is None)
         for place, d in zip(jax.tree.leaves(self._picked(inner)), jax.tree.leaves(delta), strict=True):
             leaves[place] = leaves[place] + d
@@ -129,6 +128,7 @@ class Residual:
 
     def _picked(self, x: Any) -> Any:
         """The part of x that `of` picks, each leaf as the number of its place among x's leaves."""
+        treedef: Any
         leaves, treedef = jax.tree.flatten(x, is_leaf=lambda part: part is None)
         numbered = treedef.unflatten([_Place(i) for i in range(len(leaves))])
         try:
@@ -152,7 +152,7 @@ class _Place:
     number: int
 
 
-def _each(who: str, layers: tuple[Layer, ...], x: Any) -> tuple:
+def _each(who: str, layers: Sequence[Layer], x: Any) -> tuple:
     """x, one part for each layer. Raises `InputError` where the parts don't fit."""
     if not isinstance(x, (tuple, list)) or len(x) != len(layers):
         got = f"{len(x)} parts" if isinstance(x, (tuple, list)) else described(x)
@@ -182,9 +182,7 @@ class Fork:
         pairs = [step(i, layer, params[i], x, context) for i, layer in enumerate(self.layers)]
         return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
 
-    def backward(
-        self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple
-    ) -> tuple[Any, tuple]:
+    def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple) -> tuple[Any, tuple]:
         steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
         deltas, readings = zip(*(step_back(*each) for each in steps), strict=True)
         return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *deltas), readings
@@ -211,9 +209,7 @@ class Parallel:
         pairs = [step(i, layer, its, part, context) for i, (layer, its, part) in parts]
         return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
 
-    def backward(
-        self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple
-    ) -> tuple[Any, tuple]:
+    def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple) -> tuple[Any, tuple]:
         steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
         pairs = [step_back(*each) for each in steps]
         return tuple(d for d, _ in pairs), tuple(readings for _, readings in pairs)
