@@ -196,8 +196,8 @@ def test_compare_stops_after_the_first_comparison(capsys, tmp_path):
 def test_a_wrong_gradient_gives_exit_code_1_and_is_named(capsys, monkeypatch):
     right = jbp.Dense.backward
 
-    def flipped(self, params, saved, delta, read):
-        delta_x, readings = right(self, params, saved, delta, read)
+    def flipped(self, params, feedback, saved, delta, read):
+        delta_x, readings = right(self, params, feedback, saved, delta, read)
         return -delta_x, readings
 
     monkeypatch.setattr(jbp.Dense, "backward", flipped)
