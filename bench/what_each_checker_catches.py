@@ -153,7 +153,7 @@ def asked(checker: Callable, case: Case) -> Verdict:
 
 def table(verdicts: dict[str, dict[str, Verdict]]) -> None:
     """Caught and accused, in all and by kind of fault."""
-    width = 5 + max(len(case.kind) for case in WRONG)
+    width = max(31, 5 + max(len(case.kind) for case in WRONG))
     columns = [max(len(name), 12) for name in CHECKERS]
 
     def row(title: str, cells: list[str]) -> None:
@@ -183,14 +183,14 @@ def table(verdicts: dict[str, dict[str, Verdict]]) -> None:
 def lists(verdicts: dict[str, dict[str, Verdict]]) -> None:
     """For each checker the wrong rules that it misses, the right ones that it accuses, and what it cannot run."""
     for name, found in verdicts.items():
+        said = lambda case, found=found: f"{found[case.name].says}, {' '.join(found[case.name].why.split())}"
+        of = lambda cases, *says, found=found: [case for case in cases if found[case.name].says in says]
         told = {
-            "misses": [f"{c.name} ({c.kind}): {found[c.name].says}, {found[c.name].why}" for c in WRONG
-                       if found[c.name].says in (PASSED, UNDECIDED)],
-            "falsely accuses": [f"{c.name}: {found[c.name].why}" for c in RIGHT if found[c.name].says == CAUGHT],
-            "can't decide of right ones": [f"{c.name}: {found[c.name].why}" for c in RIGHT
-                                           if found[c.name].says == UNDECIDED],
-            "cannot run": [f"{case}: {v.why}" for case, v in found.items() if v.says == NOT_THERE],
-        }  # fmt: skip
+            "misses": [f"{case.name} ({case.kind}): {said(case)}" for case in of(WRONG, PASSED, UNDECIDED)],
+            "falsely accuses": [f"{case.name}: {said(case)}" for case in of(RIGHT, CAUGHT)],
+            "can't decide of right ones": [f"{case.name}: {said(case)}" for case in of(RIGHT, UNDECIDED)],
+            "cannot run": [f"{case.name}: {said(case)}" for case in of([*WRONG, *RIGHT], NOT_THERE)],
+        }
         for what, lines in told.items():
             if lines:
                 print(f"\n{name} {what} {len(lines)}:", *lines, sep="\n  ")
