@@ -367,7 +367,7 @@ class SoftmaxCrossEntropy:
         return _sum(counts)
 
     def _targets(self, output: Output, y: Target) -> tuple[Output, Any, Output]:
-        """(weights of the classes, their sum, each position's factor in C_n: 0 where ignored, NaN where y is no class)."""
+        """(weights of the classes, their sum, each position's factor: 0 where ignored, NaN where y is no class)."""
         z, k, labels = wide(output), output.shape[-1], y
         counts = jnp.ones_like(z[..., :1])
         if jnp.issubdtype(y.dtype, jnp.integer):

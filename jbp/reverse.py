@@ -229,8 +229,8 @@ class Cost:
         single = [r for r in readouts if getattr(r, "of_examples", True)]
         if single and self.mixed_by is not None:
             raise InputError(
-                f"{who}: {type(single[0]).__name__} speaks of single examples, and layer {self.mixed_by} mixes them, so "
-                "that no gradient belongs to one. Fix its statistics, or read Gradient()."
+                f"{who}: {type(single[0]).__name__} speaks of single examples, and layer {self.mixed_by} mixes them, "
+                "so that no gradient belongs to one. Fix its statistics, or read Gradient()."
             )
 
     @cached_property
