@@ -159,7 +159,7 @@ class Ends:
 class Record:
     """One run: each step in the order in which the reverse pass ended them, and each leaf's pair by its name.
 
-    `delta`: of C_n at the output, the base case; `values`: C_n `[N]`. `factors: [N]`: of each C_n in C, by the reduction.
+    `delta`: of C_n at the output, the base case; `values`: C_n `[N]`. `factors: [N]`: of each C_n in C.
     """
 
     steps: list[Step] = field(default_factory=list)
