@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .layer import InputError, Layer
 from .layout import LOSS, Layout
 from .network import Network
-from .reader import first_use, last_use
+from .reader import first_use, last_use, read_nothing
 
 
 def input_of_loss(network: Network) -> tuple[Any, None]:
@@ -82,21 +82,24 @@ class LossLeaves:
     def filled(self, network: Any, own: list[Any]) -> Any:
         """All params of the loss, those that are tied from the network's."""
         leaves, rest = self.network.treedef.flatten_up_to(network), iter(own)
-        of = lambda tie: leaves[tie[0]].T if tie[1] else leaves[tie[0]]
-        return self.treedef.unflatten([next(rest) if tie is None else of(tie) for tie in self.ties])
+
+        def of(i: int, transposed: bool) -> Any:  # a leaf that is held fixed is so in each of its uses
+            leaf = leaves[i] if self.network.trainable[i] else jax.lax.stop_gradient(leaves[i])
+            return leaf.T if transposed else leaf
+
+        return self.treedef.unflatten([next(rest) if tie is None else of(*tie) for tie in self.ties])
 
     def readers(self, network: Any, own: list[Any]) -> Any:
         """Readers of all leaves of the loss: a tied leaf's is that of its first use."""
         leaves, rest = self.network.treedef.flatten_up_to(network), iter(own)
-        return self.treedef.unflatten(
-            [next(rest) if tie is None else first_use(leaves[tie[0]], tie[1]) for tie in self.ties]
-        )
+        of = lambda i, transposed: first_use(leaves[i], transposed) if self.network.trainable[i] else read_nothing
+        return self.treedef.unflatten([next(rest) if tie is None else of(*tie) for tie in self.ties])
 
     def last(self, network: Any, readings: Any) -> Any:
         """The network's readers, where a tied leaf's reads all its uses, from the readings of the loss."""
         leaves = self.network.treedef.flatten_up_to(network)
         for tie, reading in zip(self.ties, self.treedef.flatten_up_to(readings), strict=True):
-            if tie is not None:
+            if tie is not None and self.network.trainable[tie[0]]:
                 leaves[tie[0]] = last_use(leaves[tie[0]], reading)
         return self.network.treedef.unflatten(leaves)
 

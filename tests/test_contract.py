@@ -180,6 +180,16 @@ def test_a_loss_with_params(loss: str, tie: str, x64: None):
     assert cost.compare(theta, x, y, timing=False).ok
 
 
+def test_a_tie_to_a_frozen_leaf_is_frozen_in_both_uses(x64: None):
+    net = jbp.Network([jbp.Frozen(Embedding(5, 3)), jbp.Tanh(), jbp.Dense(3)], input=WORDS)
+    cost = jbp.Cost(net, LinearCrossEntropy(5), tied={"loss.w": "0.fixed.table.T"})
+    theta, x, y = draw(0, spec(cost.layout.size)), draw(1, batch(WORDS, N)), draw(2, batch(WORDS, N))
+    assert_close(cost.grad(theta, x, y), jax.grad(cost)(theta, x, y))
+    assert not np.any(cost.grad(theta, x, y)[:15])
+    each = jax.vmap(lambda x, y: jax.grad(cost)(theta, x[None], y[None]))(x, y)
+    assert_close(cost.measure(theta, x, y, jbp.PerExampleGradients())[1], each, 1e-11)
+
+
 def test_a_tie_that_fits_nothing_is_named():
     net = jbp.Network([Embedding(5, 3)], input=WORDS)
     for tied, says in (({"loss.w": "0.w"}, "0.table"), ({"w": "0.table"}, "loss.w"), ({"loss.w": "0.table"}, "[3, 5]")):
