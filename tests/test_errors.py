@@ -544,7 +544,7 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: compare_vjp(
         lambda x: jax.lax.while_loop(lambda a: a.sum() < 9, lambda a: product()(a, W[:, :1]) + a, x), X),
      "compare_vjp: no custom_vjp is called in <lambda> on a path that a derivative takes; product stands under a while "
-     "loop, a shard_map or pmap, or in another rule. Compare it by itself."),
+     "loop or in another rule. Compare it by itself."),
     (lambda: compare_vjp(lambda x: product()(x.astype(float), W), X.astype(int)),
      "compare_vjp: f has no arguments of a float dtype, got int32[5, 3]: nothing to differentiate."),
     (lambda: compare_vjp(lambda x: product()(x, W).astype(int), X),
@@ -716,7 +716,7 @@ SAID: dict[str, tuple[Callable, list[str]]] = {
             lambda x: product()(x, W) + jax.lax.while_loop(
                 lambda a: a.sum() < 99, lambda a: product()(a, 2 * jnp.eye(2)), Y), X, checks=False,
         ),
-        ["Not looked into, under a while loop, a shard_map or another rule: product."],
+        ["Not looked into, under a while loop or another rule: product."],
     ),
     "words among the arguments": (
         lambda: compare(lambda x, kind, names: x, lambda x, kind, names: x, X, "relu", np.array(["a"]), checks=False),

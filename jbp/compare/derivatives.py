@@ -39,7 +39,7 @@ def pushed(function: Flat, floats: list[int], arrays: Sequence[Any], tangents: S
 
 
 def laid_out_as(a: Any, like: Any) -> Any:
-    """The array cut over the mesh as another one is, where the mesh has explicit axes, which are part of its type."""
+    """The array cut over the mesh as another is, where the mesh has explicit axes: that is its type there."""
     sharding = getattr(jax.typeof(like), "sharding", None)
     return a if sharding is None or not sharding.mesh.explicit_axes else jax.reshard(a, sharding)
 
