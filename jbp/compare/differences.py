@@ -203,6 +203,7 @@ class Slopes:
         return slopes
 
 
+@np.errstate(invalid="ignore")  # an argument may be infinite
 def unit_of(a: Any) -> np.ndarray:
     size = np.abs(widened(a))
     units = np.where(size > 0, size, 0.1 * np.sqrt(np.mean(size**2)) if size.any() else 1.0)

@@ -216,6 +216,7 @@ def _choose(comparison: "Comparison", point: Point) -> None:
 # -- points beside ----------------------------------------------------------------------------------------------------
 
 
+@np.errstate(all="ignore")  # an argument may be infinite
 def around(arrays: Sequence[Any], moved: Sequence[int], count: int, step: float) -> list[list[Any]]:
     """Arguments beside these, in pairs that lie on opposite sides: each element moves by up to `step` of its size."""
     random, points = stream("beside"), []

@@ -152,7 +152,7 @@ SCALE = by_arguments(
 
 def square_root(a):
     w, v = jnp.linalg.eigh(a)
-    return (v * jnp.sqrt(w)) @ v.T
+    return (v * jnp.sqrt(w)[None]) @ v.T
 
 
 def square_root_backward(factor=1.0):
@@ -195,7 +195,7 @@ def entropy_backward(factor=1.0):
     def backward(saved, delta):
         w, x, y = saved
         z = x @ w
-        d = delta * factor * (jax.nn.softmax(jnp.maximum(z, 0)) - y) * (z > 0) / len(x)
+        d = delta * factor * (jax.nn.softmax(jnp.maximum(z, 0)) - y) * (z > 0).astype(z.dtype) / len(x)
         return x.T @ d, d @ w.T, None
 
     return backward

@@ -68,7 +68,7 @@ def hinge_backward(met, factor=1.0):
     def backward(saved, delta):
         w, x, y = saved
         d = -delta * factor * y * met(1 - y * (x @ w))
-        return x.T @ d, d[:, None] * w, None
+        return x.T @ d, d[:, None] * w[None], None
 
     return backward
 
@@ -188,8 +188,13 @@ DIFFERENCE = by_arguments("relu minus relu", difference, difference_backward(slo
 # -- ties: max, min, sort, pooling ------------------------------------------------------------------------------------
 
 
+def ties_of(x):
+    """1 where an element is the largest of its row."""
+    return (x == x.max(-1, keepdims=True)).astype(x.dtype)
+
+
 def of_the_max(shares):
-    return lambda saved, delta: (delta[:, None] * shares(saved[0], saved[0] == saved[0].max(-1, keepdims=True)),)
+    return lambda saved, delta: (delta[:, None] * shares(saved[0], ties_of(saved[0])),)
 
 
 def equal_shares(x, ties):
@@ -201,12 +206,12 @@ def the_first(x, ties):
 
 
 def unequal(x, ties):
-    weights = ties * (1 + jnp.arange(x.shape[-1], dtype=x.dtype))
+    weights = ties * (1 + jnp.arange(x.shape[-1], dtype=x.dtype))[None]
     return weights / weights.sum(-1, keepdims=True)
 
 
 def above_the_mean(x, ties):
-    return equal_shares(x, x >= x.mean(-1, keepdims=True))
+    return equal_shares(x, (x >= x.mean(-1, keepdims=True)).astype(x.dtype))
 
 
 MAX = by_arguments(
@@ -222,14 +227,14 @@ def sorted_means(saved, delta):
     """Ties have the mean of their places' cotangents."""
     x = saved[0]
     back = jnp.zeros_like(x).at[jnp.argsort(x)].set(delta)
-    ties = (x[:, None] == x).astype(x.dtype)
+    ties = (x[:, None] == x[None]).astype(x.dtype)
     return (ties @ back / ties.sum(-1),)
 
 
 def sorted_sums(saved, delta):
     x = saved[0]
     back = jnp.zeros_like(x).at[jnp.argsort(x)].set(delta)
-    return ((x[:, None] == x).astype(x.dtype) @ back,)
+    return ((x[:, None] == x[None]).astype(x.dtype) @ back,)
 
 
 SORT = by_arguments("sort of ties", lambda x: jnp.sort(x), sort_backward, f4([2, 1, 2, 0, 1]))
@@ -243,7 +248,7 @@ def pool_backward(shares):
     def backward(saved, delta):
         (x,) = saved
         windows = x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2).swapaxes(1, 2).reshape(-1, 4)
-        back = delta.reshape(-1, 1) * shares(windows, windows == windows.max(-1, keepdims=True))
+        back = delta.reshape(-1, 1) * shares(windows, ties_of(windows))
         return (back.reshape(x.shape[0] // 2, x.shape[1] // 2, 2, 2).swapaxes(1, 2).reshape(x.shape),)
 
     return backward
@@ -327,7 +332,7 @@ CASES: list[Case] = [
     CHAIN.right("1 at its kinks", backward=chain_backward(AT_LEAST)),
     CHAIN.wrong("3 at its kinks", SLOPE, backward=chain_backward(lambda z: jnp.where(z == 0, 3, ABOVE(z)))),
     CHAIN.wrong("the outer one left out", OFF, backward=lambda saved, delta: (
-        delta * saved[1] * (saved[0] < 1), chain_backward(ABOVE)(saved, delta)[1])),
+        delta * saved[1] * ABOVE(1 - saved[0]), chain_backward(ABOVE)(saved, delta)[1])),
     LEAKY.right("the left slope"),
     LEAKY.right("the right slope", backward=leaky_backward(1.0)),
     LEAKY.right("between both", backward=leaky_backward(0.7)),
