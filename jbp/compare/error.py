@@ -58,6 +58,7 @@ class LeafError:
     noise: tuple[float, float] = (0.0, 0.0)  # what a last bit of float64 makes of the shadow: rms, largest
     wrong: int = 0  # elements that are wrong by themselves: small beside the rest, or refuted by differences
     undecided: int = 0  # elements where no finite derivative is known: left out of the rest
+    settled: int = 0  # elements without a shadow that are right, and not 0: left out of the sums
     shares_nan: bool = False  # in some of these both are NaN, the rule and autodiff
     by: str = "in float64"  # whose `expected` is
     spoiled: int = 0  # elements where the oracle overflows in its own dtype, and the shadow does not
@@ -102,7 +103,7 @@ class LeafError:
             return Verdict.WRONG
         if self.size and self.undecided == self.size:
             return Verdict.UNDECIDED
-        return Verdict.AGREE if self.peak or self.excused else Verdict.EMPTY
+        return Verdict.AGREE if self.peak or self.settled or self.excused else Verdict.EMPTY
 
     @property
     def ok(self) -> bool:

@@ -41,6 +41,7 @@ class Point:
     leaves: list[LeafError] = field(default_factory=list)
     absent: dict[int, np.ndarray] = field(default_factory=dict)  # by leaf: elements where the shadow is not finite
     undecided: dict[int, np.ndarray] = field(default_factory=dict)  # by leaf: elements without a derivative
+    settled: dict[int, int] = field(default_factory=dict)  # by leaf: how many without a shadow are right, and not 0
     wrong: dict[int, "Refuted"] = field(default_factory=dict)  # by leaf: elements refuted by themselves
     notes: list[str] = field(default_factory=list)
     chosen: bool = False  # at its kinks the rule has other slopes than autodiff, and right ones
@@ -109,6 +110,8 @@ def _errors(comparison: "Comparison", point: Point) -> list[LeafError]:
     for i, undecided in point.undecided.items():
         shared = undecided & np.isnan(np.asarray(point.got[i].array).astype(complex))
         found[i] = replace(found[i], undecided=int(undecided.sum()), shares_nan=bool(shared.any()))
+    for i, right in point.settled.items():
+        found[i] = replace(found[i], settled=right)
     for i, refuted in point.wrong.items():
         found[i] = replace(
             found[i], wrong=int(refuted.where.sum()), at=refuted.at, where=point.exact[i].symbol(refuted.at),
@@ -171,6 +174,7 @@ def _settle(comparison: "Comparison", point: Point, i: int, given: bool) -> None
         why = f"{point.exact[i].symbol(at)} {own}, where {how}"
         point.wrong[i] = Refuted(refuted, at, value, right, why)
     if settled.any():  # right, so they are left out of the sums
+        point.settled[i] = int(np.count_nonzero(exact[settled]))
         for parts in (point.got, point.plain, point.exact):
             parts[i] = _zeroed(parts[i], settled)
 
