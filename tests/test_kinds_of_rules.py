@@ -94,10 +94,11 @@ KINDS = {
     "around a vmap": around_vmap,
     "inside a vmap": inside_vmap,
 }
+HOSTS = ("jit", "cond in scan", "vmap", "remat in scan")  # the others are in test_rules, for the usual kind
 PLACED = [
     pytest.param(kind, place, marks=GENERIC if kind == "generic" else ())
     for kind in KINDS
-    for place in PLACES
+    for place in HOSTS
     if not (kind == "Sine" and "remat" in place)  # JAX differentiates a checkpoint in forward mode first
 ]
 
