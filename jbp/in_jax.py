@@ -15,7 +15,7 @@ from .layer import Context, InputError, Layer, described, says
 from .layout import Layout
 from .network import Network
 from .reader import check_gradients, read_gradient, readers
-from .readouts import Readout, collect, readers_of
+from .readouts import Readout, check_shapes, collect, readers_of
 from .run import step, step_back
 
 
@@ -49,6 +49,7 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
     def back(residuals: Any, delta: Any, read: Any) -> tuple[Any, Any]:
         params, kept = residuals
         leaves = to_leaves(params)
+        delta = jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, delta)
         return step_back(inner, leaves, leaves, kept, delta, read(leaves))
 
     @jax.jit  # so that nothing is computed that isn't read, also outside a jit
@@ -63,6 +64,7 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
         layout = Layout.of(to_leaves(residuals[0]))
         ones = jnp.ones(jax.tree.leaves(delta)[0].shape[0], jnp.float32)
         _, readings = back(residuals, delta, lambda leaves: readers_of(tuple(logs.values()), layout, ones))
+        check_shapes(tuple(logs.values()), layout, readings, ones.size)
         return dict(zip(logs, collect(tuple(logs.values()), layout, readings), strict=True))
 
     def forward(params: Any, x: Any, context: Context) -> tuple[Any, Any]:

@@ -110,7 +110,8 @@ class Layer(Protocol):
     What a layer may say of itself besides, as an attribute or a property:
 
         mixes_examples = True      an example's output depends on other examples (BatchNorm in training): what speaks
-                                   of single examples refuses the network, and what cuts the batch does not cut it
+                                   of single examples refuses the network, and what cuts the batch does not cut it;
+                                   found in the attributes of layers: who hides a child elsewhere says it himself
         own_feedback_only = True   delta can't be carried by another vector than the params: `feedback=` is refused
         check_values(x)            raises `InputError` where the values of x don't fit; `Cost.check` calls it with what
                                    reaches the layer, outside jit
@@ -125,7 +126,11 @@ class Layer(Protocol):
     """
 
     def init(self, key: Any, x: Any) -> Any:
-        """Params (a pytree, `()` if none) for an input spec `x`: `ShapeDtypeStruct`s without the batch axis."""
+        """Params (a pytree, `()` if none) for an input spec `x`: `ShapeDtypeStruct`s without the batch axis.
+
+        Shapes are found by running `forward` with an empty `Context()`: it has to work where key, mask and side are
+        None.
+        """
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
         """(output, saved). `saved` is what backward needs: never a parameter, and as little as possible."""
@@ -135,10 +140,16 @@ class Layer(Protocol):
 
         `feedback`, `read` and the readings have the structure of the params. `feedback` carries delta down: the params
         themselves, or another vector (feedback alignment). `params` stand beside it for what has to run forward again.
-        `read` holds a `jbp.Reader` for each leaf; backward calls it once, with the leaf's pair, as in
-        `{"w": read["w"](Outer(x, delta)), "b": read["b"](Sum(delta))}`. An integer leaf of x has the delta None.
-        What recomputes in reverse ties the recomputation to delta by `jax.lax.optimization_barrier((saved, delta))`;
-        else XLA merges it with the first forward, and everything is kept.
+        `read` holds a `jbp.Reader` for each leaf; backward calls it exactly once, with the leaf's pair, as in
+        `{"w": read["w"](Outer(x, delta)), "b": read["b"](Sum(delta))}`: `Outer(x, delta)` for a kernel `[I, O]`,
+        `Sum(g)` for a bias or a gain, `Gather(index, delta)` for a table `[V, O]`, `Several((pair, pair))` for a leaf
+        that is used more than once; any axes of positions go between the examples' and the leaf's. A container that
+        runs a child twice reads it by `jbp.readers(params, jbp.read_pair)` each time, and then gives its own readers
+        the `Several` of both pairs, leaf by leaf: readings that add up are only those of readers with `adds`.
+        An integer leaf of x has the delta None, and so has one of the output.
+        What recomputes in reverse keeps x and the context in `saved` (the same place and context give the same noise),
+        and ties the recomputation to delta by `jax.lax.optimization_barrier((saved, delta))`; else XLA merges it with
+        the first forward, and everything is kept.
         """
 
 
@@ -150,7 +161,7 @@ def walk(layer: Layer, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def _inside(value: Any) -> Iterator[tuple[tuple[str, ...], Layer]]:
-    """(place, layer) for the layers in the fields of a dataclass, in tuples, NamedTuples, lists and dicts, nested."""
+    """(place, layer) for the layers in the fields of an object, in tuples, NamedTuples, lists and dicts, nested."""
     parts: Any = ()
     if isinstance(value, (tuple, list)):
         names = getattr(value, "_fields", range(len(value)))
@@ -159,12 +170,15 @@ def _inside(value: Any) -> Iterator[tuple[tuple[str, ...], Layer]]:
         parts = ((str(name), part) for name, part in value.items())
     elif is_dataclass(value) and not isinstance(value, type):
         parts = ((field.name, getattr(value, field.name)) for field in fields(value))
+    elif isinstance(value, Layer) and hasattr(value, "__dict__"):
+        parts = vars(value).items()
     for name, part in parts:
         if isinstance(part, Layer) and not isinstance(part, type):
             yield (name,), part
         elif isinstance(part, (tuple, list, Mapping)):
             # a tuple that is a field adds no name of its own: `Sequential.layers[0]` is layer 0, as in its params
-            yield from (((*(() if is_dataclass(value) else (name,)), *place), child) for place, child in _inside(part))
+            own = (name,) if isinstance(value, (tuple, list, Mapping)) else ()
+            yield from (((*own, *place), child) for place, child in _inside(part))
 
 
 def called(layer: Layer) -> str:

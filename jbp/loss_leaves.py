@@ -47,7 +47,7 @@ class LossLeaves:
         names = [LOSS + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
         layout = network.layout
         for name, to in tied.items():
-            if name not in names or to.removesuffix(".T") not in layout.names:
+            if name not in names or _untransposed(to, layout) not in layout.names:
                 raise InputError(
                     f"Cost: tied={{{name!r}: {to!r}}} must name a loss's leaf ({', '.join(names) or 'it has none'}) "
                     f"and one of the network ({', '.join(layout.names)}), or its transpose as in '0.w.T'."
@@ -57,7 +57,8 @@ class LossLeaves:
             if name not in tied:
                 ties.append(None)
                 continue
-            i, flipped = layout.names.index(tied[name].removesuffix(".T")), tied[name].endswith(".T")
+            to = _untransposed(tied[name], layout)
+            i, flipped = layout.names.index(to), to != tied[name]
             shape = layout.shapes[i][::-1] if flipped else layout.shapes[i]
             if shape != spec.shape:
                 raise InputError(
@@ -100,10 +101,14 @@ class LossLeaves:
         leaves = self.network.treedef.flatten_up_to(network)
         for tie, reading in zip(self.ties, self.treedef.flatten_up_to(readings), strict=True):
             if tie is not None and self.network.trainable[tie[0]]:
-                leaves[tie[0]] = last_use(leaves[tie[0]], reading)
+                leaves[tie[0]] = last_use(leaves[tie[0]], reading, self.network.shapes[tie[0]])
         return self.network.treedef.unflatten(leaves)
 
     def without_ties(self, readings: Any) -> Any:
         """The readings of the loss's own leaves; None where one is tied."""
         leaves = zip(self.treedef.flatten_up_to(readings), self.ties, strict=True)
         return self.treedef.unflatten([reading if tie is None else None for reading, tie in leaves])
+
+
+def _untransposed(name: str, layout: Layout) -> str:
+    return name if name in layout.names else name.removesuffix(".T")

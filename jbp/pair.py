@@ -241,7 +241,8 @@ class Whole(Pair):
 class Gather(Pair):
     """g_n = Σ_t e_{index_nt} ⊗ δ_nt: rows of a table `[V, O]`, an `Outer` with a one-hot that is never built.
 
-    `index: [N, *T]` whole numbers, `delta: [N, *T, O]`; in its form one T, and `rows` = V, which the reader fills in.
+    `index: [N, *T]` whole numbers, `delta: [N, *T, O]`; in its form one T, and `rows` = V, from the reader. An
+    index counts from the end where it is negative, and has no row where it lies outside, as when JAX reads `table[i]`.
     """
 
     index: Any
@@ -256,8 +257,11 @@ class Gather(Pair):
                 f"expected Gather(index [N, *T], delta [N, *T, O]) of a leaf [V, O] = {list(shape)}, "
                 f"got {described((self.index, self.delta))}. Check both."
             )
-        t = math.prod(index[1:])
-        return Gather(self.index.reshape(index[0], t), self.delta.reshape(index[0], t, shape[1]), shape[0])
+        t, rows = math.prod(index[1:]), shape[0]
+        i = self.index.astype(np.int32).reshape(index[0], t)
+        i = jnp.where(i < 0, i + rows, i)  # as JAX counts from the end; what lies outside has no row
+        i = jnp.where((i < 0) | (i >= rows), rows, i)
+        return Gather(i, self.delta.reshape(index[0], t, shape[1]), rows)
 
     def _scattered(self, index: Any, *shape: int) -> Array:
         return (
@@ -281,7 +285,8 @@ class Gather(Pair):
         return Gather(self.index, delta * w[:, None, None].astype(delta.dtype), self.rows).gradient()
 
     def _met(self, other: "Gather") -> Array:
-        return (self.index[:, :, None] == other.index[:, None, :]).astype(wide(self.delta).dtype)
+        met = (self.index[:, :, None] == other.index[:, None, :]) & (self.index[:, :, None] < self.rows)
+        return met.astype(wide(self.delta).dtype)
 
     def squared_norms(self) -> Float[Array, "N"]:
         """‖g_n‖² = Σ_ts [index_t = index_s]⟨δ_t, δ_s⟩, N·T²·O."""

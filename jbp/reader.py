@@ -24,7 +24,8 @@ _static: Any = {"static": True}
 class Reader:
     """What happens with one leaf's pair: `read(pair, own)` is the reading.
 
-    `stack(readings)`: the reading of a leaf of L stacked blocks, from theirs, stacked along a first axis. `own`: arrays
+    `stack(readings)`: the reading of a leaf of L stacked blocks, from theirs, stacked along a first axis: `lambda r: r`
+    for a gradient or a new leaf, `lambda r: r.sum(0)` for squared norms. `own`: arrays
     in the leaf's place (the leaf itself, an optimiser's state), which a loop over blocks slices with the leaf; what is
     the same for all blocks is closed over. `adds`: whether the reading of a sum of pairs is the sum of the readings, so
     that a layer may give the pair in pieces. The reading None means that the leaf is frozen.
@@ -102,7 +103,10 @@ def bound(params: Any, read: Any) -> Any:
 
 
 def stacked(read: Any, readings: Any) -> Any:
-    """Readings that a loop over blocks has stacked along a first axis, as those of the leaves `[L, *block]`."""
+    """Readings that a loop over blocks has stacked along a first axis, as those of the leaves `[L, *block]`.
+
+    Every loop calls it: without it gradients stay right, and no other reading does.
+    """
     is_reader = lambda value: isinstance(value, Reader)
     return jax.tree.map(lambda reader, reading: reader.stack(reading), read, readings, is_leaf=is_reader)
 
@@ -115,13 +119,23 @@ def first_use(reader: Reader, transposed: bool) -> Reader:
     return Reader(lambda pair, own: way(pair), Stack)
 
 
-def last_use(reader: Reader, reading: Any) -> Reader:
-    """The reader of a tied leaf's last use, which reads all of them, from the reading of the first."""
-    if reader.adds:
-        read = lambda pair, own: jax.tree.map(lambda one, two: one + two, reader.read(pair, own), reading)
-    else:
-        read = lambda pair, own: reader.read(Several((pair, reading)).joined(), own)
-    return replace(reader, read=read)
+def last_use(reader: Reader, reading: Any, shape: tuple[int, ...]) -> Reader:
+    """The reader of a tied leaf's last use, which reads all of them, from the reading of the first.
+
+    Once for the whole leaf, of this shape: raises `InputError` where a loop has cut it into blocks.
+    """
+
+    def both(pair: Pair, own: Any) -> Any:
+        if jax.eval_shape(pair.gradient).shape != shape:
+            raise InputError(
+                f"tied: a loop uses the leaf {list(shape)} block by block, so a tie to the whole of it has no place. "
+                "Tie a leaf outside the loop."
+            )
+        if reader.adds:
+            return jax.tree.map(lambda one, two: one + two, reader.read(pair, own), reading)
+        return reader.read(Several((pair, reading)).joined(), own)
+
+    return replace(reader, read=both)
 
 
 def check_gradients(params: Any, gradients: Any) -> None:

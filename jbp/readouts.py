@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from .layer import InputError, described
 from .layout import Layout, joined
-from .pair import Pair, Stack
+from .pair import Nothing, Pair, Stack
 from .reader import Reader, as_stacked
 
 
@@ -165,6 +165,36 @@ def readers_of(readouts: tuple[Readout, ...], layout: Layout, weights: Float[Arr
         return Reader(read, stack, [part[i] for part in parts])
 
     return layout.treedef.unflatten([reader(i) for i in range(len(layout.names))])
+
+
+def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n: int) -> None:
+    """Raise `InputError` where a leaf's reading has another shape than the readout's of such a leaf.
+
+    A loop that forgets `jbp.stacked`, or a gradient in a reading's place, would else give wrong numbers in silence.
+    """
+    leaves = zip(layout.names, layout.shapes, layout.treedef.flatten_up_to(readings), strict=True)
+    split, arrays = Split.of(readouts)
+    parts = [layout.leaves(vector) for vector in arrays]
+    for i, (name, shape, reading) in enumerate(leaves):
+        mine = split.filled([part[i] for part in parts])
+        for readout, got in zip(mine, reading if isinstance(reading, tuple) else (reading,) * len(mine), strict=False):
+            due = jax.eval_shape(lambda r=readout, s=shape: r.read(Nothing(n, s, np.float32), jnp.ones(n, np.float32)))
+            if any(isinstance(part, Pair) for part in (due, got)):
+                fits = isinstance(got, Pair) and _is_of(got, shape)
+            else:
+                fits = jax.tree.map(jnp.shape, due) == jax.tree.map(jnp.shape, got)
+            if not fits:
+                raise InputError(
+                    f"leaf {name}: expected {type(readout).__name__}'s reading, {described(due)}, got {described(got)}."
+                    " Return what the leaf's reader gave; a loop over blocks hands it to jbp.stacked first."
+                )
+
+
+def _is_of(pair: Pair, shape: tuple[int, ...]) -> bool:
+    try:
+        return jax.eval_shape(pair.gradient).shape == shape
+    except (TypeError, ValueError):  # a pair that is not in its form
+        return False
 
 
 def collect(readouts: tuple[Readout, ...], layout: Layout, readings: Any) -> tuple[Any, ...]:

@@ -36,7 +36,7 @@ from .network import Network, cast
 from .outside import check_arrays, check_context, check_hashable, check_key, check_logits
 from .pair import Pair
 from .reader import check_gradients, read_gradient, read_nothing
-from .readouts import Pairs, Readout, Split, collect, readers_of
+from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
 from .run import check_feedback, run, step, turned
 from .trace import run as recorded_run
 
@@ -55,11 +55,13 @@ class Cost:
     `loss`: an object with `value` and `delta`, see `losses`; or a layer from (output, y) to C_n `[N]`, whose params, if
     it has any, are the last part of θ: `cost.layout` names them `loss.…`, `cost.init(key)` makes both parts, and
     `cost.split(theta)` gives them apart. `tied`: {a leaf of the loss: a leaf of the network}, as in
-    `{"loss.w": "0.table"}`, or `"0.table.T"` for its transpose: one leaf, one pair of its uses.
+    `{"loss.w": "0.table"}`, or `"0.table.T"` for its transpose (`"0.fixed.table"` inside `Frozen`): one leaf, one pair
+    of its uses.
 
     `reduction`: over the examples, with weights `w: [N]` that are ones unless given:
     `"mean"` Σ_n w_n C_n / Σ_n w_n, `"sum"` Σ_n w_n C_n, or `"positions"` Σ_n w_n C_n / Σ_n w_n T_n, where T_n is the
-    number of positions of example n that count (the mean over tokens).
+    number of positions of example n that count (the mean over tokens): as the loss's `counted(output, y) -> [N]` says,
+    else all of them. Where labels are ignored is the loss's business; `context.mask` does not reach it.
 
     Every method takes θ `[P]`, x `[N, *input]`, y as the loss has it, and a `Context`; is a pure function; and is
     jitted. `jax.grad(cost)` is the oracle for `cost.grad`. Leaves that a layer holds fixed have gradient 0.
@@ -425,6 +427,7 @@ def _measure(cost, split, arrays, theta, x, y, weights, context, feedback):
     readouts = split.filled(arrays)
     read = readers_of(readouts, cost.layout, weights)
     values, _, readings = cost.induction(params, feedback, x, y, delta, read, context)
+    check_shapes(readouts, cost.layout, readings, factors.shape[0])
     return (factors * values).sum(), collect(readouts, cost.layout, readings)
 
 

@@ -116,9 +116,21 @@ def run(layer: Layer, params: Any, x: Any, context: Context = Context()) -> tupl
     """
     if not isinstance(layer, Layer) or isinstance(layer, type):
         raise InputError(f"run: expected a layer, got {layer!r}. Of a Network, pass net.layer and its leaves.")
+    check_floats(params)
     output, saved = two(layer.forward(params, x, context), "forward", "(output, saved)")
     settings = _Settings(layer, Shape.of(output))
     return output, jax.tree_util.Partial(_back, settings, params, Kept(None, Shape.of(x), saved))
+
+
+def check_floats(params: Any) -> None:
+    """Raise `InputError` unless every leaf of params is a float array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise InputError(
+                f"params: every leaf is a float array, got {described(leaf)} at {name}. Whole numbers are settings of "
+                "the layer, or side inputs in the Context."
+            )
 
 
 def _back(
@@ -138,7 +150,7 @@ def _back(
         return step_back(settings.layer, params, carries, kept, delta, read)
     delta_x, gradient = step_back(settings.layer, params, carries, kept, delta, readers(params, read_gradient))
     check_gradients(params, gradient)
-    return delta_x, jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, gradient)
+    return delta_x, jax.tree.map(lambda leaf, g: None if g is None else g.astype(leaf.dtype), params, gradient)
 
 
 def check_feedback(layer: Layer, params: Any, feedback: Any) -> None:

@@ -270,6 +270,66 @@ def test_a_wrong_way_back_is_told_what_to_do(call: Callable, says: str):
     assert says in str(error.value)
 
 
+@dataclass(frozen=True)
+class Unstacked(Loop):
+    """A loop that forgets to hand its readings to `stacked`."""
+
+    def backward(self, params, feedback, saved, delta, read):
+        def turn(delta, block):
+            return jbp.step_back(self.layer, *block[:3], delta, block[3])
+
+        delta, readings = jax.lax.scan(
+            turn, delta, (params["layer"], feedback["layer"], saved, read["layer"]), reverse=True
+        )
+        return delta, {"layer": readings}
+
+
+@dataclass(frozen=True)
+class Raw(jbp.Dense):
+    """A gradient in the place of a reading."""
+
+    def backward(self, params, feedback, saved, delta, read):
+        delta_x, readings = jbp.Dense.backward(self, params, feedback, saved, delta, read)
+        return delta_x, readings._replace(b=delta.sum(0))
+
+
+@pytest.mark.parametrize("layer", [Unstacked(jbp.Dense(3), 2), Raw(3)], ids=["unstacked", "raw"])
+@pytest.mark.parametrize("readout", [jbp.SquaredNorms(), jbp.PerExampleGradients()], ids=repr)
+def test_a_reading_of_the_wrong_shape_is_named(layer: Any, readout: Any):
+    cost = jbp.Cost(jbp.Network([layer], input=(3,)), HALF)
+    x = jnp.ones((4, 3))
+    with pytest.raises(jbp.InputError, match=r"expected .*'s reading"):
+        cost.measure(jnp.ones(cost.layout.size), x, x, readout)
+
+
+def test_a_table_is_read_as_jax_indexes_it(x64: None):
+    """From the end where an index is negative; outside, no row."""
+    index, delta = jnp.array([[4, -1, 0], [4, 5, 9]]), draw(0, spec(2, 3, 2))
+    pair = jbp.Gather(index, delta).of((5, 2))
+    other = jbp.Outer(draw(1, spec(2, 2, 5)), draw(2, spec(2, 2, 2)))
+    each = jax.vmap(
+        lambda i, d: jax.vjp(lambda table: table.at[i].get(mode="fill", fill_value=0), jnp.zeros((5, 2)))[1](d)[0]
+    )(index, delta)
+    assert_close(pair.per_example(), each)
+    assert_close(pair.squared_norms(), jnp.square(each).sum((1, 2)))
+    assert_close(pair.inner(other), (each * other.per_example()).sum((1, 2)))
+    both = jbp.Several((pair, other)).of((5, 2))
+    assert_close(both.squared_norms(), jnp.square(both.per_example()).sum((1, 2)))
+
+
+def test_a_tie_into_a_loop_is_refused():
+    @dataclass(frozen=True)
+    class Scored(LinearCrossEntropy):
+        def init(self, key, x):
+            return {"w": jnp.zeros((5, 4), x[0].dtype)}
+
+    net = jbp.Network([jbp.Dense(5), Loop(LayerNorm(), 4)], input=(2, 3))
+    cost = jbp.Cost(net, Scored(4), tied={"loss.w": "1.layer.g.T"})
+    x, y = jnp.ones((2, 2, 3)), jnp.zeros((2, 2), jnp.int32)
+    with pytest.raises(jbp.InputError, match="tied: a loop uses the leaf"):
+        cost.grad(jnp.ones(cost.layout.size), x, y)
+
+
 # -- what a layer says of itself ---------------------------------------------------------------------------------------
 
 
@@ -302,7 +362,14 @@ def test_what_mixes_is_found_wherever_it_stands():
         def forward(self, params, x, context): ...
         def backward(self, params, feedback, saved, delta, read): ...
 
+    class Plain:  # no dataclass
+        def __init__(self, layer):
+            self.layer = layer
+
+        init, forward, backward = Holder.init, Holder.forward, Holder.backward
+
     norm = own.BatchNorm()
+    assert jbp.layer.says(Plain(norm), "mixes_examples")
     for parts in (norm, (norm,), [norm], {"a": norm}, ((jbp.Tanh(), norm),), jbp.Residual(norm)):
         assert jbp.layer.says(Holder(parts), "mixes_examples")
     assert jbp.layer.says(Holder((jbp.Tanh(),)), "mixes_examples") is None
