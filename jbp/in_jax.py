@@ -99,10 +99,13 @@ def _on_the_same_shards(tree: Any) -> Any:
 
     Backward gives each shard's own gradient, and by this JAX sums those of params that the shards share.
     """
-    differ: Any = lambda a: getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset())
-    axes = frozenset[Any]().union(*map(differ, jax.tree.leaves(tree)))
+
+    def differs(a: Any) -> frozenset[Any]:
+        return getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset())
+
+    axes = frozenset[Any]().union(*map(differs, jax.tree.leaves(tree)))
     cast = lambda a, over: jax.lax.pcast(a, tuple(over), to="varying") if over else a
-    return jax.tree.map(lambda a: cast(a, axes - differ(a)), tree) if axes else tree
+    return jax.tree.map(lambda a: cast(a, axes - differs(a)), tree) if axes else tree
 
 
 def _check_logs(layer: Any, logs: dict[str, Any]) -> None:

@@ -142,7 +142,7 @@ class Layout:
         Raises `InputError` for a wrong length or dtype.
         """
         self.check(theta)
-        return jax.tree.unflatten(self.treedef, self.leaves(theta))
+        return jax.tree.unflatten(self.treedef, self.leaves(jnp.asarray(theta)))
 
     def leaves(self, vector: Theta) -> list[Any]:
         """The leaves of a vector like θ, of any dtype, in its order; of NumPy's for a NumPy vector, without a copy."""

@@ -389,7 +389,7 @@ LOSSES = (
         losses.SoftmaxCrossEntropy(ignore=-1, positions="mean"),
         (3, 4),
         _labels_or_ignored,
-        lambda z, y: _cross_entropy(0, -1)(z, y) / np.maximum((y != -1).sum(1), 1),
+        lambda z, y: _cross_entropy(0, -1)(z, y) / np.maximum((y != -1).sum(1).astype(z.dtype), 1),
     ),
     LossCase("from_function", losses.from_function(_cosh), (2, 3), draw, lambda a, y: _sum(np.log(np.cosh(a - y)))),
     LossCase(

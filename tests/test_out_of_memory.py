@@ -151,8 +151,8 @@ def test_blocks_of_examples_give_the_same(memory: Callable, reduction: str, weig
 def test_a_wrong_layer_is_caught_in_blocks(memory: Callable, monkeypatch: pytest.MonkeyPatch):
     right = jbp.Dense.backward
 
-    def twice(self: Any, params: Any, saved: Any, delta: Any, read: Any) -> Any:
-        delta_x, readings = right(self, params, saved, delta, read)
+    def twice(self: Any, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> Any:
+        delta_x, readings = right(self, params, feedback, saved, delta, read)
         return delta_x, readings._replace(b=2 * readings.b)
 
     monkeypatch.setattr(jbp.Dense, "backward", twice)

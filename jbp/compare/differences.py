@@ -75,9 +75,10 @@ class Slope(NamedTuple):
     def agrees(self, value: Any, tolerance: Any) -> Any:
         """Where `value` is the derivative: near it, or at a kink between both slopes."""
         far = tolerance + 8 * self.error
-        return np.where(
-            self.kink, (self.low - far <= value) & (value <= self.high + far), np.abs(value - self.value) <= far
-        )
+        with np.errstate(invalid="ignore"):  # of an infinite slope nothing is known
+            return np.where(
+                self.kink, (self.low - far <= value) & (value <= self.high + far), np.abs(value - self.value) <= far
+            )
 
 
 @np.errstate(all="ignore")

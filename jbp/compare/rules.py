@@ -31,7 +31,7 @@ from .judge import Comparison
 from .kinks import Kinks
 from .parts import Part, place
 from .program import Program
-from .replay import equations, opened, without_rules
+from .replay import aval_of, equations, opened, without_rules
 from .report import Report
 from .sites import Site, Tapped, hidden, on_meshes, sites_of
 
@@ -307,8 +307,7 @@ def _output_names(out: Any) -> list[str]:
 def _check_types(who: str, site: Site) -> None:
     """Raise `InputError` where a backward gives a gradient of another shape or dtype than its argument's."""
     floats = floats_of([v.aval for v in site.eqn.invars])
-    specs: Any = [[v.aval for v in vs] for vs in (site.eqn.invars, site.eqn.outvars)]
-    arrays, outs = specs
+    arrays, outs = ([aval_of(v) for v in variables] for variables in (site.eqn.invars, site.eqn.outvars))
     try:
         got = jax.eval_shape(lambda a, c: pulled(site.call, floats, a, c), arrays, [o for o in outs if is_float(o)])
     except Exception:  # whatever a stranger's rule raises is told where it is compared
