@@ -142,7 +142,7 @@ class Comparison:
         notes = [*self.notes, *self.rule.notes, *self.oracle.notes, *_spoiled(leaves), *self._of_points(leaves), *notes]
         return Report(
             tuple(leaves), total, points=len(self.points) + self.tried, name=self.name, where=self.where,
-            notes=tuple(notes), maps=tuple(map(_map, self.points[0].got, self.points[0].exact)), **more,
+            notes=tuple(dict.fromkeys(notes)), maps=tuple(map(_map, self.points[0].got, self.points[0].exact)), **more,
         )  # fmt: skip
 
     def worst(self, leaves: Sequence[LeafError], i: int | None = None) -> Point:
