@@ -95,8 +95,9 @@ def compare_rules(
     sites, sharded = sites_of(program.jaxpr, kind), on_meshes(program.jaxpr, kind)
     if not sites and not sharded:
         raise InputError(_nothing_found(who, kind, f, program.jaxpr))
-    for site in sites if kind == "vjp" else ():
-        _check_types(who, site)
+    alone = len(sites) == 1 and _is_all(program.jaxpr)
+    for site in sites if kind == "vjp" and not alone else ():  # in a loop, JAX's message of it names no rule
+        _check_site(who, site)
     arrays = program.arguments.arrays
     floats = floats_of(arrays)
     outs = jax.tree.leaves(program.out)
@@ -109,7 +110,6 @@ def compare_rules(
         return jax.tree.leaves(f(*program.arguments.filled(arrays)))
 
     bare = without_rules(program.jaxpr, kind)
-    alone = len(sites) == 1 and _is_all(program.jaxpr)
     if not alone and any(e.primitive.name == VMAP for e in equations(program.jaxpr)):
         with_rules = opened(program.jaxpr)
     seeds = seeds_like(
@@ -127,6 +127,8 @@ def compare_rules(
     whole.notes += not_finite("The arguments hold", program.arguments.names(f), arrays)
     whole.notes += not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", given, seeds)
     if alone:
+        if kind == "vjp":
+            _check_gradients(who, name, names, whole.rule.out, [arrays[i] for i in floats])
         found = task.report(whole, Identities(kind, with_rules, bare, arrays, seeds))
         return also_in_float32(found, args, again) if checks else found
     missed = hidden(program.jaxpr, kind)
@@ -304,19 +306,26 @@ def _output_names(out: Any) -> list[str]:
     return [f"output{jax.tree_util.keystr(path) if len(floats) > 1 else ''}" for path, _ in floats]
 
 
-def _check_types(who: str, site: Site) -> None:
-    """Raise `InputError` where a backward gives a gradient of another shape or dtype than its argument's."""
+def _check_site(who: str, site: Site) -> None:
+    """`_check_gradients` of a call inside f. What else is wrong with it is told where it is compared."""
     floats = floats_of([v.aval for v in site.eqn.invars])
     arrays, outs = ([aval_of(v) for v in variables] for variables in (site.eqn.invars, site.eqn.outvars))
     try:
         got = jax.eval_shape(lambda a, c: pulled(site.call, floats, a, c), arrays, [o for o in outs if is_float(o)])
-    except Exception:  # whatever a stranger's rule raises is told where it is compared
+    except Exception:  # whatever a stranger's rule raises
         return
-    for i, gradient in zip(floats, got, strict=True):
-        if (gradient.shape, gradient.dtype) != (arrays[i].shape, arrays[i].dtype):
+    _check_gradients(who, site.name, [site.arguments[i] for i in floats], got, [arrays[i] for i in floats])
+
+
+def _check_gradients(
+    who: str, name: str, names: Sequence[str], gradients: Sequence[Any], arguments: Sequence[Any]
+) -> None:  # fmt: skip
+    """Raise `InputError` where a backward gives a gradient of another shape or dtype than its argument's."""
+    for argument_name, gradient, argument in zip(names, gradients, arguments, strict=True):
+        if (gradient.shape, gradient.dtype) != (argument.shape, argument.dtype):
             raise InputError(
-                f"{who}: the rule of {site.name} returns {described(gradient)} for {site.arguments[i]}, which is "
-                f"{described(arrays[i])}. A gradient has its argument's shape and dtype: cast it in backward, as in "
+                f"{who}: the rule of {name} returns {described(gradient)} for {argument_name}, which is "
+                f"{described(argument)}. A gradient has its argument's shape and dtype: cast it in backward, as in "
                 "dx.astype(x.dtype)."
             )
 
