@@ -1,4 +1,4 @@
-"""The custom derivatives that ship in jax 0.10.2 and later, optax 0.2.8 and flax 0.12.8, each compared on one small call.
+"""The custom derivatives that ship in jax (from 0.10.2 on), optax 0.2.8 and flax 0.12.8, each on one small call.
 
 `OUTSIDE` runs on a CPU; `CANNOT` says why the rest does not. Found by reading each mention of custom_vjp, custom_jvp,
 custom_gradient, defvjp and defjvp in the three packages (rules of primitives, `ad.defjvp`, are autodiff itself).
