@@ -12,6 +12,7 @@ from jax import lax
 
 import jbp
 from jbp.compare import LeafError
+from jbp.compare.verdict import Verdict
 from jbp.layer import InputError
 
 X, M = numbers(0, 4), numbers(1, 3, 4)
@@ -99,7 +100,7 @@ def test_a_primal_without_a_derivative(factor: float):
         vjp(ruled(on_the_host, lambda x: 3 * x * x), large)
 
 
-def test_where_autodiff_is_wrong_the_rule_is_excused():
+def test_where_autodiff_is_nan_central_differences_decide():
     """sin x / x at 0 by `where`: autodiff gives NaN, the rule the derivative, and central differences side with it."""
     f = lambda x: jnp.where(x == 0, jnp.ones_like(x), jnp.sin(x) / x)
     x = np.float32([0.0, 0.5, -1.5])
@@ -109,30 +110,39 @@ def test_where_autodiff_is_wrong_the_rule_is_excused():
         return jnp.where(x == 0, 0 * x, (jnp.cos(safe) - jnp.sin(safe) / safe) / safe)
 
     report = vjp(ruled(f, slope), x)
-    assert report.ok, report
-    assert "autodiff is wrong here" in report.worst.excused
-    assert report.verdict.startswith("The rule passes: x: autodiff is wrong here")
-    assert not vjp(ruled(f, lambda x: slope(x) + jnp.where(x == 0, 1.0 + 0 * x, 0 * x)), x).ok
+    assert report.kind is Verdict.AGREE, report
+    assert report.worst.undecided == 0
+    assert report.verdict.startswith("The gradients agree")
+    report = vjp(ruled(f, lambda x: slope(x) + jnp.where(x == 0, 1.0 + 0 * x, 0 * x)), x)
+    assert report.kind is Verdict.WRONG
+    assert (report.worst.at, report.worst.wrong, report.worst.by) == ((0,), 1, "by central differences")
     assert not vjp(ruled(f, lambda x: 1.01 * slope(x)), x).ok
 
 
-def test_at_a_kink_any_value_between_the_slopes_is_excused():
+def test_at_a_kink_any_value_between_the_slopes_is_right():
     """|x| at 0: autodiff says 0 (or 1), the rule ½; not 2."""
     x = np.float32([0.0, 0.5, -1.5])
     f = lambda x: jnp.where(x > 0, x, -x)
     at_zero = lambda value: lambda x: jnp.where(x == 0, value + 0 * x, jnp.sign(x))
     report = vjp(ruled(f, at_zero(0.5)), x)
-    assert report.ok, report
-    assert report.worst.excused.startswith("a kink")
-    assert not vjp(ruled(f, at_zero(2.0)), x).ok
+    assert report.kind is Verdict.AGREE, report
+    assert "A kink is met at the arguments; the rule's slopes there are others than autodiff's" in report.notes[0]
+    for value in (2.0, -1.1):
+        report = vjp(ruled(f, at_zero(value)), x)
+        assert report.kind is Verdict.WRONG
+        assert report.worst.at == (0,)
 
 
 def test_a_jump_excuses_nothing():
     """A step function has the derivative 0 beside its jump: a straight-through 3 at the jump itself is no kink's."""
     f = lambda x: jnp.where(x >= 0, jnp.ones_like(x), 0 * x)
     x = np.float32([0.0, 0.5, -1.5])
-    assert vjp(ruled(f, jnp.zeros_like), x).ok
-    assert not vjp(ruled(f, lambda x: jnp.where(x == 0, 3 + 0 * x, 0 * x)), x).ok
+    through = lambda x: jnp.where(x == 0, 3 + 0 * x, 0 * x)
+    assert vjp(ruled(f, jnp.zeros_like), x).kind is Verdict.EMPTY
+    assert vjp(ruled(f, through), x).kind is Verdict.WRONG
+    sloped = lambda x: f(x) + x
+    assert vjp(ruled(sloped, jnp.ones_like), x).kind is Verdict.AGREE
+    assert vjp(ruled(sloped, lambda x: 1 + through(x)), x).kind is Verdict.WRONG
 
 
 def test_what_misleads_autodiff_and_the_rule_alike_is_remarked():
@@ -160,6 +170,6 @@ def test_a_wrong_row_beside_large_ones_is_caught():
         factors = np.float32([[1], [factor], [1]])
         report = vjp(ruled(f, lambda x, s=sizes * factors: jnp.cos(x) * s), M)
         assert report.ok == ok, report
-    assert report.worst.hidden == 4
+    assert report.worst.wrong == 4
     assert report.worst.at[0] == 1
     assert report.worst.pattern == "4 of 12 elements wrong, small beside the rest"

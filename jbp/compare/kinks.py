@@ -10,7 +10,7 @@ G(t) for some t.
     G(t)      found by least squares within the box: ‖G(t) − result‖ least
     a jump    a comparison whose sides give other values (a step function) is no kink, and stays as it is
 
-Kinks in `sort` are found among up to `PASSES` equal numbers. Floor, round, argmax and equality itself jump: they are
+Kinks in `sort` are found among up to `PASSES` equal numbers: neighbours are exchanged, in as many rounds as are equal. Floor, round, argmax and equality itself jump: they are
 met, and have no shares. `while` loops, and branches of `cond` inside, stay as they are.
 """
 
@@ -32,7 +32,7 @@ from .error import FLOOR
 from .program import Program, quickly
 from .replay import aval_of, bind, equations, replay
 
-PASSES = 4  # rounds of exchanges between neighbours of a sorted array
+PASSES = 16  # rounds of exchanges between neighbours of a sorted array
 ROWS = 16  # choices that are run by one call
 MOST = 512  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
 STEPS = 8  # of least squares: one is enough unless kinks stand behind one another
@@ -272,13 +272,14 @@ def _sort(choices: Choices, eqn: JaxprEqn, *values: Any) -> list[Any]:
 
 def _exchanged(choices: Choices, out: Any) -> Any:
     """An array that is sorted along its last axis: neighbours that are equal may have changed places."""
-    n = out.shape[-1]
+    n, given = out.shape[-1], out
     for k in range(min(PASSES, n) if n > 1 else 0):
         start, pairs = k % 2, (n - k % 2) // 2
         if not pairs:
             continue
         a, b = out[..., start : start + 2 * pairs : 2], out[..., start + 1 : start + 2 * pairs : 2]
-        if (pair := choices.of(b - a)) is None:
+        span = _spans(given, max(k, 1))[..., start : start + 2 * pairs : 2]
+        if (pair := choices.of(span)) is None:
             continue
         met, share = pair
         mixed = [share * jnp.where(met, p, 0) + (1 - share) * jnp.where(met, q, 0) for p, q in ((a, b), (b, a))]
@@ -286,6 +287,19 @@ def _exchanged(choices: Choices, out: Any) -> Any:
         middle = both.reshape(*both.shape[:-2], 2 * pairs)
         out = jnp.concatenate([out[..., :start], middle, out[..., start + 2 * pairs :]], -1)
     return out
+
+
+def _spans(ordered: Any, k: int) -> Any:
+    """For each pair of neighbours the least difference between the ends of k + 1 neighbours, they among them.
+
+    It is 0 where more than k equal numbers stand together: so m equal numbers are exchanged in m rounds, no more.
+    """
+    ends = jax.lax.stop_gradient(ordered)
+    spans = jnp.abs(ends[..., k:] - ends[..., :-k])
+    ones = (1,) * (spans.ndim - 1)
+    pads = [(0, 0)] * len(ones) + [(k - 1, k - 1)]
+    far = np.array(np.inf, spans.dtype)
+    return jax.lax.reduce_window(spans, far, jax.lax.min, (*ones, k), (*ones, 1), pads)
 
 
 def _top(choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
@@ -489,11 +503,14 @@ class Kinks:
                 share = np.clip(here + step, 0, 1)[group]
             return best
 
-        together = solved(of, np.full(len(of), 0.5))
+        together = math.inf, np.full(len(of), 0.5), list[Any]()
+        for start in (0.5, 0.0, 1.0):  # at 0 all equal numbers have been sorted the other way round
+            if not together[0] < FLOOR:
+                together = min(together, solved(of, np.full(len(of), start)), key=lambda found: found[0])
         if together[0] < FLOOR or len(of) > MOST:
             return together[2]
-        start = together[1] if math.isfinite(together[0]) else np.full(len(of), 0.5)
-        alone = [solved(np.arange(len(of)), np.clip(s, 0.1, 0.9)) for s in (start,)]
+        begin = together[1] if math.isfinite(together[0]) else np.full(len(of), 0.5)
+        alone = [solved(np.arange(len(of)), np.clip(s, 0.1, 0.9)) for s in (begin,)]
         return min([together, *alone], key=lambda found: found[0])[2]
 
     def pieces(self, derivatives: Sequence[Any]) -> list[np.ndarray]:
