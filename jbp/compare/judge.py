@@ -156,7 +156,8 @@ class Comparison:
         yield from given.notes
         if given.met is not None:
             several = f"{given.met.number:,} kinks are met" if given.met.number > 1 else "A kink is met"
-            chosen = "; the rule's slopes there are others than autodiff's, and right as well" if given.chosen and given.ok else ""
+            right = given.chosen and given.ok
+            chosen = "; the rule's slopes there are others than autodiff's, and right as well" if right else ""
             yield f"{several} at the arguments{chosen}. {len(self.points) - 1} points beside them are compared too."
 
     def _placed(self, leaf: LeafError, i: int) -> LeafError:

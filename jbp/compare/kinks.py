@@ -10,8 +10,9 @@ G(t) for some t.
     G(t)      found by least squares within the box: ‖G(t) − result‖ least
     a jump    a comparison whose sides give other values (a step function) is no kink, and stays as it is
 
-Kinks in `sort` are found among up to `PASSES` equal numbers: neighbours are exchanged, in as many rounds as are equal. Floor, round, argmax and equality itself jump: they are
-met, and have no shares. `while` loops, and branches of `cond` inside, stay as they are.
+Kinks in `sort` are found among up to `PASSES` equal numbers: neighbours are exchanged, in as many rounds as are equal.
+Floor, round, argmax and equality itself jump: they are met, and have no shares. `while` loops, and branches of `cond`
+inside, stay as they are.
 """
 
 import math
