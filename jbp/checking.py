@@ -16,11 +16,11 @@ from .layer import Context, InputError, Layer, at, walk
 _static: Any = {"static": True}
 
 
-class Found(list):
+@dataclass(eq=False)
+class Found:
     """The errors of one check; equal to itself alone, so that it may stand beside what is static."""
 
-    __hash__ = object.__hash__  # type: ignore[assignment]
-    __eq__ = object.__eq__
+    errors: list[InputError] = field(default_factory=list)
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +44,7 @@ class Checking(Context):
             with at(*self.path):
                 layer.check_values(jax.tree.map(np.asarray, x))
         except InputError as error:
-            self.found.append(error)
+            self.found.errors.append(error)
 
 
 def check_values(layers: tuple[Layer, ...], forward: Callable[..., Any], *args: Any, context: Context) -> None:
@@ -58,5 +58,5 @@ def check_values(layers: tuple[Layer, ...], forward: Callable[..., Any], *args: 
 
     jax.jit(run)(*args)
     jax.effects_barrier()
-    if listening.found:
-        raise listening.found[0]
+    if listening.found.errors:
+        raise listening.found.errors[0]

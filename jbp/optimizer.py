@@ -56,8 +56,8 @@ class Rule:
 
 def trained(layout: Layout, tree: Any) -> Any:
     """The tree of leaves with None in place of those that are frozen: an optimiser keeps nothing for them."""
-    free = getattr(layout, "trainable", None)
-    if free is None or all(free):
+    free = layout.trainable
+    if all(free):
         return tree
     leaves = layout.treedef.flatten_up_to(tree)
     return layout.treedef.unflatten([leaf if one else None for leaf, one in zip(leaves, free, strict=True)])
@@ -65,8 +65,8 @@ def trained(layout: Layout, tree: Any) -> Any:
 
 def completed(layout: Layout, tree: Any, params: Any) -> Any:
     """The tree of `trained`, filled with the frozen leaves of the params."""
-    free = getattr(layout, "trainable", None)
-    if free is None or all(free):
+    free = layout.trainable
+    if all(free):
         return tree
     pairs = zip(free, layout.treedef.flatten_up_to(tree), jax.tree.leaves(params), strict=True)
     return layout.treedef.unflatten([new if one else old for one, new, old in pairs])
