@@ -1,9 +1,13 @@
 """Strict settings for every test: nothing is promoted silently, annotations are checked at run time, 8 devices.
 
-Warnings are errors too (`pyproject.toml`). Eight simulated CPU devices stand in for a machine with several.
+Warnings are errors too (`pyproject.toml`). Eight simulated CPU devices stand in for a machine with several. A program
+that has been compiled once is taken from a folder, which starts empty and ends with the run: each process of the run
+has its own, and the processes that its tests start share it.
 """
 
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -13,6 +17,13 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "JBP_TESTS_CACHE" in os.environ:  # not the user's own
+    os.environ["JBP_TESTS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jbp-tests-")
+    os.environ |= {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 import jax
 import jaxtyping
@@ -26,6 +37,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CORE = "layer layout pair reader run activations layers losses network readouts in_jax loss_leaves checking reverse"
 checked = ["jbp"] if os.environ.get("JBP_CHECK_ALL_TYPES") else [f"jbp.{name}" for name in CORE.split()]
 jaxtyping.install_import_hook(checked, "beartype.beartype")
+
+
+def pytest_unconfigure():
+    if "JBP_TESTS_CACHE" in os.environ:
+        shutil.rmtree(os.environ["JBP_TESTS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture
