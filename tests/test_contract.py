@@ -163,9 +163,10 @@ def test_a_loss_with_params(loss: str, tie: str, x64: None):
     x, y = draw(1, batch(WORDS, N)), draw(2, batch(WORDS, N))
     weights = jnp.arange(1.0, N + 1)
     assert_close(
-        cost.value_and_grad(theta, x, y, weights=weights), jax.value_and_grad(cost)(theta, x, y, weights=weights)
+        cost.value_and_grad(theta, x, y, weights=weights),
+        jax.jit(jax.value_and_grad(cost))(theta, x, y, weights=weights),
     )
-    each = jax.vmap(lambda x, y: jax.grad(cost)(theta, x[None], y[None]))(x, y)
+    each = jax.jit(jax.vmap(lambda x, y: jax.grad(cost)(theta, x[None], y[None])))(x, y)
     _, (got, norms, along, gradient) = cost.measure(
         theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms(), jbp.Along(theta), jbp.Gradient(), weights=weights
     )

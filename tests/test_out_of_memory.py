@@ -22,6 +22,12 @@ Y = np.sin(np.arange(10.0, dtype=np.float32)).reshape(5, 2)
 WEIGHTS = np.array([1, 0, 2, 0.5, 3], np.float32)
 
 
+@pytest.fixture(autouse=True)
+def apart(monkeypatch: pytest.MonkeyPatch):
+    """Each program runs by itself, as it does where arguments are large."""
+    monkeypatch.setattr(PROGRAM, "SMALL", 0)
+
+
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """`memory(n)`: from now on the arguments of a program compiled in float64 may have n elements in all."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from by_hand import numbers, vjp
 
@@ -70,3 +71,26 @@ def test_of_the_options_of_a_compiler_in_a_hurry_those_that_it_knows_are_kept(mo
         assert program.quick("cpu") == {"xla_backend_optimization_level": 0}
     finally:
         program.quick.cache_clear()
+
+
+def test_rule_oracle_and_shadow_in_one_program_give_what_each_gives_by_itself(monkeypatch: pytest.MonkeyPatch):
+    program = sys.modules["jbp.compare.program"]
+    f = lambda x: jnp.exp(x) * jax.random.normal(jax.random.key(3), x.shape).sum() / jnp.arange(1, 5, dtype=x.dtype)
+    rule, oracle = (program.Program(who, g, (X,)) for who, g in (("rule", f), ("oracle", lambda x: 2 * f(x))))
+    together = program.Together.of(rule, oracle)
+    assert together is program.Together.of(rule, oracle)
+    for got, alone in zip(together(X), (rule(X), oracle(X), oracle.exact(X)), strict=True):
+        assert got.dtype == alone.dtype
+        np.testing.assert_allclose(got, alone, rtol=8 * jnp.finfo(got.dtype).eps)
+    assert together.able
+    monkeypatch.setattr(program.Program, "compiled", property(lambda self: pytest.fail("compiled by itself")))
+    assert jbp.compare(f, f, X, timing=False, checks=False).ok
+
+
+def test_a_rule_that_raises_as_it_runs_is_named_where_nothing_is_timed():
+    def refuses(x: Any) -> Any:
+        raise ValueError("not today")
+
+    f = lambda x: jax.pure_callback(refuses, x, x)
+    with pytest.raises(jbp.InputError, match="the rule fails as it runs: .*not today"):
+        jbp.compare(f, jnp.sin, X, timing=False)

@@ -81,9 +81,14 @@ class Refuted:
 def point_at(comparison: "Comparison", arrays: Sequence[Any], met: Met | None = None, given: bool = True) -> Point:
     """The evidence at one point; `given`: it is the one asked about, and differences decide what is not finite."""
     parts = comparison.parts
-    got, plain = parts(comparison.rule(*arrays)), parts(comparison.oracle(*arrays))
-    check_same(comparison.who, got, plain)
-    point = Point(list(arrays), got, plain, parts(comparison.oracle.exact(*arrays)), met)
+    if comparison.together is None:
+        got, plain = parts(comparison.rule(*arrays)), parts(comparison.oracle(*arrays))
+        check_same(comparison.who, got, plain)
+        exact = parts(comparison.oracle.exact(*arrays))
+    else:
+        got, plain, exact = map(parts, comparison.together(*arrays))
+        check_same(comparison.who, got, plain)
+    point = Point(list(arrays), got, plain, exact, met)
     for i, part in enumerate(point.exact):
         if part.name != VALUE and not np.isfinite(np.asarray(part.array)).all():
             _settle(comparison, point, i, given)

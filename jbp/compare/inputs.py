@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
 from ..layer import InputError
 from .arguments import Arguments
@@ -27,7 +26,7 @@ from .error import LeafError, errors
 from .gradients import compare
 from .judge import Comparison
 from .parts import VALUE, named_parts
-from .program import Program, hurried
+from .program import Program, Together, hurried
 from .report import Report
 from .reproduction import reproduction
 from .rules import compare_rules
@@ -244,11 +243,11 @@ class _Asked:
         key = VALUE, *((np.shape(a), a.dtype) for a in args)
         if key not in self.programs:
             whose = zip(("f, differentiated,", "f"), both_values(self.f), strict=True)
-            self.programs[key] = _Joined(*(Program(f"search: {who}", values, args) for who, values in whose))
-        joined, given = self.programs[key], Arguments.of(args).arrays
-        if not any(map(_leaf_wrong, joined.errors(given))):
+            self.programs[key] = Together.of(*(Program(f"search: {who}", values, args) for who, values in whose))
+        together, given = self.programs[key], Arguments.of(args).arrays
+        if not any(map(_leaf_wrong, errors(*map(named_parts, together(*given))))):
             return None
-        comparison = Comparison("search", getattr(self.f, "__name__", ""), joined.rule, joined.oracle, named_parts)
+        comparison = Comparison("search", getattr(self.f, "__name__", ""), together.rule, together.oracle, named_parts)
         comparison.arrays = given
         comparison.notes.append("The value of f, as the rule's forward pass has it, against the primal's.")
         report = comparison.report(timing=False)
@@ -275,23 +274,6 @@ def both_values(f: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[...
         return {"output": floats[0] if len(floats) == 1 else floats}
 
     return lambda *args: output(jax.linearize(f, *args)[0]), lambda *args: output(f(*args))
-
-
-class _Joined:
-    """A rule, an oracle and the shadow as one program, which is compiled faster than three."""
-
-    def __init__(self, rule: Program, oracle: Program):
-        self.rule, self.oracle = rule, oracle
-
-        def all_three(consts: Sequence[Any], arrays: Sequence[Any]) -> Any:
-            return [jaxpr_as_fun(p.jaxpr)(*arrays) for p in (rule, oracle)], oracle.in_float64(consts, arrays)
-
-        self._run = jax.jit(all_three, compiler_options=rule.options)
-
-    def errors(self, arrays: Sequence[Any]) -> list[LeafError]:
-        with jax.enable_x64(True):
-            (got, plain), exact = jax.device_get(self._run(self.oracle.jaxpr.consts, arrays))
-        return errors(*map(named_parts, (got, plain, exact)))
 
 
 def _wrong(report: Report) -> bool:

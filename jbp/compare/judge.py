@@ -25,7 +25,7 @@ from .error import LeafError, pooled
 from .evidence import Point, around, like, movable, point_at
 from .kinks import Kinks
 from .parts import Part
-from .program import Program, in_a_hurry, race
+from .program import Program, Together, in_a_hurry, race
 from .report import Check, Report
 from .why import explained, hidden, noisy, suspected
 
@@ -62,6 +62,7 @@ class Comparison:
     arrays: list[Any] = field(default_factory=list)  # the rule's own arguments, unless given others of their shapes
     points: list[Point] = field(default_factory=list)  # that decide, the first the given one
     tried: int = 0  # others, for luck
+    together: Together | None = None  # all that a point needs, in one program
 
     def __post_init__(self) -> None:
         self.arrays = self.rule.arguments.arrays
@@ -117,6 +118,8 @@ class Comparison:
     ) -> Report:
         """The whole of it. `calls(arrays)`: reports of what is inside, asked for where values differ, or `always`."""
         arrays = self.arrays
+        if not timing and isinstance(self.oracle, Program):
+            self.together = Together.of(self.rule, self.oracle)
         *leaves, total = self.look()
         notes: list[str] = []
         if (smooth := next((point for point in self.points if point.met is None), None)) is not None:
