@@ -92,5 +92,5 @@ def test_a_rule_that_raises_as_it_runs_is_named_where_nothing_is_timed():
         raise ValueError("not today")
 
     f = lambda x: jax.pure_callback(refuses, x, x)
-    with pytest.raises(jbp.InputError, match="the rule fails as it runs: .*not today"):
+    with pytest.raises(jbp.InputError, match=r"the rule fails as it runs: .*not today"):
         jbp.compare(f, jnp.sin, X, timing=False)

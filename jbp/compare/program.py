@@ -1,5 +1,6 @@
 """A function traced once at given arguments: compiled as it is, and run in float64 by the same trace."""
 
+import gc
 import re
 import statistics
 import time
@@ -20,6 +21,7 @@ from .calls import inner_jaxprs
 from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, quiet, recast, single_dtype, wide_dtype
 
 SECONDS = 0.5  # spent on timing
+GIVEN_BACK = 0.2  # seconds in which a run that has ended gives back its memory
 SMALL = 2**18  # elements of all arguments, up to which compiling takes longer than running
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 _hurried: ContextVar[bool] = ContextVar("hurried", default=False)
@@ -145,10 +147,15 @@ class Program:
     def __call__(self, *arrays: Any) -> Any:
         """The result as the function gives it."""
         program = self.compiled[0]
-        try:
-            return jax.block_until_ready(program(*arrays))  # an error may come as late as that
-        except Exception as error:
-            raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
+        for last in (False, True):
+            try:
+                return jax.block_until_ready(program(*arrays))  # an error may come as late as that
+            except Exception as error:
+                if last or "RESOURCE_EXHAUSTED" not in str(error):
+                    raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
+            gc.collect()  # what another run held may not have been given back yet
+            time.sleep(GIVEN_BACK)
+        raise AssertionError("unreachable")
 
     def exact(self, *arrays: Any) -> Any:
         """The result in float64, in the same structure, as NumPy arrays."""
