@@ -372,7 +372,12 @@ class Several(Pair):
     uses: tuple[Pair, ...]
 
     def of(self, shape: tuple[int, ...]) -> Pair:
-        """The uses in their forms, and joined where they can be; a single one comes alone."""
+        """The uses in their forms, and joined where they can be; a single one comes alone.
+
+        Raises `InputError` where there are none, or one is no pair.
+        """
+        if not self.uses or not all(isinstance(use, Pair) for use in self.uses):
+            raise InputError(f"expected Several((pair, ...)) of one pair for each use, got {self.uses!r}.")
         return Several(tuple(use.of(shape) for use in self.uses)).joined()
 
     def joined(self) -> Pair:

@@ -74,12 +74,24 @@ read_pair = Reader(_pair, Stack)  # the pair itself, for whoever needs it whole:
 read_nothing = Reader(_none, as_stacked, adds=True)  # of a frozen leaf: None, so that no number of it is computed
 
 
+_AS_IN = "As in jbp.readers(params, jbp.read_gradient), or jbp.Reader(read, stack)."
+
+
 def readers(params: Any, make: Reader | Callable[..., Reader]) -> Any:
     """A reader for each leaf, in the structure of the params: always `make`, or what `make(leaf)` or `make()` gives."""
     if isinstance(make, Reader):
         return jax.tree.map(lambda leaf: make, params)
+    if isinstance(make, type) or not callable(make):
+        raise InputError(f"readers: expected a Reader, or a function that makes one, got {make!r}. {_AS_IN}")
     alone = not inspect.signature(make).parameters
-    return jax.tree.map(lambda leaf: make() if alone else make(leaf), params)
+
+    def of(leaf: Any) -> Reader:
+        made = make() if alone else make(leaf)
+        if not isinstance(made, Reader):
+            raise InputError(f"readers: expected what makes a Reader of a leaf, got {described(made)}. {_AS_IN}")
+        return made
+
+    return jax.tree.map(of, params)
 
 
 def bound(params: Any, read: Any) -> Any:
@@ -108,6 +120,16 @@ def stacked(read: Any, readings: Any) -> Any:
     Every loop calls it: without it gradients stay right, and no other reading does.
     """
     is_reader = lambda value: isinstance(value, Reader)
+    treedef: Any = jax.tree.structure(read, is_leaf=is_reader)
+    try:
+        treedef.flatten_up_to(readings)
+    except ValueError as error:
+        raise InputError(
+            f"stacked: expected a reading for each reader, {treedef}, got {described(readings)}. "
+            "Pass the readings as the loop over step_back has stacked them."
+        ) from error
+    if not all(map(is_reader, jax.tree.leaves(read, is_leaf=is_reader))):
+        raise InputError(f"stacked: expected the readers that the loop was given, got {read!r}. Pass read itself.")
     return jax.tree.map(lambda reader, reading: reader.stack(reading), read, readings, is_leaf=is_reader)
 
 

@@ -27,29 +27,52 @@ class Kept:
 
     place: Any = field(metadata=_static)
     shape: Shape = field(metadata=_static)  # of x, against which its delta is checked
+    output: Shape = field(metadata=_static)  # against which the delta that comes is checked
     saved: Any
 
 
-def step(place: int | str | None, layer: Layer, params: Any, x: Any, context: Context) -> tuple[Any, Kept]:
+def step(place: int | str | None, layer: Layer, params: Any, x: Any, context: Any) -> tuple[Any, Kept]:
     """(output, kept) of a child's forward. `place` stands in errors and gives the child `context.child(place)`.
 
     A loop passes `context.child(i)` of its turn as context; a child that is run twice has two places; None is no place.
     """
+    if not isinstance(context, Context):
+        raise InputError(f"step: expected the context that forward was given, got {described(context)}. Pass it on.")
     with at(place):
         context = context.child(place)
         context.reaches(layer, x)
         output, saved = two(layer.forward(params, x, context), "forward", "(output, saved)")
-    return output, Kept(place, Shape.of(x), saved)
+    return output, Kept(place, Shape.of(x), Shape.of(output), saved)
 
 
-def step_back(layer: Layer, params: Any, feedback: Any, kept: Kept, delta: Any, read: Any) -> tuple[Any, Any]:
+def step_back(layer: Layer, params: Any, feedback: Any, kept: Any, delta: Any, read: Any) -> tuple[Any, Any]:
     """(delta of x, readings) of a child's backward, its promises about shapes checked (at trace time, at no cost)."""
+    if not isinstance(kept, Kept):
+        raise InputError(f"step_back: expected what step kept of this child, got {described(kept)}. Save it as it is.")
     with at(kept.place):
+        _check_enters(params, feedback, kept, delta)
         returned = layer.backward(params, feedback, kept.saved, delta, bound(params, read))
         delta, readings = two(returned, "backward", "(delta of x, readings)")
         kept.shape.check_delta(delta)
         check_readings(params, readings)
     return delta, readings
+
+
+def _check_enters(params: Any, feedback: Any, kept: Kept, delta: Any) -> None:
+    """Raise `InputError` unless delta is one of the child's output, and `feedback` has the structure of the params."""
+    expected, structure = kept.output.delta, lambda tree: Shape.of(tree).treedef
+    if structure(delta) != structure(expected) or any(
+        jnp.shape(d) != e.shape for d, e in zip(jax.tree.leaves(delta), jax.tree.leaves(expected), strict=True)
+    ):
+        raise InputError(
+            f"step_back: expected delta like the child's output, {described(expected)}, got {described(delta)}. "
+            "Give each child the delta of its own output."
+        )
+    if structure(feedback) != structure(params):
+        raise InputError(
+            f"step_back: expected feedback like the params, {described(params)}, got {described(feedback)}. "
+            "Pass the child its part of the feedback that backward was given."
+        )
 
 
 def turned(
@@ -119,7 +142,7 @@ def run(layer: Layer, params: Any, x: Any, context: Context = Context()) -> tupl
     check_floats(params)
     output, saved = two(layer.forward(params, x, context), "forward", "(output, saved)")
     settings = _Settings(layer, Shape.of(output))
-    return output, jax.tree_util.Partial(_back, settings, params, Kept(None, Shape.of(x), saved))
+    return output, jax.tree_util.Partial(_back, settings, params, Kept(None, Shape.of(x), settings.output, saved))
 
 
 def check_floats(params: Any) -> None:

@@ -500,3 +500,50 @@ def test_wrong_logs_are_told_what_to_do():
     f = jbp.as_function(jbp.Dense(2))
     with pytest.raises(jbp.InputError, match="has no logs"):
         f((jnp.ones((2, 2)), jnp.ones(2)), jnp.ones((3, 2)), log="a")
+
+
+# -- what an author of a container may get wrong ----------------------------------------------------------------------
+
+
+def _stepped() -> tuple:
+    layer = jbp.Dense(3)
+    params = layer.init(jax.random.key(0), jax.ShapeDtypeStruct((2,), jnp.float32))
+    x = jnp.ones((N, 2), params.w.dtype)
+    kept = jbp.step("a", layer, params, x, jbp.Context())[1]
+    return layer, params, x, kept, jbp.readers(params, jbp.read_gradient)
+
+
+WRONG_CALLS: dict[str, tuple[Callable, str]] = {
+    "no context": (lambda l, p, x, k, r: jbp.step("a", l, p, x, None), "step: expected the context .* got nothing"),
+    "no feedback": (
+        lambda l, p, x, k, r: jbp.step_back(l, p, None, k, jnp.ones((N, 3), x.dtype), r),
+        "layer a: step_back: expected feedback like the params",
+    ),
+    "what was saved, in place of what was kept": (
+        lambda l, p, x, k, r: jbp.step_back(l, p, p, x, jnp.ones((N, 3), x.dtype), r),
+        "step_back: expected what step kept of this child",
+    ),
+    "the delta of another child": (
+        lambda l, p, x, k, r: jbp.step_back(l, p, p, k, jnp.ones((N, 2), x.dtype), r),
+        "layer a: step_back: expected delta like the child's output",
+    ),
+    "readers of a readout": (lambda l, p, x, k, r: jbp.readers(p, jbp.Gradient), "readers: expected a Reader, or"),
+    "readers of no reader": (lambda l, p, x, k, r: jbp.readers(p, lambda leaf: 3), "readers: .* got 3"),
+    "readings of two turns in a list": (
+        lambda l, p, x, k, r: jbp.stacked(r, [p, p]),
+        "stacked: expected a reading for",
+    ),
+    "readings in place of readers": (lambda l, p, x, k, r: jbp.stacked(p, p), "stacked: expected the readers"),
+    "uses of nothing": (lambda l, p, x, k, r: jbp.Several(()).of((2,)), "one pair for each use, got \\(\\)"),
+    "a tie in words": (
+        lambda l, p, x, k, r: jbp.Cost(jbp.mlp(2, 2), HALF, tied="loss.w"),
+        "Cost: tied must be {a leaf of the loss: a leaf of the network}, got 'loss.w'",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", WRONG_CALLS)
+def test_a_wrong_call_of_a_containers_author_is_named(call: str):
+    wrong, says = WRONG_CALLS[call]
+    with pytest.raises(jbp.InputError, match=says):
+        wrong(*_stepped())

@@ -20,14 +20,21 @@ def as_users_have_it():
         yield
 
 
-def test_readme(capsys):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
-    promised = code.rstrip().splitlines()[-1].removeprefix("# ")
-    exec(code, {})
+def test_readme(capsys, monkeypatch, tmp_path):
+    """One block of code after the other, in one session."""
+    monkeypatch.chdir(tmp_path)
+    first, descent = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    promised = first.rstrip().splitlines()[-1].removeprefix("# ")
+    session: dict = {}
+    exec(first, session)
     *words, accuracy = capsys.readouterr().out.split()
     *promised_words, promised_accuracy = promised.split()
     assert words == promised_words
     assert abs(int(accuracy.rstrip("%")) - int(promised_accuracy.rstrip("%"))) <= 2
+    exec(descent, session)
+    run = session["run"]
+    assert run.best.theta.shape == session["theta"].shape
+    assert (tmp_path / "runs" / "digits").is_dir()
 
 
 EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples" / "draw_networks.py"})  # that is below
