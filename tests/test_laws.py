@@ -289,6 +289,23 @@ def stacked(block, seed, n, t):
     return Stack(jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)), np.stack(g, axis=1)
 
 
+def gathered(rows, o, seed, n, t):
+    """Some indices count from the end, some have no row."""
+    index, delta = np.random.default_rng(seed).integers(-rows - 1, rows + 1, (n, t)), normal(seed, n, t, o)
+    g = np.zeros((n, rows, o))
+    for at, i in np.ndenumerate(index):
+        if -rows <= i < rows:
+            g[at[0], i] += delta[at]
+    return jbp.Gather(jnp.asarray(index), delta).of((rows, o)), g
+
+
+def several(seed, n, t):
+    """A table that is looked up, that is a kernel too, and that a function uses."""
+    uses, g = zip(*(use(seed + 10 * i, n, t) for i, use in enumerate(USES)), strict=True)
+    return jbp.Several(uses).of((4, 3)), sum(g)
+
+
+USES = partial(gathered, 4, 3), partial(outer, 4, 3), partial(whole, (4, 3))
 KERNELS = (
     PairCase("outer, one position", partial(outer, 4, 3)),
     PairCase("outer, few positions and a wide kernel", partial(outer, 9, 8), t=3),  # Gram matrices over positions
@@ -303,12 +320,18 @@ PAIRS = (
     PairCase("stack of outers", partial(stacked, partial(outer, 4, 3)), t=2),
     PairCase("stack of sums", partial(stacked, partial(summed, (3,))), t=2),
 )
+TABLES = (
+    PairCase("gather", partial(gathered, 4, 3), t=6),
+    PairCase("several uses", several, t=3),
+    PairCase("stack of gathers", partial(stacked, partial(gathered, 4, 3)), t=5),
+)
 
 
-@over(PAIRS)
+@over((*PAIRS, *TABLES))
 def test_a_pair_answers_by_definition(case: PairCase, x64: None):
     """In the form's own shorter way, and as `Pair` defines it from the per-example gradients."""
     (pair, g), (other, g_other) = case.draw(0, 5, case.t), case.draw(100, 2, case.t + 1)
+    twin, g_twin = case.draw(300, 5, case.t + 1)  # of the same examples
     w, v = normal(200, 5), normal(201, *g.shape[1:])
     rows, rows_other = g.reshape(5, -1), g_other.reshape(2, -1)
     expected = {
@@ -318,12 +341,13 @@ def test_a_pair_answers_by_definition(case: PairCase, x64: None):
         "squared_norms": (rows**2).sum(1),
         "squares": (g**2).sum(0),
         "dots": rows @ rows_other.T,
+        "inner": (g * g_twin).reshape(5, -1).sum(1),
         "along": rows @ np.ravel(v),
     }
 
     @jax.jit
     def ask(w, v):
-        given = {"weighted_gradient": (w,), "dots": (other,), "along": (v,)}
+        given = {"weighted_gradient": (w,), "dots": (other,), "inner": (twin,), "along": (v,)}
         own = {name: getattr(pair, name)(*given.get(name, ())) for name in expected}
         defined = {n: getattr(jbp.Pair, n)(pair, *given.get(n, ())) for n in expected if n != "per_example"}
         return own, defined
@@ -331,6 +355,16 @@ def test_a_pair_answers_by_definition(case: PairCase, x64: None):
     own, defined = ask(w, v)
     assert_close(own, expected)
     assert_close(defined, {name: expected[name] for name in defined})
+
+
+@pytest.mark.parametrize("one", range(3))
+@pytest.mark.parametrize("two", range(3))
+@pytest.mark.parametrize("t", [1, 9])
+def test_uses_of_different_forms_have_their_cross_terms(one: int, two: int, t: int, x64: None):
+    (pair, g), (other, g_other) = USES[one](0, 5, t), USES[two](100, 5, 2)
+    assert_close(pair.inner(other), (g * g_other).reshape(5, -1).sum(1))
+    assert_close(pair.dots(other), g.reshape(5, -1) @ g_other.reshape(5, -1).T)
+    assert_close(pair.transposed().gradient(), g.sum(0).T)
 
 
 @over(PAIRS)
