@@ -68,7 +68,7 @@ def bind(eqn: JaxprEqn, values: Sequence[Any], params: dict[str, Any] | None = N
     """The equation as it is, on other values, or with other params."""
     bound = eqn.primitive.get_bind_params(eqn.params if params is None else params)
     outs = eqn.primitive.bind(*values, **bound)
-    return outs if eqn.primitive.multiple_results else [outs]
+    return [*outs] if eqn.primitive.multiple_results else [outs]
 
 
 def equations(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
