@@ -85,7 +85,7 @@ class Cost:
         check_logits(self.network.layers, self.loss)
         if self.reduction == "positions" and getattr(self.loss, "positions", "sum") != "sum":
             raise InputError("Cost: reduction='positions' needs the sum over positions. Give the loss positions='sum'.")
-        if not isinstance(self.tied, Mapping | tuple) or isinstance(self.tied, str):
+        if not isinstance(self.tied, Mapping | tuple):
             raise InputError(
                 f"Cost: tied must be {{a leaf of the loss: a leaf of the network}}, got {self.tied!r}. "
                 "As in tied={'loss.w': '0.w'}."

@@ -138,18 +138,19 @@ FILES = {  # files that name a function, and what that function needs besides
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("place", FILES)
-def test_a_function_in_a_file(place: str, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """By a path from here, and by a whole one."""
+def test_a_function_in_a_file(place: str, absolute: bool, tmp_path: Path, capsys: pytest.CaptureFixture):
     name, head, others = FILES[place]
     for path, text in {name: head + MODULE + "\nright = ruled(lambda x: twice * x, lambda args, g: (twice * g,))\n"
                        "wrong = ruled(lambda x: twice * x, lambda args, g: (g,))\n", **others}.items():  # fmt: skip
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     before, random = set(sys.modules), sys.modules["random"]
+    reference = f"{tmp_path / name if absolute else name}"
     try:
-        assert told(f"{name}:right", "--shapes", "N", "--examples", "2") == 0
-        assert told(f"{tmp_path / name}:wrong", "--shapes", "N", "--examples", "2") == 1
+        assert told(f"{reference}:right", "--shapes", "N", "--examples", "2") == 0
+        assert told(f"{reference}:wrong", "--shapes", "N", "--examples", "2") == 1
         assert sys.modules["random"] is random
     finally:
         for module in [m for m in set(sys.modules) - before if "mine" in m or "layer" in m or "random_of" in m]:
