@@ -64,6 +64,25 @@ def test_equal_elements_may_be_sorted_in_any_order():
     assert not jbp.compare_vjp(by(lambda x: jnp.argsort(-x)), x, timing=False, checks=False).ok
 
 
+@pytest.mark.parametrize("equal", [3, 8, 16])
+@pytest.mark.parametrize("last", [False, True], ids=["each once", "one twice"])
+def test_many_equal_elements_may_stand_in_a_random_order_but_each_once(equal: int, last: bool):
+    """What one of them takes twice, another lacks: autodiff's sum over them stays, and no mixture of orders gives it."""
+    x = np.random.default_rng(equal).permutation(np.append(np.full(equal, 1.5, np.float32), numbers(4, 4)))
+    ties = np.random.default_rng(1).permutation(x.size)
+
+    def order(x):
+        at = jnp.lexsort((ties, x))
+        tied = x[at][1:] == x[at][:-1]
+        first = tied & (jnp.cumsum(tied) == 1)
+        return at.at[1:].set(jnp.where(first & last, at[:-1], at[1:]))
+
+    f = jax.custom_vjp(lambda x: jnp.sort(x))
+    f.defvjp(lambda x: (jnp.sort(x), order(x)), lambda at, d: (jnp.zeros_like(d).at[at].add(d),))
+    weights = np.arange(1.0, x.size + 1).astype(np.float32) ** 1.5
+    assert jbp.compare_vjp(lambda x: f(x) @ weights, x, timing=False, checks=False).ok is not last
+
+
 # -- gradients that are 0 because their terms cancel ------------------------------------------------------------------
 
 

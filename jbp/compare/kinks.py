@@ -10,11 +10,13 @@ G(t) for some t.
     G(t)      found by least squares within the box: ‖G(t) − result‖ least
     a jump    a comparison whose sides give other values (a step function) is no kink, and stays as it is
 
-Kinks in `sort` are found among up to `PASSES` equal numbers: neighbours are exchanged, in as many rounds as are equal.
-Floor, round, argmax and equality itself jump: they are met, and have no shares. `while` loops, and branches of `cond`
-inside, stay as they are.
+Equal numbers that are sorted may stand in any order: place i takes in the share F_ij what stands at place j, at most
+`REACH` places away. What leaves a place comes back to it, Σ_j F_ij = Σ_j F_ji ≤ 1, so that the least squares find the
+nearest mixture of orders. Floor, round, argmax and equality itself jump: they are met, and have no shares. `while`
+loops, and branches of `cond` inside, stay as they are.
 """
 
+import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial, reduce
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
-from scipy.optimize import lsq_linear
+from scipy.optimize import nnls
 
 from .arguments import filled, is_float
 from .calls import PLAIN, has_rule, inner_jaxprs, primal_of, scan_inputs
@@ -33,12 +35,21 @@ from .error import FLOOR
 from .program import Program, quickly
 from .replay import aval_of, bind, equations, replay
 
-PASSES = 16  # rounds of exchanges between neighbours of a sorted array
+REACH = 16  # places that an element of a sorted array may be moved by
 ROWS = 16  # choices that are run by one call
 MOST = 512  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
 STEPS = 8  # of least squares: one is enough unless kinks stand behind one another
 JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
+FIRM = 1e4  # what a condition on shares weighs beside the largest derivative by one
 INLINE = ("jit", "pjit", "checkpoint", "remat2", *PLAIN)
+
+
+class Shares(enum.Enum):
+    """What a comparison's shares are: none at a jump, each by itself, or exchanges between places."""
+
+    NONE = enum.auto()
+    FREE = enum.auto()
+    EXCHANGES = enum.auto()
 
 
 class Either(NamedTuple):
@@ -57,25 +68,25 @@ class Choices:
     def __init__(self, dead: frozenset[int], shares: Sequence[Any] | None = None):
         self.dead = dead  # equations that no derivative passes through
         self.margins: list[Any] = []
-        self.shared: list[bool] = []
+        self.kinds: list[Shares] = []
         self._shares = None if shares is None else iter(shares)
 
     @property
     def noting(self) -> bool:
         return self._shares is None
 
-    def note(self, margin: Any, shared: Sequence[bool]) -> None:
+    def note(self, margin: Any, kinds: Sequence[Shares]) -> None:
         self.margins.append(margin)
-        self.shared += shared
+        self.kinds += kinds
 
     def next(self) -> Any:
         assert self._shares is not None
         return next(self._shares)
 
-    def of(self, margin: Any, shared: bool = True) -> Any:
+    def of(self, margin: Any, kind: Shares = Shares.FREE) -> Any:
         """(met, share) of this comparison, or None."""
         if self.noting:
-            self.note(margin, [shared])
+            self.note(margin, [kind])
             return None
         if (pair := self.next()) is None:
             return None
@@ -146,18 +157,18 @@ def _loop(eqn: JaxprEqn, values: list[Any], choices: Choices) -> Sequence[Any]:
     shares = [] if choices.noting else choices.next()
     if shares is None:
         return bind(eqn, values)
-    shared: list[bool] = []
+    kinds: list[Shares] = []
 
     def turn(carry: Any, x: Any) -> Any:
         x, mine = x
         inner = Choices(choices.dead, None if choices.noting else mine)
         outs = list(map(_plain, softened(body, inner)(*consts, *carry, *x)))
-        shared[:] = inner.shared
+        kinds[:] = inner.kinds
         return outs[:n], (outs[n:], inner.margins)
 
     carry, (ys, margins) = jax.lax.scan(turn, carry, (xs, shares), length, reverse)
     if choices.noting:
-        choices.note(margins, shared)
+        choices.note(margins, kinds)
     return [*carry, *ys]
 
 
@@ -168,7 +179,7 @@ def _ruled(eqn: JaxprEqn, values: list[Any], choices: Choices) -> Sequence[Any]:
     inner = Choices(choices.dead, None if choices.noting else shares)
     outs = list(map(_plain, softened(primal_of(eqn), inner)(*values)))
     if choices.noting:
-        choices.note(inner.margins, inner.shared)
+        choices.note(inner.margins, inner.kinds)
         return bind(eqn, values)
     return outs
 
@@ -198,7 +209,7 @@ def _jumps(choices: Choices, eqn: JaxprEqn, *values: Any) -> list[Any]:
         )
     else:
         margin = x - jnp.floor(x) - 0.5 if name == "round" else x - jnp.round(x)
-    choices.of(margin, shared=False)
+    choices.of(margin, Shares.NONE)
     return list(bind(eqn, values))
 
 
@@ -272,35 +283,23 @@ def _sort(choices: Choices, eqn: JaxprEqn, *values: Any) -> list[Any]:
 
 
 def _exchanged(choices: Choices, out: Any) -> Any:
-    """An array that is sorted along its last axis: neighbours that are equal may have changed places."""
-    n, given = out.shape[-1], out
-    for k in range(min(PASSES, n) if n > 1 else 0):
-        start, pairs = k % 2, (n - k % 2) // 2
-        if not pairs:
-            continue
-        a, b = out[..., start : start + 2 * pairs : 2], out[..., start + 1 : start + 2 * pairs : 2]
-        span = _spans(given, max(k, 1))[..., start : start + 2 * pairs : 2]
-        if (pair := choices.of(span)) is None:
-            continue
-        met, share = pair
-        mixed = [share * jnp.where(met, p, 0) + (1 - share) * jnp.where(met, q, 0) for p, q in ((a, b), (b, a))]
-        both = jnp.stack([jnp.where(met, m, p) for m, p in zip(mixed, (a, b), strict=True)], -1)
-        middle = both.reshape(*both.shape[:-2], 2 * pairs)
-        out = jnp.concatenate([out[..., :start], middle, out[..., start + 2 * pairs :]], -1)
-    return out
+    """An array that is sorted along its last axis: places of equal numbers may exchange what stands there."""
+    n = out.shape[-1]
+    if not (steps := _steps(n)).size:
+        return out
+    other = np.arange(n)[:, None] + steps
+    inside = (other >= 0) & (other < n)
+    far = jnp.where(inside, out[..., np.clip(other, 0, n - 1)] - out[..., None], np.ones((), out.dtype))
+    if (pair := choices.of(far, Shares.EXCHANGES)) is None:
+        return out
+    met, share = pair
+    return out + jnp.where(met, share * far, 0).sum(-1)
 
 
-def _spans(ordered: Any, k: int) -> Any:
-    """For each pair of neighbours the least difference between the ends of k + 1 neighbours, they among them.
-
-    It is 0 where more than k equal numbers stand together: so m equal numbers are exchanged in m rounds, no more.
-    """
-    ends = jax.lax.stop_gradient(ordered)
-    spans = jnp.abs(ends[..., k:] - ends[..., :-k])
-    ones = (1,) * (spans.ndim - 1)
-    pads = [(0, 0)] * len(ones) + [(k - 1, k - 1)]
-    far = np.array(np.inf, spans.dtype)
-    return jax.lax.reduce_window(spans, far, jax.lax.min, (*ones, k), (*ones, 1), pads)
+def _steps(n: int) -> np.ndarray:
+    """From a place among n to those that it may exchange with."""
+    reach = min(REACH, n - 1)
+    return np.array([k for k in range(-reach, reach + 1) if k], int)
 
 
 def _top(choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:
@@ -401,7 +400,7 @@ class Kinks:
         self.slopes, self.kind, self.jaxpr = slopes, kind, slopes.program.jaxpr
         self._derivatives: dict[Any, Callable[..., Any]] = {}
         self.dead = frozenset(dead_of(self.jaxpr))
-        self.shared: list[bool] = []
+        self.kinds: list[Shares] = []
 
     @cached_property
     def _margins(self) -> Callable[..., Any]:
@@ -410,7 +409,7 @@ class Kinks:
         def margins(*arrays: Any) -> Any:
             choices = Choices(self.dead)
             outs = softened(self.jaxpr, choices)(*arrays)
-            self.shared = choices.shared
+            self.kinds = choices.kinds
             return choices.margins, outs
 
         program = Program("compare: comparisons", lambda *a: margins(*a)[0], tuple(self.slopes.arrays))
@@ -445,21 +444,26 @@ class Kinks:
             elsewhere = [self._margins(other)[1] for other in others]
             moves = [np.any([o[i] != wide[i] for o in elsewhere], axis=0) for i in range(len(wide))]
         found = [f & m for f, m in zip(found, moves, strict=True)]
-        count = int(sum(f.sum() for f in found))
+        twice = [1 + (kind is Shares.EXCHANGES) for kind in self.kinds]  # an exchange has two places
+        count = sum(int(f.sum()) // n for f, n in zip(found, twice, strict=True))
         if not count:
             return None
-        shared = all(s or not f.any() for s, f in zip(self.shared, found, strict=True))
-        where = [f if f.any() and s else None for s, f in zip(self.shared, found, strict=True)]
+        shared = all(k is not Shares.NONE or not f.any() for k, f in zip(self.kinds, found, strict=True))
+        where = [f if f.any() and k is not Shares.NONE else None for k, f in zip(self.kinds, found, strict=True)]
         return Met(where, count, shared)
 
     def nearest(self, met: Met, arrays: Sequence[Any], result: Sequence[Any], units: Sequence[float]) -> list[Any]:
         """The derivative at these kinks that is nearest to a result in float64; distances in a unit for each leaf.
 
-        Where there are more than `MOST` kinks, those of one comparison have one share.
+        Where there are more than `MOST` kinks, those of one comparison have one share (exchanges: those of one distance).
         """
         run = self._derivative(met)
         flat = [np.flatnonzero(m) for m in met.where if m is not None]
-        of = np.repeat(np.arange(len(flat)), [len(f) for f in flat])  # the comparison that a kink stands in
+        some = [(m, kind is Shares.EXCHANGES) for m, kind in zip(met.where, self.kinds, strict=True) if m is not None]
+        keys = [(i, k % m.shape[-1] if many else 0) for i, (m, many) in enumerate(some) for k in flat[i]]
+        of = np.unique(keys, axis=0, return_inverse=True)[1].ravel()  # those that have one share
+        leaves, comes = _exchanges(some, flat)
+        most = 1 / np.maximum(1, leaves.T @ (1 + leaves.sum(1)))  # a share that all may have at once
         live = np.ones(len(of), bool)  # kinks, not jumps
         target = self._vector(result, units)
 
@@ -500,19 +504,18 @@ class Kinks:
                 best = distance, share, derivative
                 if distance < 1e-3 or not columns.any():
                     break
-                step = _least(columns, off, here)
-                share = np.clip(here + step, 0, 1)[group]
+                one = np.eye(count)[group]
+                share = _least(columns, off, here, leaves @ one, comes @ one)[group]
             return best
 
-        together = math.inf, np.full(len(of), 0.5), list[Any]()
+        together = math.inf, most / 2, list[Any]()
         for start in (0.5, 0.0, 1.0):  # at 0 all equal numbers have been sorted the other way round
             if not together[0] < FLOOR:
-                together = min(together, solved(of, np.full(len(of), start)), key=lambda found: found[0])
+                together = min(together, solved(of, start * most), key=lambda found: found[0])
         if together[0] < FLOOR or len(of) > MOST:
             return together[2]
-        begin = together[1] if math.isfinite(together[0]) else np.full(len(of), 0.5)
-        alone = [solved(np.arange(len(of)), np.clip(s, 0.1, 0.9)) for s in (begin,)]
-        return min([together, *alone], key=lambda found: found[0])[2]
+        begin = np.where(leaves.any(0), most / 2, np.clip(together[1], 0.1, 0.9))
+        return min(together, solved(np.arange(len(of)), begin), key=lambda found: found[0])[2]
 
     def pieces(self, derivatives: Sequence[Any]) -> list[np.ndarray]:
         """A derivative as the leaves of the result."""
@@ -601,12 +604,43 @@ def _where(where: Sequence[Any], flat: Sequence[np.ndarray], live: np.ndarray) -
     return found
 
 
-def _least(columns: np.ndarray, off: np.ndarray, here: np.ndarray) -> np.ndarray:
-    """The step within the box that brings the derivative nearest."""
-    used = columns.any(0)
-    q, r = np.linalg.qr(columns[:, used])
-    step = np.zeros(len(here))
-    low, high = -here[used], 1 - here[used]
+def _exchanges(some: Sequence[tuple[np.ndarray, bool]], flat: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """[places, kinks] twice: which kink's share leaves a place of a sorted array, and which comes to it."""
+    leaves, comes, kink, base = [], [], [], 0
+    begin = np.cumsum([0, *map(len, flat)])
+    for (m, exchanges), at, first in zip(some, flat, begin, strict=False):
+        if exchanges:
+            n, k = m.shape[-2:]
+            leaves.append(base + at // k)
+            comes.append(base + at // k + _steps(n)[at % k])
+            kink.append(first + np.arange(len(at)))
+            base += m.size // k
+    if not kink:
+        return np.zeros((0, begin[-1])), np.zeros((0, begin[-1]))
+    used, place = np.unique(np.concatenate([*leaves, *comes]), return_inverse=True)
+    matrices = np.zeros((2, len(used), begin[-1]))
+    for matrix, rows in zip(matrices, np.split(place.ravel(), 2), strict=True):
+        matrix[rows, np.concatenate(kink)] = 1
+    return matrices[0], matrices[1]
 
-    step[used] = lsq_linear(r, q.T @ off, (low - 1e-12, high + 1e-12), method="bvls", max_iter=10 * len(low) + 100).x
-    return step
+
+def _least(columns: np.ndarray, off: np.ndarray, here: np.ndarray, leaves: np.ndarray, comes: np.ndarray) -> np.ndarray:
+    """The shares that bring the derivative nearest: from 0 to 1, and at each place as much leaves as comes, at most 1."""
+    used = columns.any(0) | leaves.any(0)
+    conditions = np.unique(np.hstack([leaves, comes])[:, np.tile(used, 2)], axis=0)
+    leaves, comes = np.split(conditions, 2, axis=1)
+    free = np.eye(used.sum())[~leaves.any(0)]  # those that stand in no such condition
+    limits, rest = np.vstack([leaves, free]), np.eye(len(leaves) + len(free))
+    firm = FIRM * np.abs(columns).max(initial=1e-300)
+    rows = np.block(
+        [
+            [columns[:, used], np.zeros((len(off), len(rest)))],
+            [firm * (leaves - comes), np.zeros((len(leaves), len(rest)))],
+            [firm * limits, firm * rest],
+        ]
+    )
+    wanted = np.concatenate([off + columns @ here, np.zeros(len(leaves)), np.full(len(rest), firm)])
+    q, r = np.linalg.qr(rows)
+    shares = here.copy()
+    shares[used] = nnls(r, q.T @ wanted)[0][: used.sum()]
+    return np.clip(shares, 0, 1)
