@@ -26,6 +26,7 @@ from .descent import Descent, begin, copied
 from .history import Search
 from .layer import Context, InputError, Theta, check_finite, described
 from .optimizer import check_optimizer, rule_of
+from .outside import check_key
 from .reverse import Cost
 from .state import State, outline_of
 from .stream import Batches, Shuffled, check_no_key
@@ -156,14 +157,8 @@ def _check_settings(optimizer, batch_size, epochs, evaluate, best, patience, con
 
 def _key(key: Any) -> PRNGKeyArray:
     """One random key, new style."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
-        return key
-    if dtype == np.uint32 and jnp.shape(key) == jax.random.key_data(jax.random.key(0)).shape:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    got = repr(key) if isinstance(key, (int, float, str)) else described(key)
-    seed = key if isinstance(key, (int, np.integer)) else 0
-    raise InputError(f"fit: key must be one random key, got {got}. Write jax.random.key({seed}).")
+    check_key("fit: key", key)
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(jnp.asarray(key))
 
 
 def _feedback(cost: Cost, feedback: Any) -> Any:

@@ -433,6 +433,12 @@ def test_nothing_is_zero_in_every_primitive():
     assert pair.dots(Nothing(5, (2, 4))).shape == (3, 5)
 
 
+def test_a_use_without_a_derivative_does_not_count_as_one():
+    kernel = jbp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
+    assert isinstance(jbp.Several((Nothing(3, (2, 4)), kernel)).of((2, 4)), jbp.Outer)
+    assert isinstance(jbp.Several((Nothing(3, (2, 4)), Nothing(3, (2, 4)))).of((2, 4)), Nothing)
+
+
 # -- reductions over positions -----------------------------------------------------------------------------------------
 
 
@@ -456,6 +462,25 @@ def test_positions_that_are_ignored_do_not_count(positions: str, x64: None):
         assert_close(cost(theta, x, y), tokens.sum() / counted.sum())
     assert_close(cost.grad(theta, x, y), jax.grad(cost)(theta, x, y))
     assert_close(cost.measure(theta, x, y, jbp.Gradient())[1], jax.grad(cost)(theta, x, y))
+
+
+@pytest.mark.parametrize(
+    "loss", [jbp.losses.SoftmaxCrossEntropy(ignore=-1, positions="sum"), jbp.losses.HalfSquaredError()]
+)
+def test_weights_weigh_the_positions_of_their_examples(loss: Any, x64: None):
+    """Σ w_n C_n / Σ w_n T_n; a loss that counts nothing itself has all positions."""
+    net = jbp.Network([jbp.Dense(4)], input=(3, 5, 2))
+    theta, x, w = draw(0, spec(net.layout.size)), draw(1, spec(N, 3, 5, 2)), draw(2, spec(N)) ** 2
+    y, counted = draw(3, spec(N, 3, 5, 4)), np.full(N, 15.0)
+    if isinstance(loss, jbp.losses.SoftmaxCrossEntropy):
+        y = draw(3, jax.ShapeDtypeStruct((N, 3, 5), jnp.int32)) - 1
+        counted = np.sum(y != -1, axis=(1, 2)).astype(np.float64)
+    cost = jbp.Cost(net, loss, "positions")
+    expected = lambda theta: (w * loss.value(net(theta, x), y)).sum() / (w * counted).sum()
+    assert_close(cost(theta, x, y, weights=w), expected(theta))
+    assert_close(cost.value_and_grad(theta, x, y, weights=w)[1], jax.grad(expected)(theta))
+    with pytest.raises(jbp.InputError, match="how many positions count"):
+        cost.read(cost.pairs(theta, x, y), jbp.Gradient())
 
 
 # -- readouts of anybody's model ---------------------------------------------------------------------------------------

@@ -470,10 +470,13 @@ def test_the_batch_is_cut_over_the_mesh(kind: str):
 
 # -- wrong calls ------------------------------------------------------------------------------------------------------
 
-KEY = "fit: key must be one random key, got {}. Write jax.random.key({})."
+KEY = "fit: key: expected a random key, got {}. Write jax.random.key({})."
 WRONG = {
     "key=5": (lambda: fit(key=5), KEY.format("5", 5)),
-    "two keys": (lambda: fit(key=jax.random.split(jax.random.key(0))), KEY.format("key<fry>[2]", 0)),
+    "two keys": (
+        lambda: fit(key=jax.random.split(jax.random.key(0))),
+        "fit: key: expected a random key, got key<fry>[2]. Give one of them, as in keys[0].",
+    ),
     "an array as a key": (lambda: fit(key=np.ones(3, np.float32)), KEY.format("float32[3]", 0)),
     "best without evaluate": (
         lambda: fit(best="loss"),

@@ -1,5 +1,6 @@
 """The laws: what holds for every layer, loss and readout of the table in `cases.py`. Float64 decides."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -30,6 +31,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import special
 
 import jbp
+from jbp.compare.calls import inner_jaxprs
 from jbp.layers.function import Function
 from jbp.pair import Stack, Whole
 
@@ -383,6 +385,42 @@ def test_the_kronecker_factors_of_a_kernel_are_second_moments(case: PairCase, x6
     pair, _ = case.draw(0, 5, case.t)
     a, delta = (np.reshape(part, (-1, part.shape[-1])) for part in (pair.a, pair.delta))
     assert_close(pair.factors(), (a.T @ a / len(a), delta.T @ delta / 5))
+
+
+@over([case for case in PAIRS if case.name.startswith(("sum", "whole"))])
+def test_without_kronecker_structure_the_factor_is_the_whole_second_moment(case: PairCase, x64: None):
+    pair, g = case.draw(0, 5, case.t)
+    assert_close(np.kron(*pair.factors()), g.reshape(5, -1).T @ g.reshape(5, -1) / 5)
+
+
+QUESTIONS = {
+    "squared_norms": lambda pair: pair.squared_norms(),
+    "inner": lambda pair: pair.inner(pair),
+    "dots": lambda pair: pair.dots(pair),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize(("t", "i", "o"), [(2, 64, 64), (64, 4, 4)])
+def test_a_kernel_answers_in_the_cheaper_of_two_ways(name: str, t: int, i: int, o: int):
+    """By Gram matrices over few positions of a wide kernel, by each g_n over many of a small one."""
+    pair = jbp.Outer(jnp.ones((4, t, i)), jnp.ones((4, t, o)))
+    grams = 4 if name == "dots" else 1  # of each example with each
+    dots = grams * 4 * 4 * i * o if name == "dots" else 0
+    most = min(4 * grams * 2 * t * t * (i + o), 2 * 4 * 2 * t * i * o + dots)
+    assert 0 < flops_of_products(jax.make_jaxpr(QUESTIONS[name])(pair)) <= most
+
+
+def flops_of_products(jaxpr: Any, turns: int = 1) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        inside = turns * eqn.params["length"] if eqn.primitive.name == "scan" else turns
+        total += sum(flops_of_products(inner, inside) for inner in inner_jaxprs(eqn))
+        if eqn.primitive.name == "dot_general":
+            (over, _), _ = eqn.params["dimension_numbers"]
+            over = math.prod(eqn.invars[0].aval.shape[axis] for axis in over)
+            total += 2 * turns * over * eqn.outvars[0].aval.size
+    return total
 
 
 @over(KERNELS)

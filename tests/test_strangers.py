@@ -67,7 +67,7 @@ def test_equal_elements_may_be_sorted_in_any_order():
 @pytest.mark.parametrize("equal", [3, 8, 16])
 @pytest.mark.parametrize("last", [False, True], ids=["each once", "one twice"])
 def test_many_equal_elements_may_stand_in_a_random_order_but_each_once(equal: int, last: bool):
-    """What one of them takes twice, another lacks: autodiff's sum over them stays, and no mixture of orders gives it."""
+    """What one of them takes twice, another lacks: the sum over them stays, and no mixture of orders gives it."""
     x = np.random.default_rng(equal).permutation(np.append(np.full(equal, 1.5, np.float32), numbers(4, 4)))
     ties = np.random.default_rng(1).permutation(x.size)
 

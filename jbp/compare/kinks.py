@@ -455,7 +455,7 @@ class Kinks:
     def nearest(self, met: Met, arrays: Sequence[Any], result: Sequence[Any], units: Sequence[float]) -> list[Any]:
         """The derivative at these kinks that is nearest to a result in float64; distances in a unit for each leaf.
 
-        Where there are more than `MOST` kinks, those of one comparison have one share (exchanges: those of one distance).
+        Where there are more than `MOST` kinks, those of one comparison have one share (exchanges: of one distance).
         """
         run = self._derivative(met)
         flat = [np.flatnonzero(m) for m in met.where if m is not None]
@@ -624,8 +624,11 @@ def _exchanges(some: Sequence[tuple[np.ndarray, bool]], flat: Sequence[np.ndarra
     return matrices[0], matrices[1]
 
 
-def _least(columns: np.ndarray, off: np.ndarray, here: np.ndarray, leaves: np.ndarray, comes: np.ndarray) -> np.ndarray:
-    """The shares that bring the derivative nearest: from 0 to 1, and at each place as much leaves as comes, at most 1."""
+def _least(columns: np.ndarray, off: np.ndarray, here: np.ndarray, leaves: np.ndarray, comes: np.ndarray) -> Any:
+    """The shares that bring the derivative nearest: from 0 to 1, and at each place as much leaves as comes, at most 1.
+
+    Lawson & Hanson's least squares of numbers that are not negative; the conditions are rows of a large weight.
+    """
     used = columns.any(0) | leaves.any(0)
     conditions = np.unique(np.hstack([leaves, comes])[:, np.tile(used, 2)], axis=0)
     leaves, comes = np.split(conditions, 2, axis=1)

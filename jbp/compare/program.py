@@ -147,15 +147,18 @@ class Program:
     def __call__(self, *arrays: Any) -> Any:
         """The result as the function gives it."""
         program = self.compiled[0]
-        for last in (False, True):
+        run = lambda: jax.block_until_ready(program(*arrays))  # an error may come as late as that
+        try:
             try:
-                return jax.block_until_ready(program(*arrays))  # an error may come as late as that
-            except Exception as error:
-                if last or "RESOURCE_EXHAUSTED" not in str(error):
-                    raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
+                return run()
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
             gc.collect()  # what another run held may not have been given back yet
             time.sleep(GIVEN_BACK)
-        raise AssertionError("unreachable")
+            return run()
+        except Exception as error:
+            raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
 
     def exact(self, *arrays: Any) -> Any:
         """The result in float64, in the same structure, as NumPy arrays."""
