@@ -18,20 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact
 
-
-class InputError(ValueError):
-    """Something from outside does not fit: who, what was expected, what arrived, and one remedy.
-
-    A container that passes the error on puts the child's place in front, so the message begins with the layer's path.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(message)
-        self.message = message
-        self.path: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return (f"layer {'.'.join(self.path)}: " if self.path else "") + self.message
+from .errors import InputError as InputError
+from .errors import described as described
 
 
 @contextmanager
@@ -246,16 +234,6 @@ def two(returned: Any, method: str, what: str) -> tuple[Any, Any]:
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
         raise InputError(f"{method} must return {what}, got {described(returned)}. Return both, in this order.")
     return returned[0], returned[1]
-
-
-def described(x: Any) -> str:
-    """Shapes and dtypes for an error message: `float32[32, 10]`, leaf by leaf for a pytree."""
-    leaves = [
-        f"{jnp.result_type(a)}{list(jnp.shape(a))}" if hasattr(a, "dtype") else repr(a) for a in jax.tree.leaves(x)
-    ]
-    if len(leaves) > 8:
-        leaves = [*leaves[:3], f"… {len(leaves)} leaves"]
-    return leaves[0] if len(leaves) == 1 else f"({', '.join(leaves)})" if leaves else "nothing"
 
 
 @jax.tree_util.register_static

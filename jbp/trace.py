@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from .compare.program import quick
 from .layer import Context, InputError, Layer, Theta, called, wide_dtype
 from .pair import Pair, Stack
+from .programs.program import quick
 from .reader import Reader, readers
 
 

@@ -88,7 +88,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["jbp.programs.clock"], "SECONDS", 0.0)
     inputs = sys.modules["jbp.compare.inputs"]
     few = {"ones": inputs.STYLES["ones"], "normal": _wave}
     monkeypatch.setattr(inputs, "STYLES", few)

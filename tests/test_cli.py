@@ -21,7 +21,7 @@ TINY = ["--widths", "3", "--epochs", "1", "--batch", "479"]  # 3 batches, none s
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch):
     """Nothing here depends on how well programs are compiled, or how long they are timed."""
-    monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["jbp.programs.clock"], "SECONDS", 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -368,7 +368,7 @@ def test_a_report_as_json():
 
 
 def test_a_report_with_timing_has_time_and_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["jbp.programs.clock"], "SECONDS", 0.0)
     report = jbp.compare(GRADIENT, GRADIENT, PARAMS, POINTS, checks=False)
     told = json.loads(report.to_json())
     for side in ("rule", "oracle"):

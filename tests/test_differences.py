@@ -21,7 +21,7 @@ from jbp.compare.differences import (
     slope,
     vjp_probes,
 )
-from jbp.compare.program import Program
+from jbp.programs.program import Program
 
 
 @np.errstate(all="ignore")

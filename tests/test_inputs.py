@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module i
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch):
     """Times are of no interest here, and each size of an axis is compiled anew."""
-    monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["jbp.programs.clock"], "SECONDS", 0.0)
     monkeypatch.setattr(INPUTS, "SIZES", (1, 2, 3))
 
 
@@ -185,7 +185,9 @@ def again(report: jbp.Report, **functions: Callable) -> jbp.Report:
 def found(monkeypatch: pytest.MonkeyPatch) -> Callable:
     """A search that fails, values only: see `_found`."""
     compare_rules, compare = INPUTS.compare_rules, INPUTS.compare
-    monkeypatch.setattr(INPUTS, "compare_rules", lambda *args: compare_rules(*args[:4], False, False, *args[6:]))
+    monkeypatch.setattr(
+        INPUTS, "compare_rules", lambda *args, **hurry: compare_rules(*args[:4], False, False, *args[6:], **hurry)
+    )
     for where, name in ((jbp, "compare_vjp"), (jbp, "compare_jvp")):
         short = partial(getattr(where, name), timing=False, **({"checks": False} if name == "compare_vjp" else {}))
         monkeypatch.setattr(where, name, short)
@@ -394,11 +396,11 @@ def test_examples_that_f_refuses_are_passed_over():
 def test_examples_are_compiled_in_a_hurry_and_what_fails_once_more_as_usual(monkeypatch: pytest.MonkeyPatch):
     compare_rules, hurried = INPUTS.compare_rules, []
 
-    def noted(f: Callable, args: tuple, *others: Any) -> jbp.Report:
-        program = INPUTS.Program("search: f", f, args)
+    def noted(f: Callable, args: tuple, *others: Any, hurry: bool) -> jbp.Report:
+        program = INPUTS.Program("search: f", f, args, hurry)
         hurried.append(program.options)
         np.testing.assert_allclose(program(*args), f(*args), 1e-5)
-        return compare_rules(f, args, *others)
+        return compare_rules(f, args, *others, hurry=hurry)
 
     monkeypatch.setattr(INPUTS, "compare_rules", noted)
     assert jbp.search(softmax, "2", examples=4).ok

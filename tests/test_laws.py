@@ -31,9 +31,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import special
 
 import jbp
-from jbp.compare.calls import inner_jaxprs
 from jbp.layers.function import Function
 from jbp.pair import Stack, Whole
+from jbp.programs.calls import inner_jaxprs
 
 LOW_PRECISION = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
 REPEATS = 16  # draws of params, x and delta

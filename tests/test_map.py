@@ -9,12 +9,11 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    *("layer", "layout", "pair", "reader", "run", "activations", "layers", "losses", "outside", "network", "readouts"),
-    *("in_jax", "compare", "loss_leaves", "checking", "trace", "reverse", "testing", "curvature", "feedback"),
-    *("explain", "flow", "draw", "history", "optimizer", "stream", "descent", "state", "course", "console", "fit"),
-    *("data", "figure", "commands"),
-    "__main__",
-]
+    "errors", "programs", "layer", "layout", "pair", "reader", "run", "activations", "layers", "losses", "outside",
+    "network", "readouts", "in_jax", "compare", "loss_leaves", "checking", "trace", "reverse", "testing", "curvature",
+    "feedback", "explain", "flow", "draw", "history", "optimizer", "stream", "descent", "state", "course", "console",
+    "fit", "data", "figure", "commands", "__main__",
+]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

@@ -64,7 +64,7 @@ def test_a_gradient_through_collectives_is_run_again_in_float64(model: str, axes
     assert jbp.compare(right, right, X, W, timing=False, checks=False).ok
     report = jbp.compare(wrong, right, X, W, timing=False, checks=False)
     assert report.worst.pattern == "off by the factor 1.010"
-    program = sys.modules["jbp.compare.program"].Program("f", f, (X, W))
+    program = sys.modules["jbp.programs.program"].Program("f", f, (X, W))
     with jax.enable_x64(True):
         due = jax.jit(f)(*map(np.float64, (X, W)))
     np.testing.assert_allclose(program.exact(X, W), due, rtol=1e-12)
@@ -165,7 +165,7 @@ def test_cost_compare_keeps_the_batch_cut_over_the_mesh(kind: AxisType):
         x, y = jax.device_put(numbers(2, 64, 6), cut), jax.device_put(labels, cut)
         report = cost.compare(theta, x, y, timing=False)
         assert report.ok, report
-        rule = sys.modules["jbp.compare.program"].Program("the rule", cost.value_and_grad, (theta, x, y))
+        rule = sys.modules["jbp.programs.program"].Program("the rule", cost.value_and_grad, (theta, x, y))
         program = rule.compiled[0]
         assert [s.spec for s in jax.tree.leaves(program.input_shardings)] == [P(), P("d"), P("d")]
         assert "f32[8,16]" in program.as_text()  # a shard's activations

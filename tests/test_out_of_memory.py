@@ -16,7 +16,7 @@ import pytest
 import jbp
 from jbp import losses
 
-PROGRAM = sys.modules["jbp.compare.program"]
+PROGRAM = sys.modules["jbp.programs.program"]
 X = np.cos(np.arange(15.0, dtype=np.float32)).reshape(5, 3)
 Y = np.sin(np.arange(10.0, dtype=np.float32)).reshape(5, 2)
 WEIGHTS = np.array([1, 0, 2, 0.5, 3], np.float32)

@@ -17,7 +17,7 @@ import jbp
 from jbp.compare import Check, Report
 from jbp.compare.page import amount, body, figure, page
 from jbp.compare.picture import elided
-from jbp.compare.program import Measured, Race
+from jbp.programs.clock import Measured, Race
 
 VOID = {"meta", "br", "wbr"}
 

@@ -24,7 +24,7 @@ def sine(factor: float) -> Callable:
 
 @pytest.mark.parametrize("around", [lambda f: f, lambda f: lambda x: 2 * f(x), lambda f: jax.checkpoint(f)])
 def test_a_rule_with_optimize_remat_is_compared_like_any_other(around: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys.modules["jbp.compare.program"], "SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["jbp.programs.clock"], "SECONDS", 0.0)
     report = jbp.compare_vjp(around(sine(1.0)), X)
     assert report.ok, report
     wrong = jbp.compare_vjp(around(sine(1.01)), X)
@@ -62,7 +62,7 @@ def test_what_jax_debug_prints_is_printed_by_the_users_runs_alone(capsys: pytest
 
 
 def test_of_the_options_of_a_compiler_in_a_hurry_those_that_it_knows_are_kept(monkeypatch: pytest.MonkeyPatch):
-    program: Any = sys.modules["jbp.compare.program"]
+    program: Any = sys.modules["jbp.programs.program"]
     assert "xla_backend_optimization_level" in program.quick("cpu")
     assert program.quick("tpu") == {}
     monkeypatch.setattr(program, "QUICK", {"xla_of_tomorrow": 1, "xla_backend_optimization_level": 0})
@@ -74,7 +74,7 @@ def test_of_the_options_of_a_compiler_in_a_hurry_those_that_it_knows_are_kept(mo
 
 
 def test_rule_oracle_and_shadow_in_one_program_give_what_each_gives_by_itself(monkeypatch: pytest.MonkeyPatch):
-    program = sys.modules["jbp.compare.program"]
+    program = sys.modules["jbp.programs.program"]
     f = lambda x: jnp.exp(x) * jax.random.normal(jax.random.key(3), x.shape).sum() / jnp.arange(1, 5, dtype=x.dtype)
     rule, oracle = (program.Program(who, g, (X,)) for who, g in (("rule", f), ("oracle", lambda x: 2 * f(x))))
     together = program.Together.of(rule, oracle)

@@ -16,7 +16,7 @@ import scipy.special
 from jax import lax
 
 from jbp.compare import in_float64
-from jbp.compare.replay import cast, equations, first_nonfinite, recast, single_dtype, wide_dtype, without_rules
+from jbp.programs.replay import cast, equations, first_nonfinite, recast, single_dtype, wide_dtype, without_rules
 
 
 def numbers(seed: int, *shape: int, dtype: Any = np.float32) -> np.ndarray:

@@ -8,6 +8,7 @@
 Read `error` for the verdict, `replay` for the float64 shadow, `judge` for how the three oracles are asked.
 """
 
+from ..programs.replay import in_float64 as in_float64
 from .error import LeafError as LeafError
 from .gradients import compare as compare
 from .gradients import compare_with as compare_with
@@ -19,7 +20,6 @@ from .layers import step_reports as step_reports
 from .parts import VALUE as VALUE
 from .parts import Part as Part
 from .parts import named_parts as named_parts
-from .replay import in_float64 as in_float64
 from .report import Check as Check
 from .report import GradientsDisagree as GradientsDisagree
 from .report import Report as Report

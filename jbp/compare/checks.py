@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import InputError, described
-from .arguments import is_float
+from ..errors import InputError, described
+from ..programs.arguments import is_float
+from ..programs.program import Program, said
 from .derivatives import of_floats
 from .error import errors
 from .identities import EXACT, Identities, distance, equal, mapped, scanned
 from .parts import check_same
-from .program import Program, said
 from .report import Check, Report
 from .saved import saved
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import InputError, described
-from .arguments import filled, is_float
+from ..errors import InputError, described
+from ..programs.arguments import filled, is_float
+from ..programs.program import Program
+from ..programs.sites import Site, Tapped
 from .differences import stream, widened
-from .program import Program
-from .sites import Site, Tapped
 
 Flat = Callable[..., Sequence[Any]]
 

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .arguments import filled, is_float
-from .program import Program, quickly
-from .replay import cast, equations, noise_of, unstopped
+from ..programs.arguments import filled, is_float
+from ..programs.program import Program, quickly
+from ..programs.replay import cast, equations, noise_of, unstopped
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
 NOISES = 4  # points at arguments that differ in their last bits

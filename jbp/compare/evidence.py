@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .arguments import filled, is_float
+from ..programs.arguments import filled, is_float
+from ..programs.program import Program
 from .differences import stream, unit_of, widened
 from .error import EXACT, FLOOR, LeafError, amplified, errors, rms
 from .kinks import Met
 from .parts import VALUE, Part, check_same
-from .program import Program
 
 if TYPE_CHECKING:
     from .judge import Comparison

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import InputError, described
-from .arguments import is_float, not_finite
+from ..errors import InputError, described
+from ..programs.arguments import is_float, not_finite
+from ..programs.program import Program
 from .checks import also_in_float32, of_gradients
 from .differences import Slopes, vjp_probes
 from .judge import Comparison
 from .kinks import Kinks
 from .parts import VALUE, Part, has_value, named_parts
-from .program import Program
 from .report import Report
 
 
@@ -67,16 +67,21 @@ def compare_with(
     pieces: tuple[Callable, Callable] | None = None,
     argnums: int | Sequence[int] | None = None,
     elsewhere: bool = False,
+    hurry: bool = False,
 ) -> Report:
     """`compare`, with how a result falls into parts. `pieces`: how arrays like the first argument are cut and joined.
 
-    `elsewhere`: they are compared at another point of the first argument too.
+    `elsewhere`: they are compared at another point of the first argument too. `hurry`: programs are compiled in less
+    time, and run slower.
 
     `shadow(error)` gives the oracle in float64 by other means where it runs out of memory; `calls(arrays)`
     the reports of what is inside, asked for where rule and oracle disagree.
     """
     name = name or str(getattr(rule, "__name__", "")).removeprefix("<lambda>")
-    programs = Program("compare: the rule", rule, args), Program("compare: the oracle", oracle, args)
+    programs = (
+        Program("compare: the rule", rule, args, hurry),
+        Program("compare: the oracle", oracle, args, hurry),
+    )
     comparison = Comparison("compare", name, *programs, parts)
     given = programs[0].arguments
     comparison.notes += not_finite("The arguments hold", given.names(rule), given.arrays)

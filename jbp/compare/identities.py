@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import InputError
-from .arguments import filled, is_float
-from .calls import LINEAR
+from ..errors import InputError
+from ..programs.arguments import filled, is_float
+from ..programs.calls import LINEAR
+from ..programs.program import Program, said
+from ..programs.replay import BITS, equations
 from .derivatives import Flat, floats_of, in_pieces, of_floats, paired, pulled, pushed
 from .differences import DIRECTIONS, Slope, Slopes, beside, stream, summed, unit_of
 from .error import FAR
-from .program import Program, said
-from .replay import BITS, equations
 from .report import Check
 
 if TYPE_CHECKING:

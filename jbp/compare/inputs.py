@@ -20,17 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import InputError
-from .arguments import Arguments
+from ..errors import InputError
+from ..programs.arguments import Arguments
+from ..programs.program import Program, Together
+from ..programs.sites import sites_of
 from .error import LeafError, errors
-from .gradients import compare
+from .gradients import compare, compare_with
 from .judge import Comparison
 from .parts import VALUE, named_parts
-from .program import Program, Together, hurried
 from .report import Report
 from .reproduction import reproduction
 from .rules import compare_rules
-from .sites import sites_of
 
 SIZES = (1, 2, 3, 4, 8, 17)  # of an axis that a letter stands for: a few small ones, as each shape is compiled anew
 FLOATS = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128")
@@ -186,15 +186,13 @@ def search(
     hypothesis = _hypothesis()
     usual = _usual_args(parse(shapes, dtype))
     kind = "" if oracle is not None else _kind(f, usual)
-    quick, careful = _Asked(f, oracle, kind), _Asked(f, oracle, kind)
+    quick, careful = _Asked(f, oracle, kind, hurry=True), _Asked(f, oracle, kind)
     known: dict[Any, bool] = {}  # examples are drawn again as they shrink, and many draws are alike
     key = lambda args: tuple((a.shape, a.tobytes()) for a in args)
 
     def fails(args: tuple[np.ndarray, ...]) -> bool:
         if key(args) not in known:
-            with hurried():
-                suspected = quick.fails(args)
-            known[key(args)] = suspected and careful.fails(args)
+            known[key(args)] = quick.fails(args) and careful.fails(args)
         return known[key(args)]
 
     settings = hypothesis.settings(
@@ -224,6 +222,7 @@ class _Asked:
     f: Callable[..., Any]
     oracle: Callable[..., Any] | None
     kind: str
+    hurry: bool = False
     programs: dict[Any, Any] = field(default_factory=dict)
     tried: int = 0
     refused: str = ""
@@ -231,9 +230,13 @@ class _Asked:
     def report(self, args: tuple, timing: bool = False, checks: bool = False) -> Report:
         """Of the gradients, or if only the value is wrong, of the value; with code that makes it again."""
         if self.oracle is not None:
-            report = compare(self.f, self.oracle, *args, timing=timing, checks=checks)
+            if self.hurry:
+                report = compare_with(self.f, self.oracle, args, named_parts, False, checks=False, hurry=True)
+            else:
+                report = compare(self.f, self.oracle, *args, timing=timing, checks=checks)
         else:
-            report = compare_rules(self.f, args, None, self.kind, timing, checks and self.kind == "vjp", self.programs)
+            told = checks and self.kind == "vjp"
+            report = compare_rules(self.f, args, None, self.kind, timing, told, self.programs, hurry=self.hurry)
             if not _wrong(report) and (value := self.value(args)) is not None:
                 return replace(value, reproduce=reproduction(self.f, None, args, VALUE))
         return replace(report, reproduce=reproduction(self.f, self.oracle, args, self.kind))
@@ -243,7 +246,8 @@ class _Asked:
         key = VALUE, *((np.shape(a), a.dtype) for a in args)
         if key not in self.programs:
             whose = zip(("f, differentiated,", "f"), both_values(self.f), strict=True)
-            self.programs[key] = Together.of(*(Program(f"search: {who}", values, args) for who, values in whose))
+            both = [Program(f"search: {who}", values, args, self.hurry) for who, values in whose]
+            self.programs[key] = Together.of(*both)
         together, given = self.programs[key], Arguments.of(args).arrays
         if not any(map(_leaf_wrong, errors(*map(named_parts, together(*given))))):
             return None

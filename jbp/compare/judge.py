@@ -19,13 +19,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .arguments import filled, is_float
+from ..programs.arguments import filled, is_float
+from ..programs.clock import race
+from ..programs.program import Program, Together
 from .differences import Numerical, Slopes, Third, stream, widened
 from .error import LeafError, pooled
 from .evidence import Point, around, like, movable, point_at
 from .kinks import Kinks
 from .parts import Part
-from .program import Program, Together, in_a_hurry, race
 from .report import Check, Report
 from .why import explained, hidden, noisy, suspected
 
@@ -127,7 +128,7 @@ class Comparison:
         if not all(leaf.ok for leaf in (*leaves, total)):
             leaves, total, notes = explained(self, leaves, total)
         else:
-            notes = [*suspected(self, leaves), *_imprecise(leaves)] if not in_a_hurry() else []
+            notes = [*suspected(self, leaves), *_imprecise(leaves)] if not self.rule.hurry else []
         more: dict[str, Any] = {}
         leaves = [self._placed(leaf, i) for i, leaf in enumerate(leaves)]
         if timing:

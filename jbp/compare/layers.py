@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import Context, InputError, described, wide_dtype
+from ..programs.arguments import Arguments
+from ..programs.program import Program
 from ..reader import bound, read_gradient, readers
 from ..run import turned
-from .arguments import Arguments
 from .judge import Comparison
 from .parts import Part, named_parts
-from .program import Program
 from .report import Report
 
 

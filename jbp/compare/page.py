@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
-from ..layer import InputError
+from ..errors import InputError
+from ..programs.clock import Measured
 from .error import LeafError
-from .program import Measured
 from .report import RULE, Report, short, state
 from .verdict import Verdict
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import InputError
+from ..errors import InputError
 
 VALUE = "value"  # the name of the cost's value in a result (value, gradients)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..programs.clock import Measured, Race
 from .error import EXACT, FLOOR, K, LeafError
 from .parts import VALUE
-from .program import Measured, Race
 from .verdict import Verdict
 
 

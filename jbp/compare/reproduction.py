@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .calls import RULES
+from ..programs.calls import RULES
 from .parts import VALUE
 
 SHOWN = 256  # elements of an array, up to which it is printed number by number

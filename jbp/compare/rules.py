@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from ..layer import InputError, described
-from .arguments import is_float, not_finite
-from .calls import RULES, VMAP, count_of_constants, has_rule
+from ..errors import InputError, described
+from ..programs.arguments import is_float, not_finite
+from ..programs.calls import RULES, VMAP, count_of_constants, has_rule
+from ..programs.program import Program
+from ..programs.replay import aval_of, equations, opened, without_rules
+from ..programs.sites import Site, Tapped, hidden, on_meshes, sites_of
 from .checks import also_in_float32, of_rule
 from .derivatives import (
     Flat,
@@ -30,10 +33,7 @@ from .identities import Identities
 from .judge import Comparison
 from .kinks import Kinks
 from .parts import Part, place
-from .program import Program
-from .replay import aval_of, equations, opened, without_rules
 from .report import Report
-from .sites import Site, Tapped, hidden, on_meshes, sites_of
 
 DIFFERENCES = 512  # elements, up to which the oracle may be central differences
 FORWARD_MODE = "autodiff in forward mode of "
@@ -86,12 +86,16 @@ def compare_rules(
     checks: bool,
     programs: dict[str, Program] | None = None,
     argnums: int | Sequence[int] | None = None,
+    hurry: bool = False,
 ) -> Report:
-    """`compare_vjp` or `compare_jvp`, by `kind`. `programs` keeps what was compiled, for another call."""
+    """`compare_vjp` or `compare_jvp`, by `kind`. `programs` keeps what was compiled, for another call.
+
+    `hurry`: programs are compiled in less time, and run slower.
+    """
     who = f"compare_{kind}"
     if not callable(f):
         raise InputError(f"{who}: expected a function, got {f!r}. As in {who}(f, x).")
-    program = Program(f"{who}: f", f, args)
+    program = Program(f"{who}: f", f, args, hurry)
     sites, sharded = sites_of(program.jaxpr, kind), on_meshes(program.jaxpr, kind)
     if not sites and not sharded:
         raise InputError(_nothing_found(who, kind, f, program.jaxpr))
@@ -116,7 +120,7 @@ def compare_rules(
         who, seed, outs if kind == "vjp" else arrays, args if kind == "jvp" else program.out, kind, not alone
     )
     name = sites[0].name if alone else str(getattr(f, "__name__", type(f).__name__))
-    task = _Task(who, kind, timing, checks, {} if programs is None else programs)
+    task = _Task(who, kind, timing, checks, hurry, {} if programs is None else programs)
     again = lambda wider: compare_rules(f, wider, seed, kind, False, True, argnums=argnums)
     of_arguments, of_outputs = _argument_names(f, program), _output_names(program.out)
     names, given = (of_arguments, of_outputs) if kind == "vjp" else (of_outputs, of_arguments)
@@ -166,12 +170,13 @@ class _Task:
     kind: str
     timing: bool
     checks: bool
+    hurry: bool
     programs: dict[str, Program] = field(default_factory=dict)
     seen: dict[int, Program] = field(default_factory=dict)  # by id: looked at besides values, and timed
 
     def program(self, role: str, name: str, function: Flat, args: Any) -> Program:
         """The program, or the one that has been traced alike in the same role: of another call, by another name."""
-        program = Program(f"{self.who}: {role}{name}", function, args)
+        program = Program(f"{self.who}: {role}{name}", function, args, self.hurry)
         if program.jaxpr.consts:
             return program
         return self.programs.setdefault(f"{role}{program.jaxpr}", program)

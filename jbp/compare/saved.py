@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-from .program import said
-from .replay import aval_of
+from ..programs.program import said
+from ..programs.replay import aval_of
 from .report import Check
 
 

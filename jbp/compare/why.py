@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..programs.replay import equations, first_nonfinite
 from .differences import Probe, beside, last_bits
 from .error import EXACT, FAR, FLOOR, LeafError, rms
 from .evidence import Point
 from .parts import VALUE
 from .patterns import pattern_of
-from .replay import equations, first_nonfinite
 
 if TYPE_CHECKING:
     from .judge import Comparison

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import InputError
+from ..errors import InputError
 
 
 @dataclass(frozen=True)

@@ -2,52 +2,25 @@
 
 import gc
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from ..layer import InputError
+from ..errors import InputError
 from .arguments import Arguments
 from .calls import inner_jaxprs
+from .clock import Measured
 from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, quiet, recast, single_dtype, wide_dtype
 
-SECONDS = 0.5  # spent on timing
 GIVEN_BACK = 0.2  # seconds in which a run that has ended gives back its memory
 SMALL = 2**18  # elements of all arguments, up to which compiling takes longer than running
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-_hurried: ContextVar[bool] = ContextVar("hurried", default=False)
-
-
-class Measured(NamedTuple):
-    """Median time of a call, temporary memory of the compiled program, time to trace and compile it, its FLOPs."""
-
-    seconds: float
-    temp_bytes: int
-    compile_seconds: float
-    flops: float | None = None
-
-
-@contextmanager
-def hurried() -> Iterator[None]:
-    """Programs made in here are compiled in a quarter of the time, and run slower: for what is run a few times."""
-    token = _hurried.set(True)
-    try:
-        yield
-    finally:
-        _hurried.reset(token)
-
-
-def in_a_hurry() -> bool:
-    return _hurried.get()
 
 
 @cache
@@ -84,13 +57,14 @@ class Program:
     """`function(*args)` as a program of the arrays in `args`.
 
     Raises `InputError` where it can't be traced, or does something besides returning arrays. `who` is for messages.
+    `hurry`: it is compiled in a quarter of the time, and runs slower, for what is run a few times.
     """
 
-    def __init__(self, who: str, function: Callable[..., Any], args: Any):
-        self.who, self.notes = who, list[str]()
+    def __init__(self, who: str, function: Callable[..., Any], args: Any, hurry: bool = False):
+        self.who, self.hurry, self.notes = who, hurry, list[str]()
         self.instead: Callable[..., Any] | None = None  # the result in float64 by other means, if memory runs out
         self.derived: dict[Any, Any] = {}  # other programs made of this one, compiled once
-        self.options = quick(jax.default_backend()) if in_a_hurry() else None
+        self.options = quick(jax.default_backend()) if hurry else None
         self.arguments = arguments = Arguments.of(args)
         if any(
             isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer) and a.is_deleted() for a in arguments.arrays
@@ -283,28 +257,3 @@ def _first_line(error: Exception) -> str:
     if lines and lines[0].endswith(":"):
         lines[:2] = [" ".join(lines[:2])]
     return re.sub(r"function <lambda> at \S*program\.py:\d+ traced for jit", "it", lines[0]) if lines else "no message"
-
-
-class Race(NamedTuple):
-    """Ratio of the medians of two programs' times, the quartiles of the ratios pair by pair, and how many pairs."""
-
-    ratio: float
-    low: float
-    high: float
-    pairs: int
-
-
-def race(
-    first: Callable[[], Any], second: Callable[[], Any], seconds: float | None = None
-) -> tuple[float, float, Race]:
-    """(median time of the first, of the second, their ratio), alternating, for about so many seconds."""
-    times: tuple[list[float], list[float]] = ([], [])
-    until = time.perf_counter() + (SECONDS if seconds is None else seconds)
-    while time.perf_counter() < until or len(times[0]) < 2:
-        for run, spent in zip((first, second), times, strict=True):
-            started = time.perf_counter()
-            jax.block_until_ready(run())
-            spent.append(time.perf_counter() - started)
-    a, b = map(statistics.median, times)
-    ratios = np.quantile(np.divide(*map(np.asarray, times)), (0.25, 0.75))
-    return a, b, Race(a / b, float(ratios[0]), float(ratios[1]), len(times[0]))

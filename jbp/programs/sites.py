@@ -21,7 +21,13 @@ from .replay import aval_of, bind, equations, replay
 
 INLINE = ("jit", "pjit", *PLAIN, "checkpoint", "remat2", "compute_on", "xla_metadata_call")
 PASSED = ("cond", "scan")
-LIBRARIES = ("/jax/_src/", *(f"-packages/{name}/" for name in ("jax", "equinox", "flax")), "/jbp/compare/", "<string>")
+LIBRARIES = (
+    "/jax/_src/",
+    *(f"-packages/{name}/" for name in ("jax", "equinox", "flax")),
+    "/jbp/compare/",
+    "/jbp/programs/",
+    "<string>",
+)
 
 Path = tuple[int, ...]  # of an equation: its place in the jaxpr, which inner jaxpr of it, the place in there, …
 
