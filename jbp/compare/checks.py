@@ -6,7 +6,7 @@ A check that can't be tried (a rule that is not differentiable twice, say) tells
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,17 @@ import numpy as np
 from ..errors import InputError, described
 from ..programs.arguments import is_float
 from ..programs.program import Program, said
+from .comparison import Comparison
 from .derivatives import of_floats
 from .error import errors
+from .evidence import Evidence
 from .identities import EXACT, Identities, distance, equal, mapped, scanned
 from .parts import check_same
 from .report import Check, Report
 from .saved import saved
 
-if TYPE_CHECKING:
-    from .judge import Comparison
 
-
-def of_gradients(comparison: "Comparison", rule: Callable[..., Any]) -> tuple[Check, ...]:
+def of_gradients(comparison: Comparison, rule: Callable[..., Any], given: Evidence) -> tuple[Check, ...]:
     """Of any function that returns gradients."""
     arguments = comparison.rule.arguments
     arrays = arguments.arrays
@@ -37,25 +36,24 @@ def of_gradients(comparison: "Comparison", rule: Callable[..., Any]) -> tuple[Ch
     return (
         *_types(comparison),
         _determinism(comparison, lambda: Program("rule", rule, arguments.filled(arrays))),
-        _without_jit(comparison, lambda: rule(*arguments.filled(arrays))),
+        _without_jit(comparison, given, lambda: rule(*arguments.filled(arrays))),
         *equal(
-            comparison,
             {"vmap": lambda a: mapped(jax.vmap, plain, a), "scan": lambda a: mapped(scanned, plain, a)},
             arrays,
         ),
     )
 
 
-def of_rule(identities: Identities, comparison: "Comparison") -> tuple[Check, ...]:
+def of_rule(identities: Identities, comparison: Comparison, given: Evidence) -> tuple[Check, ...]:
     """Of a flat function with custom rules, at one set of arguments."""
     args = tuple(identities.args)
     plain = identities.derivative
     turns = len(comparison.arrays) and np.shape(comparison.arrays[0]) != np.shape(args[0])
     told = [] if turns else [
         _determinism(comparison, lambda: Program("rule", lambda *a: plain(a), args)),
-        _without_jit(comparison, lambda: plain(args)),
+        _without_jit(comparison, given, lambda: plain(args)),
     ]  # fmt: skip
-    found = [*_types(comparison), *told, *identities.checks(comparison)]
+    found = [*_types(comparison), *told, *identities.checks()]
     if identities.kind == "vjp":
         arrays, floats = identities.arrays, identities.floats
         ruled, bare = (of_floats(f, floats, arrays) for f in (identities.ruled, identities.bare))
@@ -79,7 +77,7 @@ def also_in_float32(report: Report, args: tuple, again: Callable[[tuple], Report
     return replace(report, checks=(*report.checks, check))
 
 
-def _types(comparison: "Comparison") -> Iterator[Check]:
+def _types(comparison: Comparison) -> Iterator[Check]:
     rule, oracle = (jax.tree.leaves(program.out) for program in (comparison.rule, comparison.oracle))
     how = {True: "weakly", False: "strongly"}
     different = [
@@ -105,7 +103,7 @@ def _float0(ruled: Callable, arrays: Sequence[Any]) -> Iterator[Check]:
         yield Check("integer arguments", False, f"{said(error)}")
 
 
-def _determinism(comparison: "Comparison", again: Callable[[], Program]) -> Check:
+def _determinism(comparison: Comparison, again: Callable[[], Program]) -> Check:
     """Two runs must be equal bit by bit, and a second trace the same function."""
     arrays = comparison.arrays
     if not _repeats(comparison.rule, arrays):
@@ -130,14 +128,13 @@ def _small(arrays: Sequence[Any]) -> bool:
     return sum(np.size(a) for a in arrays) <= 1 << 16
 
 
-def _without_jit(comparison: "Comparison", run: Callable[[], Any]) -> Check:
+def _without_jit(comparison: Comparison, given: Evidence, run: Callable[[], Any]) -> Check:
     """Run op by op, the rule must be as near to the shadow as it must be when it is compiled."""
-    point = comparison.points[0]
-    plain = point.plain
+    plain = given.plain
     try:
         got = comparison.parts(run())
         check_same(comparison.who, got, plain)
-        got, compiled, plain, exact = map(point.finite, (got, point.got, plain, point.exact))
+        got, compiled, plain, exact = map(given.finite, (got, given.got, plain, given.exact))
         before, eager = errors(compiled, plain, exact), errors(got, plain, exact)
     except Exception as error:  # whatever a stranger's rule raises is the answer
         return Check("without jit", None, f"can't be tried: {said(error)}")

@@ -11,7 +11,7 @@ from ..errors import InputError, described
 from ..programs.arguments import filled, is_float
 from ..programs.program import Program
 from ..programs.sites import Site, Tapped
-from .differences import stream, widened
+from .points import stream, widened
 
 Flat = Callable[..., Sequence[Any]]
 

@@ -19,47 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..programs.arguments import filled, is_float
+from ..programs.arguments import filled
 from ..programs.program import Program, quickly
 from ..programs.replay import cast, equations, noise_of, unstopped
+from .points import stream, unit_of
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
-NOISES = 4  # points at arguments that differ in their last bits
 DIRECTIONS = 3  # random ones, that are asked about a leaf as a whole
-
-
-def stream(name: str) -> np.random.Generator:
-    """Random numbers that are the same each time, and nobody else's: a user's data may well be `default_rng(0)`'s."""
-    return np.random.default_rng(list(f"jbp {name}".encode()))
-
-
-def widened(a: Any) -> Any:
-    """An array of floats in float64 (complex128); another as it is."""
-    return np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) if is_float(a) else a
-
-
-def last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
-    """The arguments in float64, moved by up to a unit in the last place, of a dtype with this ε.
-
-    Equal numbers are moved alike, so that what is at a kink because they are equal stays there.
-    """
-    salt = np.uint64(stream(name).integers(1 << 62))
-
-    return [wide * (1 + epsilon * _by_value(wide, salt)) if is_float(wide) else wide for wide in map(widened, arrays)]
-
-
-@np.errstate(over="ignore")  # the products wrap around
-def _by_value(a: Any, salt: np.uint64) -> Any:
-    """Numbers between −1 and 1, none of them near 0, that only depend on |a|."""
-    bits = np.abs(np.asarray(a)).astype(np.float64).view(np.uint64) ^ salt
-    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):  # splitmix64
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(factor)
-    return np.where(bits & np.uint64(1), 1.0, -1.0) * (0.5 + (bits >> np.uint64(12)) * 2.0**-53)
-
-
-def beside(arrays: Sequence[Any]) -> list[list[Any]]:
-    """Arguments a few last bits of float64 away, all on one side: what differs between them is rounding, or noise."""
-    return [last_bits(arrays, 4 * i * float(np.finfo(np.float64).eps), "noise") for i in range(1, NOISES + 1)]
 
 
 class Slope(NamedTuple):
@@ -202,13 +168,6 @@ class Slopes:
             else:
                 slopes.append(slope(v[0], v[1 : n + 1], v[n + 1 :], self.epsilon))
         return slopes
-
-
-@np.errstate(invalid="ignore")  # an argument may be infinite
-def unit_of(a: Any) -> np.ndarray:
-    size = np.abs(widened(a))
-    units = np.where(size > 0, size, 0.1 * np.sqrt(np.mean(size**2)) if size.any() else 1.0)
-    return np.asarray(units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units)
 
 
 class Numerical:

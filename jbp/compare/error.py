@@ -7,9 +7,9 @@ right if its own is no worse than `K` times that. So no tolerance is picked by h
     max|rule − shadow| ≤ max(K_LARGEST · max|oracle − shadow|, FLOOR · ε · max|shadow|).
 
 The first is the test; the second is for a single wrong element in a leaf of a million, which a root mean square hides.
-For float64 there is nothing wider to measure by. There a rule must equal the oracle to `EXACT` of the leaf's scale, or
-if that fails, to `K` times the error that the oracle itself must have: what it has in float32, as much smaller as the
-last place is.
+For float64 there is nothing wider to measure by: there a rule must equal the oracle to `EXACT` of the leaf's scale.
+Where that fails, one more question is asked: how far does the shadow itself move when the last bits of the arguments
+do? What is no more than `FAR` times as much is rounding (see `points.movement`).
 """
 
 import math
@@ -54,7 +54,6 @@ class LeafError:
     dtype: str = ""
     at: tuple[int, ...] = ()  # the index of the element that is furthest off
     pattern: str = ""  # what the error looks like, where that has a name
-    amplified: float = 0.0  # the oracle's own error in float64, where that is guessed from the one it has in float32
     noise: tuple[float, float] = (0.0, 0.0)  # what a last bit of float64 makes of the shadow: rms, largest
     wrong: int = 0  # elements that are wrong by themselves: small beside the rest, or refuted by differences
     undecided: int = 0  # elements where no finite derivative is known: left out of the rest
@@ -78,7 +77,7 @@ class LeafError:
         if not math.isfinite(scale):
             return math.nan
         if self.epsilon < EXACT:
-            return factor * max(EXACT * scale / K, self.amplified)
+            return max(EXACT * scale * factor / K, FAR * noise)
         return max(factor * oracle_error, FLOOR * self.epsilon * scale, FAR * noise)
 
     @property
@@ -286,9 +285,3 @@ def pooled(points: Iterable[LeafError]) -> LeafError:
     peak = max(e.peak for e in points)
     return replace(first, scale=rms("scale"), error=rms("error"), oracle_error=rms("oracle_error"),
                    oracle_largest=oracle_largest, peak=peak)  # fmt: skip
-
-
-def amplified(leaf: LeafError, single: float) -> LeafError:
-    """A leaf in float64 with the error that the oracle must have there; in float32 it has the error `single`."""
-    finer = leaf.epsilon / float(np.finfo(np.float32).eps)
-    return replace(leaf, amplified=4 * single * finer if leaf.epsilon < EXACT and math.isfinite(single) else 0.0)

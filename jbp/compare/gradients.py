@@ -11,9 +11,9 @@ from ..errors import InputError, described
 from ..programs.arguments import is_float, not_finite
 from ..programs.program import Program
 from .checks import also_in_float32, of_gradients
-from .differences import Slopes, vjp_probes
-from .judge import Comparison
-from .kinks import Kinks
+from .comparison import Behind, Comparison
+from .differences import Slopes
+from .judge import judged
 from .parts import VALUE, Part, has_value, named_parts
 from .report import Report
 
@@ -78,30 +78,26 @@ def compare_with(
     the reports of what is inside, asked for where rule and oracle disagree.
     """
     name = name or str(getattr(rule, "__name__", "")).removeprefix("<lambda>")
-    programs = (
-        Program("compare: the rule", rule, args, hurry),
-        Program("compare: the oracle", oracle, args, hurry),
-    )
-    comparison = Comparison("compare", name, *programs, parts)
+    programs = Program("compare: the rule", rule, args, hurry), Program("compare: the oracle", oracle, args, hurry)
+    programs[1].instead = shadow
     given = programs[0].arguments
-    comparison.notes += not_finite("The arguments hold", given.names(rule), given.arrays)
-    comparison.elsewhere = elsewhere
-    moving = [0] if pieces is not None else _moving(comparison, args, argnums)
-    f = function or _function_behind(oracle, args, has_value(comparison.oracle.out))
-    if moving is not None:
-        comparison.moving = moving
-        if f is not None:
-            comparison.slopes = slopes = _slopes(f, args, comparison.arrays, moving, pieces)
-            comparison.third, comparison.kinks = partial(vjp_probes, slopes), Kinks(slopes)
-    if shadow is not None:
-        programs[1].instead = shadow
-    return comparison.report(timing, partial(of_gradients, comparison, rule) if checks else None, calls)
+    moving = [0] if pieces is not None else _moving(programs, args, parts, argnums)
+    f = function or _function_behind(oracle, args, has_value(programs[1].out))
+    behind = None
+    if moving is not None and f is not None:
+        behind = Behind(_slopes(f, args, given.arrays, moving, pieces))
+    comparison = Comparison(
+        "compare", name, *programs, parts, given.arrays, behind, moving=moving, elsewhere=elsewhere, timing=timing,
+        notes=tuple(not_finite("The arguments hold", given.names(rule), given.arrays)),
+    )  # fmt: skip
+    return judged(comparison, partial(of_gradients, comparison, rule) if checks else None, calls)
 
 
-def _moving(comparison: Comparison, args: tuple, argnums: Any) -> list[int] | None:
+def _moving(programs: Sequence[Program], args: tuple, parts: Callable, argnums: Any) -> list[int] | None:
     """The arrays, by place, that gradients are of: as said, or the first with as many of these shapes; None if none."""
-    arrays, given = comparison.arrays, comparison.rule.arguments
-    gradients = [jnp.shape(part.array) for part in comparison.parts(comparison.oracle.out) if part.name != VALUE]
+    given = programs[0].arguments
+    arrays = given.arrays
+    gradients = [jnp.shape(part.array) for part in parts(programs[1].out) if part.name != VALUE]
     for numbers in [argnums] if argnums is not None else [range(k + 1) for k in range(len(args))]:
         moving = [i for i in given.places_of(numbers) if is_float(arrays[i])]
         if [jnp.shape(arrays[i]) for i in moving] == gradients:

@@ -24,9 +24,10 @@ from ..errors import InputError
 from ..programs.arguments import Arguments
 from ..programs.program import Program, Together
 from ..programs.sites import sites_of
+from .comparison import Comparison
 from .error import LeafError, errors
 from .gradients import compare, compare_with
-from .judge import Comparison
+from .judge import judged
 from .parts import VALUE, named_parts
 from .report import Report
 from .reproduction import reproduction
@@ -251,10 +252,9 @@ class _Asked:
         together, given = self.programs[key], Arguments.of(args).arrays
         if not any(map(_leaf_wrong, errors(*map(named_parts, together(*given))))):
             return None
-        comparison = Comparison("search", getattr(self.f, "__name__", ""), together.rule, together.oracle, named_parts)
-        comparison.arrays = given
-        comparison.notes.append("The value of f, as the rule's forward pass has it, against the primal's.")
-        report = comparison.report(timing=False)
+        note = "The value of f, as the rule's forward pass has it, against the primal's."
+        name, pair = getattr(self.f, "__name__", ""), (together.rule, together.oracle)
+        report = judged(Comparison("search", name, *pair, named_parts, given, notes=(note,)))
         return report if _wrong(report) else None
 
     def fails(self, args: tuple) -> bool:

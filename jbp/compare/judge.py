@@ -1,4 +1,4 @@
-"""One rule against one oracle: run both, measure both by the float64 shadow, and where they differ, find out why.
+"""One rule against one oracle: the evidence at each point that decides, the leaves' errors, and if any is wrong, why.
 
 What decides is the point that was given, and beside it two things:
 
@@ -7,167 +7,150 @@ What decides is the point that was given, and beside it two things:
 
 Only arguments for which the rule returns a derivative are moved (`argnums` says otherwise). Rounding is a matter of
 luck in a leaf of few elements: autodiff may happen to hit one of them to the last bit. So a rule that fails is tried
-again at `NEARBY` points, and passes if the errors of all, pooled, are small enough. Bad luck does not last. No such
+again at points nearby, and passes if the errors of all, pooled, are small enough. Bad luck does not last. No such
 point makes it wrong.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from ..programs.arguments import filled, is_float
+from ..programs.arguments import is_float
 from ..programs.clock import race
-from ..programs.program import Program, Together
-from .differences import Numerical, Slopes, Third, stream, widened
+from ..programs.program import Program
+from .comparison import Comparison
 from .error import LeafError, pooled
-from .evidence import Point, around, like, movable, point_at
-from .kinks import Kinks
-from .parts import Part
+from .evidence import Evidence, at_kinks, evidence_at, worst
+from .parts import VALUE, Part
+from .points import NEAR, around, nearby
 from .report import Check, Report
-from .why import explained, hidden, noisy, suspected
+from .why import explained, hidden, suspected
 
-NEARBY = 16  # points close by, where luck is told from error
 BESIDE = 8  # points beside a kink
-NEAR = 2.0**-6  # how far they are, in units of each element's size
 OFF = 2.0**-3  # how far the other θ is
 IMPRECISE = 0.01  # of a leaf's scale
 
 
-@dataclass
-class Comparison:
-    """What is compared: two programs of the same arrays, and how their results fall into parts.
-
-    `third` may be asked about gradients' leaves, counted without the value. `moving`: the arguments, by place, that the
-    derivatives are of, all floats if that is not known; `given`: those that may be moved, where the user says so.
-    `elsewhere`: another point of the first argument decides too.
+def judged(
+    comparison: Comparison,
+    checks: Callable[[Evidence], tuple[Check, ...]] | None = None,
+    calls: Callable[[Sequence[Any]], tuple[Report, ...]] | None = None,
+    always: bool = False,
+) -> Report:
+    """The whole of it. `checks(evidence)`: what is looked at besides values, at the given point; `calls(arrays)`:
+    reports of what is inside, asked for where values differ, or `always`.
     """
+    points, lucky = _gathered(comparison)
+    *leaves, total = _pooled(points, lucky)
+    if (smooth := next((point for point in points if point.met is None), None)) is not None:
+        leaves = hidden(comparison, smooth, leaves)
+    right = all(leaf.ok for leaf in (*leaves, total))
+    if not right:
+        leaves, total, notes = explained(comparison, points, leaves, total)
+    else:
+        notes = [] if comparison.rule.hurry else [*suspected(comparison, points[0], leaves), *_imprecise(leaves)]
+    leaves = [_placed(leaf, worst(points, [leaf], i) is not points[0]) for i, leaf in enumerate(leaves)]
+    more = _timed(comparison) if comparison.timing else {}
+    if calls is not None and (always or not all(leaf.ok for leaf in (*leaves, total))):
+        try:
+            more["calls"] = calls(worst(points, leaves).arrays)
+        except Exception as error:  # the rule is wrong, so what it does inside may be anything
+            notes.append(f"What is inside was not looked into: {type(error).__name__}: {error}")
+    if checks is not None:
+        more["checks"] = checks(points[0])
+    programs = (*comparison.notes, *comparison.rule.notes, *comparison.oracle.notes)
+    notes = [*programs, *_spoiled(leaves), *_of_points(points), *notes]
+    return Report(
+        tuple(leaves), total, points=len(points) + len(lucky), name=comparison.name, where=comparison.where,
+        notes=tuple(dict.fromkeys(notes)), maps=tuple(map(_map, points[0].got, points[0].exact)), **more,
+    )  # fmt: skip
 
-    who: str
-    name: str
-    rule: Program
-    oracle: Program | Numerical
-    parts: Callable[[Any], list[Part]]
-    third: Third | None = None
-    slopes: Slopes | None = None  # of the scalar that the gradients are of, if it is known
-    where: str = ""
-    notes: list[str] = field(default_factory=list)
-    kinks: Kinks | None = None
-    moving: Sequence[int] | None = None
-    given: Sequence[int] | None = None
-    tangents: bool = False  # the derivatives are of the outputs, along tangents that stand last
-    elsewhere: bool = False
-    arrays: list[Any] = field(default_factory=list)  # the rule's own arguments, unless given others of their shapes
-    points: list[Point] = field(default_factory=list)  # that decide, the first the given one
-    tried: int = 0  # others, for luck
-    together: Together | None = None  # all that a point needs, in one program
 
-    def __post_init__(self) -> None:
-        self.arrays = self.rule.arguments.arrays
-        if self.moving is None:
-            self.moving = [i for i, a in enumerate(self.arrays) if is_float(a)]
+# -- points -----------------------------------------------------------------------------------------------------------
 
-    def errors(self, arrays: Sequence[Any]) -> list[LeafError]:
-        """At one point: leaf by leaf, and the total."""
-        return point_at(self, arrays).leaves
 
-    def look(self) -> list[LeafError]:
-        """The leaves and their total, of all points that decide; with them, the noise of what is to be measured by."""
-        arrays = self.arrays
-        given = point_at(self, arrays)
-        self.points = [given]
-        if isinstance(self.oracle, Program) and self.kinks is not None and self.kinks.any:
-            moved = movable(self, given)
-            narrow = max((float(jnp.finfo(arrays[i].dtype).eps) for i in moved), default=0.0)
-            beside = around(arrays, moved, BESIDE, min(max(NEAR, 16 * narrow), 0.25)) if moved else []
-            given.met = self.kinks.met(arrays, beside[:2])
-            if given.met is not None:
-                self.points = [given := point_at(self, arrays, given.met)]
-                self.points += [point_at(self, near, self.kinks.met(near, [arrays]), given=False) for near in beside]
-        if self.elsewhere:
-            off = around(arrays, [0], 2, OFF)[0]
-            self.points.append(point_at(self, off, given=False))
-        failed = given.met is None and not all(point.ok for point in self.points)
-        lucky = [point_at(self, near, given=False) for near in self._nearby(given)] if failed else []
-        for point in (*self.points, *lucky):
-            if not point.ok:
-                noisy(self, point)
-        leaves = list(map(pooled, zip(*(point.leaves for point in self.points), strict=True)))
-        if lucky:
-            self.tried = len(lucky)
-            more = map(pooled, zip(*(point.leaves for point in (*self.points, *lucky)), strict=True))
-            leaves = [b if b.ok and not a.ok and not a.wrong else a for a, b in zip(leaves, more, strict=True)]
+def _gathered(comparison: Comparison) -> tuple[list[Evidence], list[Evidence]]:
+    """(what stands at the points that decide, the first the given one; at others, for luck)."""
+    arrays, behind = comparison.arrays, comparison.behind
+    given = evidence_at(comparison, arrays)
+    points = [given]
+    if isinstance(comparison.oracle, Program) and behind is not None and behind.kinks.any:
+        moved = _movable(comparison, given)
+        narrow = max((float(jnp.finfo(arrays[i].dtype).eps) for i in moved), default=0.0)
+        beside = around(arrays, moved, BESIDE, min(max(NEAR, 16 * narrow), 0.25)) if moved else []
+        if (met := behind.kinks.met(arrays, beside[:2])) is not None:
+            points = [given := at_kinks(comparison, given, met)]
+            for near in beside:
+                found = evidence_at(comparison, near, given=False)
+                points.append(at_kinks(comparison, found, behind.kinks.met(near, [arrays])))
+    if comparison.elsewhere:
+        points.append(evidence_at(comparison, around(arrays, [0], 2, OFF)[0], given=False))
+    if given.met is not None or all(point.ok for point in points):
+        return points, []
+    return points, [evidence_at(comparison, n, given=False) for n in nearby(arrays, _movable(comparison, given))]
+
+
+def _pooled(points: Sequence[Evidence], lucky: Sequence[Evidence]) -> list[LeafError]:
+    """The leaves and their total, of all points that decide, with the others where that makes them right."""
+    leaves = list(map(pooled, zip(*(point.leaves for point in points), strict=True)))
+    if not lucky:
         return leaves
+    more = map(pooled, zip(*(point.leaves for point in (*points, *lucky)), strict=True))
+    return [b if b.ok and not a.ok and not a.wrong else a for a, b in zip(leaves, more, strict=True)]
 
-    def _nearby(self, given: Point) -> Iterator[list[Any]]:
-        """Arguments close to these: what may be moved, by up to 1/64 of itself, so that zeros and signs stay."""
-        random, moved = stream("nearby"), movable(self, given)
-        for _ in range(NEARBY):
-            near = [widened(self.arrays[i]) * (1 - random.uniform(0, NEAR, np.shape(self.arrays[i]))) for i in moved]
-            near = [like(n, self.arrays[i]) for n, i in zip(near, moved, strict=True)]
-            yield filled(self.arrays, moved, near)
 
-    def report(
-        self,
-        timing: bool = True,
-        checks: Callable[[], tuple[Check, ...]] | None = None,
-        calls: Callable[[Sequence[Any]], tuple[Report, ...]] | None = None,
-        always: bool = False,
-    ) -> Report:
-        """The whole of it. `calls(arrays)`: reports of what is inside, asked for where values differ, or `always`."""
-        arrays = self.arrays
-        if not timing and isinstance(self.oracle, Program):
-            self.together = Together.of(self.rule, self.oracle)
-        *leaves, total = self.look()
-        notes: list[str] = []
-        if (smooth := next((point for point in self.points if point.met is None), None)) is not None:
-            leaves = hidden(self, smooth, leaves)
-        if not all(leaf.ok for leaf in (*leaves, total)):
-            leaves, total, notes = explained(self, leaves, total)
-        else:
-            notes = [*suspected(self, leaves), *_imprecise(leaves)] if not self.rule.hurry else []
-        more: dict[str, Any] = {}
-        leaves = [self._placed(leaf, i) for i, leaf in enumerate(leaves)]
-        if timing:
-            a, b, ratio = race(partial(self.rule, *arrays), partial(self.oracle, *arrays))
-            more = {"rule": self.rule.measured(a)}
-            if isinstance(self.oracle, Program):  # central differences are not in the race
-                more |= {"oracle": self.oracle.measured(b), "race": ratio}
-        if calls is not None and (always or not all(leaf.ok for leaf in (*leaves, total))):
-            try:
-                more["calls"] = calls(self.worst(leaves).arrays)
-            except Exception as error:  # the rule is wrong, so what it does inside may be anything
-                notes.append(f"What is inside was not looked into: {type(error).__name__}: {error}")
-        if checks is not None:
-            more["checks"] = checks()
-        notes = [*self.notes, *self.rule.notes, *self.oracle.notes, *_spoiled(leaves), *self._of_points(leaves), *notes]
-        return Report(
-            tuple(leaves), total, points=len(self.points) + self.tried, name=self.name, where=self.where,
-            notes=tuple(dict.fromkeys(notes)), maps=tuple(map(_map, self.points[0].got, self.points[0].exact)), **more,
-        )  # fmt: skip
+def _movable(comparison: Comparison, point: Evidence) -> list[int]:
+    """The arguments, by place, that may be moved: those for which the rule returns a derivative that is not 0.
 
-    def worst(self, leaves: Sequence[LeafError], i: int | None = None) -> Point:
-        """The point at which a leaf is furthest off; unless given, the leaf that is."""
-        if i is None:
-            i = max(range(len(leaves)), key=lambda i: (not leaves[i].ok, leaves[i].excess))
-        return max(self.points, key=lambda point: (bool(point.leaves[i].wrong), point.leaves[i].excess))
+    What is 0 at the point may be so by a kink: it is asked beside it, where nothing is judged.
+    """
+    moving = comparison.moves
+    if comparison.given is not None:
+        return [i for i in moving if i in comparison.given]
+    if comparison.kind == "jvp":
+        return [i for i, t in zip(moving, point.arrays[-len(moving) :], strict=True) if np.any(np.asarray(t))]
+    gradients = lambda parts: [np.asarray(p.array) for p in parts if p.name != VALUE]
+    here = gradients(point.got)
+    if len(here) != len(moving):  # pieces of one argument
+        return moving
+    nonzero = [g.any() for g in here]
+    if not all(nonzero):
+        floats = [i for i in moving if is_float(point.arrays[i])]
+        for near in around(point.arrays, floats, 2, 2.0**-4):
+            there = gradients(comparison.parts(comparison.rule(*near)))
+            nonzero = [a or b.any() for a, b in zip(nonzero, there, strict=True)]
+    return [i for i, some in zip(moving, nonzero, strict=True) if some]
 
-    def _of_points(self, leaves: Sequence[LeafError]) -> Iterator[str]:
-        given = self.points[0]
-        yield from given.notes
-        if given.met is not None:
-            several = f"{given.met.number:,} kinks are met" if given.met.number > 1 else "A kink is met"
-            right = given.chosen and given.ok
-            chosen = "; the rule's slopes there are others than autodiff's, and right as well" if right else ""
-            yield f"{several} at the arguments{chosen}. {len(self.points) - 1} points beside them are compared too."
 
-    def _placed(self, leaf: LeafError, i: int) -> LeafError:
-        """The leaf, saying so where it is wrong beside the given point."""
-        beside = not leaf.ok and self.worst([leaf], i) is not self.points[0]
-        return replace(leaf, by=f"{leaf.by}, beside the given point") if beside else leaf
+def _placed(leaf: LeafError, beside: bool) -> LeafError:
+    """The leaf, saying so where it is wrong beside the given point."""
+    return replace(leaf, by=f"{leaf.by}, beside the given point") if beside and not leaf.ok else leaf
+
+
+def _of_points(points: Sequence[Evidence]) -> Iterator[str]:
+    given = points[0]
+    yield from given.notes
+    if given.met is not None:
+        several = f"{given.met.number:,} kinks are met" if given.met.number > 1 else "A kink is met"
+        right = given.chosen and given.ok
+        chosen = "; the rule's slopes there are others than autodiff's, and right as well" if right else ""
+        yield f"{several} at the arguments{chosen}. {len(points) - 1} points beside them are compared too."
+
+
+# -- remarks, time, pictures ------------------------------------------------------------------------------------------
+
+
+def _timed(comparison: Comparison) -> dict[str, Any]:
+    """What a call of each costs."""
+    rule, oracle = comparison.rule, comparison.oracle
+    a, b, ratio = race(partial(rule, *comparison.arrays), partial(oracle, *comparison.arrays))
+    if not isinstance(oracle, Program):  # central differences are not in the race
+        return {"rule": rule.measured(a)}
+    return {"rule": rule.measured(a), "oracle": oracle.measured(b), "race": ratio}
 
 
 def _spoiled(leaves: Sequence[LeafError]) -> Iterator[str]:

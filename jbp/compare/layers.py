@@ -12,7 +12,8 @@ from ..programs.arguments import Arguments
 from ..programs.program import Program
 from ..reader import bound, read_gradient, readers
 from ..run import turned
-from .judge import Comparison
+from .comparison import Comparison
+from .judge import judged
 from .parts import Part, named_parts
 from .report import Report
 
@@ -30,9 +31,8 @@ def step_reports(record: Any, cost: Any, theta: Any, y: Any) -> tuple[Report, ..
             program = Program(f"compare: the {who} of {name}", function, args)
             return programs.setdefault(f"{who}{program.jaxpr}", program)
 
-        comparison = Comparison("compare", name, shared("rule", rule), shared("autodiff", oracle), _parts)
-        comparison.arrays = Arguments.of(args).arrays
-        found.append(comparison.report(timing=False))
+        both = shared("rule", rule), shared("autodiff", oracle)
+        found.append(judged(Comparison("compare", name, *both, _parts, Arguments.of(args).arrays)))
         if not found[-1].ok:
             break
     return tuple(found)

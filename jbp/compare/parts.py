@@ -40,6 +40,11 @@ def has_value(result: Any) -> bool:
     return isinstance(result, tuple) and len(result) == 2 and hasattr(result[0], "dtype") and jnp.ndim(result[0]) == 0
 
 
+def count_of_values(parts: Sequence[Any]) -> int:
+    """How many of the parts, or of their errors, are no gradients; they stand first."""
+    return sum(part.name == VALUE for part in parts)
+
+
 def place(name: str, at: Sequence[int]) -> str:
     """An element's name where nothing better is known: `w[3,7]`."""
     return f"{name}[{','.join(map(str, at))}]" if len(at) else name

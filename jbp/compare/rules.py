@@ -1,7 +1,7 @@
 """`compare_vjp` and `compare_jvp`: a function with custom rules in it against autodiff of its own primals."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..programs.program import Program
 from ..programs.replay import aval_of, equations, opened, without_rules
 from ..programs.sites import Site, Tapped, hidden, on_meshes, sites_of
 from .checks import also_in_float32, of_rule
+from .comparison import Behind, Comparison
 from .derivatives import (
     Flat,
     floats_of,
@@ -28,10 +29,9 @@ from .derivatives import (
     reached,
     seeds_like,
 )
-from .differences import Numerical, Slopes, gradient_by_differences, jvp_probes, vjp_probes
+from .differences import Numerical, Slopes, gradient_by_differences
 from .identities import Identities
-from .judge import Comparison
-from .kinks import Kinks
+from .judge import judged
 from .parts import Part, place
 from .report import Report
 
@@ -123,42 +123,40 @@ def compare_rules(
     task = _Task(who, kind, timing, checks, hurry, {} if programs is None else programs)
     again = lambda wider: compare_rules(f, wider, seed, kind, False, True, argnums=argnums)
     of_arguments, of_outputs = _argument_names(f, program), _output_names(program.out)
-    names, given = (of_arguments, of_outputs) if kind == "vjp" else (of_outputs, of_arguments)
-    whole = task.comparison(
-        name, sites[0].where if alone else "", with_rules, bare, arrays, seeds, names, stacked=False
-    )
-    whole.given = None if argnums is None else program.arguments.places_of(argnums)
-    whole.notes += not_finite("The arguments hold", program.arguments.names(f), arrays)
-    whole.notes += not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", given, seeds)
+    names, seeded = (of_arguments, of_outputs) if kind == "vjp" else (of_outputs, of_arguments)
+    notes = [
+        *not_finite("The arguments hold", program.arguments.names(f), arrays),
+        *not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", seeded, seeds),
+    ]
+    given = None if argnums is None else program.arguments.places_of(argnums)
+    where = sites[0].where if alone else ""
+    whole = task.comparison(name, where, with_rules, bare, arrays, seeds, names, stacked=False, given=given)
     if alone:
         if kind == "vjp":
             _check_gradients(who, name, names, whole.rule.out, [arrays[i] for i in floats])
-        found = task.report(whole, Identities(kind, with_rules, bare, arrays, seeds))
+        found = task.report(whole, notes, Identities(kind, with_rules, bare, arrays, seeds))
         return also_in_float32(found, args, again) if checks else found
-    missed = hidden(program.jaxpr, kind)
-    if missed:
-        whole.notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
+    if missed := hidden(program.jaxpr, kind):
+        notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
     if sharded:
-        whole.notes.append(f"Inside a shard_map, and so compared as part of the whole: {', '.join(sharded)}.")
+        notes.append(f"Inside a shard_map, and so compared as part of the whole: {', '.join(sharded)}.")
     what_reached = reached(kind, Tapped(program.jaxpr, sites), arrays, floats, seeds) if sites else []
-
-    def looked_into(site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
+    calls: list[Report] = []
+    for site, (inputs, its_seeds, turns) in zip(sites, what_reached, strict=True):
         try:
-            return task.call(site, arrays, seeds, turns)
+            calls += [task.call(site, inputs, its_seeds, turns)] if turns else []
         except InputError as error:
-            whole.notes.append(f"Not looked into: {str(error).removeprefix(f'{who}: ')}")
-            return None
-
-    calls = tuple(filter(None, (looked_into(site, *values) for site, values in zip(sites, what_reached, strict=True))))
-    skipped = [site.name for site, (_, _, n) in zip(sites, what_reached, strict=True) if not n]
+            notes.append(f"Not looked into: {str(error).removeprefix(f'{who}: ')}")
+    skipped = [site.name for site, (_, _, turns) in zip(sites, what_reached, strict=True) if not turns]
     if len(skipped) == len(sites) and not sharded:
         raise InputError(
             f"{who}: with these arguments no custom_{kind} is reached ({', '.join(skipped)}), so there is nothing to "
             "compare. Give arguments that lead to one."
         )
     if skipped:
-        whole.notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
-    found = whole.report(timing, None, lambda arrays: calls, always=True)
+        notes.append(f"Not reached with these arguments: {', '.join(skipped)}.")
+    whole = replace(whole, timing=timing, notes=(*whole.notes, *notes))
+    found = judged(whole, calls=lambda arrays: tuple(calls), always=True)
     return also_in_float32(found, args, again) if checks else found
 
 
@@ -172,7 +170,7 @@ class _Task:
     checks: bool
     hurry: bool
     programs: dict[str, Program] = field(default_factory=dict)
-    seen: dict[int, Program] = field(default_factory=dict)  # by id: looked at besides values, and timed
+    seen: set[Program] = field(default_factory=set)  # looked at besides values, and timed
 
     def program(self, role: str, name: str, function: Flat, args: Any) -> Program:
         """The program, or the one that has been traced alike in the same role: of another call, by another name."""
@@ -183,16 +181,15 @@ class _Task:
 
     def comparison(
         self, name: str, where: str, ruled: Flat, bare: Flat, arrays: Sequence[Any], seeds: Sequence[Any],
-        names: Sequence[str], stacked: bool, consts: int = 0,
+        names: Sequence[str], stacked: bool, consts: int = 0, given: Sequence[int] | None = None,
     ) -> Comparison:  # fmt: skip
         """Of a flat function with its rule and without; `stacked`: all arrays have a first axis of turns.
 
-        No derivative is taken for the first `consts` arrays.
+        No derivative is taken for the first `consts` arrays; those numbered in `given` may be moved.
         """
         one = [a[0] for a in arrays] if stacked else arrays
         floats = [i for i in floats_of(one) if i >= consts]
         derivative = pulled if self.kind == "vjp" else pushed
-        notes: list[str] = []
 
         def program(role: str, function: Flat, derivative: Callable) -> Program:
             single = lambda arrays, seeds: derivative(function, floats, arrays, seeds)
@@ -203,18 +200,15 @@ class _Task:
         rule = program("the rule of ", ruled, derivative)
         slopes = self._slopes(name, bare, floats, arrays, seeds, stacked)
         oracle = self._oracle(program, bare, derivative, rule, slopes, sum(int(np.size(arrays[i])) for i in floats))
-        if isinstance(oracle, Program) and FORWARD_MODE in oracle.who:
-            notes.append("Reverse mode can't differentiate the primal; the oracle is forward mode, element by element.")
-
+        forward = isinstance(oracle, Program) and FORWARD_MODE in oracle.who
+        told = "Reverse mode can't differentiate the primal; the oracle is forward mode, element by element."
         parts = lambda result: [Part(n, a, partial(place, n)) for n, a in zip(names, result, strict=True)]
-        third = self._third(slopes, seeds) if isinstance(oracle, Program) else None
-        scalar = slopes if self.kind == "vjp" else None
-        comparison = Comparison(
-            self.who, name, rule, oracle, parts, third, scalar, where, notes, Kinks(slopes, self.kind), floats,
-            tangents=self.kind == "jvp",
+        behind = Behind(slopes, self.kind) if isinstance(oracle, Program) else None
+        arrays = [*arrays, *seeds]  # a program that is shared has another call's
+        return Comparison(
+            self.who, name, rule, oracle, parts, arrays, behind, self.kind, floats, given, where=where,
+            notes=(told,) if forward else (),
         )  # fmt: skip
-        comparison.arrays = [*arrays, *seeds]  # a program that is shared has another call's
-        return comparison
 
     def _oracle(
         self, program: Callable, bare: Flat, derivative: Callable, rule: Program, slopes: Slopes, size: int
@@ -255,21 +249,8 @@ class _Task:
 
         return Slopes(self.program("", name, function, (arrays, seeds)), [*arrays, *seeds], floats)
 
-    def _third(self, slopes: Slopes, seeds: Any) -> Any:
-        if self.kind == "vjp":
-            return partial(vjp_probes, slopes)
-
-        def third(leaf: int | None, places: Sequence[tuple[int, ...]], arrays: Sequence[Any]) -> Any:
-            along = slopes.along(in_pieces(arrays[-len(seeds) :]), arrays)
-            for i in range(len(along)) if leaf is None else [leaf]:
-                yield from jvp_probes(along, i, places)
-
-        return third
-
-    def call(self, site: Site, arrays: Any, seeds: Any, turns: int) -> Report | None:
-        """The report of one call inside f, on what reached it; None if nothing did."""
-        if not turns:
-            return None
+    def call(self, site: Site, arrays: Any, seeds: Any, turns: int) -> Report:
+        """The report of one call inside f, on what reached it in so many turns."""
         stacked = bool(site.loops) or turns > 1
         ruled, bare, consts = site.call, without_rules(site.primal, self.kind), count_of_constants(site.eqn)
         if self.kind == "vjp":
@@ -277,23 +258,22 @@ class _Task:
         else:
             names = _output_names([v.aval for v in site.eqn.outvars])
             seeds = seeds[sum(is_float(v.aval) for v in site.eqn.invars[:consts]) :]  # constants' tangents are 0
-        comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked, consts)
-        if turns > 1:
-            comparison.notes.append(f"{turns} turns, along the first axis.")
+        notes = [f"{turns} turns, along the first axis."] if turns > 1 else []
         outs = [i for i in range(len(site.eqn.outvars)) if is_float(site.eqn.outvars[i].aval)]
         for i, s in zip(outs, seeds, strict=True) if self.kind == "vjp" else ():
             if np.size(s) and not np.any(np.asarray(s)):
-                comparison.notes.append(f"The cotangent of output {i} is 0: what the rule makes of it is not seen.")
+                notes.append(f"The cotangent of output {i} is 0: what the rule makes of it is not seen.")
+        comparison = self.comparison(site.name, site.where, ruled, bare, arrays, seeds, names, stacked, consts)
         if stacked:
             arrays, seeds = [a[0] for a in arrays], [s[0] for s in seeds]
-        return self.report(comparison, Identities(self.kind, ruled, bare, arrays, seeds, consts))
+        return self.report(comparison, notes, Identities(self.kind, ruled, bare, arrays, seeds, consts))
 
-    def report(self, comparison: Comparison, identities: Identities) -> Report:
+    def report(self, comparison: Comparison, notes: Sequence[str], identities: Identities) -> Report:
         """With what is looked at besides values, once for programs that are traced alike."""
-        first = id(comparison.rule) not in self.seen
-        self.seen[id(comparison.rule)] = comparison.rule
-        checks = partial(of_rule, identities, comparison) if self.checks and first else None
-        return comparison.report(self.timing and first, checks)
+        first = comparison.rule not in self.seen
+        self.seen.add(comparison.rule)
+        comparison = replace(comparison, timing=self.timing and first, notes=(*comparison.notes, *notes))
+        return judged(comparison, partial(of_rule, identities, comparison) if self.checks and first else None)
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

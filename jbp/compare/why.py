@@ -8,19 +8,18 @@ leaf; and the noise of the shadow itself.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..programs.replay import equations, first_nonfinite
-from .differences import Probe, beside, last_bits
+from .comparison import Comparison
+from .differences import Probe
 from .error import EXACT, FAR, FLOOR, LeafError, rms
-from .evidence import Point
-from .parts import VALUE
+from .evidence import Evidence, worst
+from .parts import VALUE, count_of_values
 from .patterns import pattern_of
-
-if TYPE_CHECKING:
-    from .judge import Comparison
+from .points import last_bits, movement
 
 ASKED = 4  # failing leaves that are put to the third oracle, the worst first
 ASKED_AT_ALL = 1 << 20  # elements, up to which more is asked of rule and autodiff that agree
@@ -42,15 +41,15 @@ EXCUSES = ("autodiff", "kink")
 
 
 def explained(
-    comparison: "Comparison", leaves: list[LeafError], total: LeafError
+    comparison: Comparison, points: Sequence[Evidence], leaves: list[LeafError], total: LeafError
 ) -> tuple[list[LeafError], LeafError, list[str]]:
     """The leaves with patterns and what the third oracle says of them; the total; remarks."""
     notes: list[str] = []
     failing = [i for i, leaf in enumerate(leaves) if not leaf.ok]
     for i in failing:
-        point = comparison.worst(leaves, i)
+        point = worst(points, leaves, i)
         others = {part.name: part.array for part in point.exact if part.name != leaves[i].name}
-        got, exact = (part.array for part in point.judged(i))
+        got, exact = point.judged(i)
         leaves[i] = dataclasses.replace(
             leaves[i], pattern=leaves[i].pattern or pattern_of(leaves[i], got, exact, others)
         )
@@ -59,10 +58,9 @@ def explained(
                 if (origin := first_nonfinite(program.jaxpr, point.arrays)) is not None:
                     notes += [note] if (note := f"In the {who}, {origin}.") not in notes else []
     for i in sorted(failing, key=lambda i: -leaves[i].excess)[:ASKED]:
-        points = [comparison.points[0], comparison.worst(leaves, i)]
-        points = [p for k, p in enumerate(points) if not p.leaves[i].ok and p not in points[:k]]
+        asked = dict.fromkeys((points[0], worst(points, leaves, i)))
         try:
-            told = [_told(comparison, point, leaves, i) for point in points]
+            told = [_told(comparison, point, leaves, i) for point in asked if not point.leaves[i].ok]
         except ValueError as error:
             return leaves, total, [*notes, f"The rule was not run in float64: {error}"]
         leaves[i] = told[-1][0] if told else leaves[i]
@@ -79,13 +77,13 @@ def explained(
     return leaves, total, notes
 
 
-def _told(comparison: "Comparison", point: Point, leaves: Sequence[LeafError], i: int) -> tuple[LeafError, str]:
+def _told(comparison: Comparison, point: Evidence, leaves: Sequence[LeafError], i: int) -> tuple[LeafError, str]:
     """Leaf i with what is said of it at a point where it fails, and the key of that among `TOLD`."""
-    skip, leaf = _values(leaves), leaves[i]
-    mathematics = [np.asarray(part.array) for part in comparison.parts(comparison.rule.exact(*point.arrays))]
+    skip, leaf = count_of_values(leaves), leaves[i]
+    mathematics = list(map(np.asarray, comparison.leaves(comparison.rule.exact(*point.arrays))))
     exact = [np.asarray(part.array) for part in point.exact]
     verdict = _same(mathematics[i], exact[i], leaf)
-    if comparison.third is not None and i >= skip:
+    if comparison.behind is not None and i >= skip:
         verdict, slope = _asked(comparison, point, leaf, i - skip, mathematics[skip:], exact[skip:])
         stopped = any(eqn.primitive.name == "stop_gradient" for eqn in equations(comparison.oracle.jaxpr))
         if verdict == "none" and slope is not None and not leaf.wrong and not stopped:
@@ -103,15 +101,15 @@ def _told(comparison: "Comparison", point: Point, leaves: Sequence[LeafError], i
     return leaf, verdict
 
 
-def suspected(comparison: "Comparison", leaves: list[LeafError]) -> list[str]:
+def suspected(comparison: Comparison, given: Evidence, leaves: list[LeafError]) -> list[str]:
     """A remark where rule and autodiff agree, but not with central differences."""
-    if comparison.third is None:
+    if comparison.behind is None:
         return []
     if sum(leaf.size for leaf in leaves) > ASKED_AT_ALL:
         return ["Rule and autodiff agree, and are large: small elements and central differences were not looked at."]
-    oracle = [np.asarray(part.array) for part in comparison.points[0].exact[_values(leaves) :]]
+    oracle = [np.asarray(part.array) for part in given.exact[count_of_values(leaves) :]]
     epsilon = max(leaf.epsilon for leaf in leaves)
-    probe = next(comparison.third(None, (), comparison.arrays))
+    probe = next(comparison.behind.probes(None, (), comparison.arrays))
     blind = np.any(probe.slope.kink) or probe.slope.error == 0  # not even rounding: all that changes is absorbed
     if blind or _agrees(probe, oracle, epsilon) is not False:
         return []
@@ -121,7 +119,7 @@ def suspected(comparison: "Comparison", leaves: list[LeafError]) -> list[str]:
     ]
 
 
-def hidden(comparison: "Comparison", point: Point, leaves: list[LeafError]) -> list[LeafError]:
+def hidden(comparison: Comparison, point: Evidence, leaves: list[LeafError]) -> list[LeafError]:
     """The leaves, with those failed in which single elements are wrong that are small beside the rest.
 
     An element is suspected if it is far off for its own size; it is wrong if rule and oracle differ there in float64 by
@@ -142,17 +140,17 @@ def hidden(comparison: "Comparison", point: Point, leaves: list[LeafError]) -> l
     if not suspects:
         return leaves
     try:
-        rule = comparison.parts(comparison.rule.exact(*arrays))
+        rule = comparison.leaves(comparison.rule.exact(*arrays))
     except ValueError:
         return leaves
-    moves = [last_bits(arrays, max(leaf.epsilon for leaf in leaves), name) for name in ("a", "b")]
-    both = (comparison.oracle, point.exact), (comparison.rule, rule)
-    moved = [(comparison.parts(program.exact(*near)), parts) for near in moves for program, parts in both]
+    near = [arrays, *(last_bits(arrays, max(leaf.epsilon for leaf in leaves), name) for name in ("a", "b"))]
+    moved = [
+        movement(lambda *a, program=program: comparison.leaves(program.exact(*a)), near)
+        for program in (comparison.oracle, comparison.rule)
+    ]
     for i, suspect in suspects.items():
-        mathematics, exact = (np.asarray(parts[i].array) for parts in (rule, point.exact))
-        rounding = leaves[i].epsilon * np.abs(exact) + np.max(
-            [np.abs(np.asarray(near[i].array) - np.asarray(here[i].array)) for near, here in moved], axis=0
-        )
+        mathematics, exact = np.asarray(rule[i]), np.asarray(point.exact[i].array)
+        rounding = leaves[i].epsilon * np.abs(exact) + np.maximum(*(far[i] for far in moved))
         off = np.where(suspect, np.abs(mathematics - exact), 0)
         wrong = off > FAR * np.maximum(rounding, np.finfo(np.float64).eps * leaves[i].peak)
         if not wrong.any():
@@ -169,33 +167,7 @@ def hidden(comparison: "Comparison", point: Point, leaves: list[LeafError]) -> l
     return leaves
 
 
-def noisy(comparison: "Comparison", point: Point) -> None:
-    """Give the leaves of a point the shadow's own noise: where all cancels, what is left of it is no reference.
-
-    Not at a kink: there a last bit changes the slope, and that is no noise.
-    """
-    if point.met is not None:
-        return
-    first, *moved = [comparison.parts(comparison.oracle.exact(*near)) for near in beside(point.arrays)]
-    *leaves, total = point.leaves
-    squares, peak, count, found = 0.0, 0.0, 0, []
-    for i, leaf in enumerate(leaves):
-        with np.errstate(all="ignore"):
-            off = np.max([np.abs(np.asarray(parts[i].array) - np.asarray(first[i].array)) for parts in moved], axis=0)
-        off = np.where(np.isfinite(off), off, 0)
-        largest, square = float(off.max(initial=0)), float(np.sum(np.square(off)))
-        found.append(dataclasses.replace(leaf, noise=(math.sqrt(square / max(off.size, 1)), largest)))
-        if i >= _values(leaves):
-            squares, peak, count = squares + square, max(peak, largest), count + off.size
-    point.leaves = [*found, dataclasses.replace(total, noise=(math.sqrt(squares / max(count, 1)), peak))]
-
-
-def _values(leaves: Sequence[LeafError]) -> int:
-    """How many of the leaves, the first, are no gradients."""
-    return int(leaves[0].name == VALUE and len(leaves) > 1)
-
-
-def _unspoiled(point: Point, i: int, leaf: LeafError) -> bool:
+def _unspoiled(point: Evidence, i: int, leaf: LeafError) -> bool:
     """Whether a leaf is right wherever autodiff does not overflow."""
     got, plain, exact = (np.asarray(parts[i].array) for parts in (point.got, point.plain, point.exact))
     with np.errstate(all="ignore"):
@@ -203,32 +175,30 @@ def _unspoiled(point: Point, i: int, leaf: LeafError) -> bool:
         return bool(off.max(initial=0) <= leaf.allowed_largest)
 
 
-def _poor(comparison: "Comparison", point: Point, i: int, leaf: LeafError) -> bool:
+def _poor(comparison: Comparison, point: Evidence, i: int, leaf: LeafError) -> bool:
     """Whether the rule's own arithmetic is poor, where autodiff can't be the measure of it.
 
     Then the measure is what a last bit of the arguments makes of the result.
     """
     rule, arrays = comparison.rule, point.arrays
-    near = last_bits(arrays, leaf.epsilon, "a")
-    exact, moved, got = (
-        np.asarray(comparison.parts(r)[i].array) for r in (rule.exact(*arrays), rule.exact(*near), rule(*arrays))
-    )
+    moved = movement(lambda *a: comparison.leaves(rule.exact(*a)), [arrays, last_bits(arrays, leaf.epsilon, "a")])[i]
+    exact, got = (np.asarray(comparison.leaves(result)[i]) for result in (rule.exact(*arrays), rule(*arrays)))
     with np.errstate(all="ignore"):
-        allowed = max(4 * rms(moved - exact), 4 * FLOOR * leaf.epsilon * rms(exact))
+        allowed = max(4 * rms(moved), 4 * FLOOR * leaf.epsilon * rms(exact))
         return not rms(got.astype(exact.dtype) - exact) <= allowed
 
 
 def _asked(
-    comparison: "Comparison", point: Point, leaf: LeafError, i: int, rule: Sequence[Any], oracle: Sequence[Any]
+    comparison: Comparison, point: Evidence, leaf: LeafError, i: int, rule: Sequence[Any], oracle: Sequence[Any]
 ) -> tuple[str, float | None]:
     """Who is right about leaf i of the gradients: what probes say of the rule and of the oracle, both in float64.
 
     And the slope at the worst element, where there is one. At a kink that has shares the choice has been made: then
     that the rule lies between the slopes from both sides excuses nothing.
     """
-    third: Any = comparison.third
+    assert comparison.behind is not None
     places = _places(leaf.at, rule[i], oracle[i])
-    probes = list(third(i, places, point.arrays))
+    probes = list(comparison.behind.probes(i, places, point.arrays))
     answers = [tuple(_agrees(probe, r, leaf.epsilon) for r in (rule, oracle)) for probe in probes]
     answers = [answer for answer in answers if answer[0] is not None]
     kinks = any(np.any(probe.slope.kink) for probe in probes)
@@ -244,7 +214,7 @@ def _asked(
             return "choice" if point.met is not None and point.met.shared else "kink", slope
         return "wrong" if leaf.wrong else _same(rule[i], oracle[i], leaf) or "differences", slope
     if all(rules):
-        free = None if comparison.slopes is None else comparison.slopes.unstopped(point.arrays)
+        free = comparison.behind.unstopped(point.arrays)
         return "stopped" if free is not None and _same(rule[i], free[i], leaf) else "autodiff", slope
     return "rule" if all(oracles) else "none", slope
 

@@ -16,7 +16,7 @@ from ..errors import InputError
 from .arguments import Arguments
 from .calls import inner_jaxprs
 from .clock import Measured
-from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, quiet, recast, single_dtype, wide_dtype
+from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, quiet, recast, wide_dtype
 
 GIVEN_BACK = 0.2  # seconds in which a run that has ended gives back its memory
 SMALL = 2**18  # elements of all arguments, up to which compiling takes longer than running
@@ -148,19 +148,9 @@ class Program:
                 leaves = self._step_by_step(arrays)
         return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
 
-    def single(self, *arrays: Any) -> Any:
-        """The result in float32, in the same structure: what rounding makes of it shows there."""
-        with jax.enable_x64(True):
-            leaves = jax.device_get(self._single(self.jaxpr.consts, arrays))
-        return jax.tree.unflatten(jax.tree.structure(self.out), leaves)
-
     @cached_property
     def _wide(self) -> Callable[..., list[Any]]:
         return quickly(self.in_float64)
-
-    @cached_property
-    def _single(self) -> Callable[..., list[Any]]:
-        return quickly(lambda consts, arrays: self.in_float64(consts, arrays, single_dtype))
 
     def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any], to: Dtypes = wide_dtype) -> list[Any]:
         """The flat result in float64, or in other dtypes; to be traced with x64 on."""
