@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .checking import check_values
-from .compare import VALUE, Part, Report, compare_with, in_blocks, step_reports
 from .layer import (
     Context,
     InputError,
@@ -38,7 +37,6 @@ from .pair import Pair
 from .reader import check_gradients, read_gradient, read_nothing
 from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
 from .run import check_feedback, run, step, turned
-from .trace import run as recorded_run
 
 
 class Params(NamedTuple):
@@ -274,10 +272,11 @@ class Cost:
             return w
         if self.reduction == "mean":
             return w / w.sum()
-        return w / (w * self._counted(batch_of(self.network.output, n), y).astype(dtype)).sum()
+        return w / (w * self.counted(y, n).astype(dtype)).sum()
 
-    def _counted(self, output: Any, y: Any) -> Float[Array, "N"]:
-        """T_n: as the loss says, else all positions, the axes between the first and the last."""
+    def counted(self, y: Any, n: int) -> Float[Array, "N"]:
+        """T_n of n examples: as the loss says, else all positions, the axes between the first and the last."""
+        output = batch_of(self.network.output, n)
         if hasattr(self.loss, "counted"):
             return self.loss.counted(output, y)
         n, *axes = jax.tree.leaves(output)[0].shape
@@ -310,61 +309,21 @@ class Cost:
 
     def compare(
         self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context(), timing=True, checks=False
-    ) -> Report:
-        """The hand-written gradient against `jax.grad` of the same cost, both against float64, leaf by leaf.
+    ) -> Any:
+        """The hand-written gradient against `jax.grad` of the same cost, both against float64, by leaf: a `Report`.
 
         Where they disagree, each layer is compared by itself on what really reached it: `report.enters` names the
         first, in the order of the reverse pass, that is wrong.
         """
+        from .compare.costs import compare_cost  # the one place where the induction knows of comparing
+
         self.check(theta, x, y, weights=weights, context=context)
-        settings = {"weights": weights, "context": context}
-
-        def rule(theta, x, y):
-            return self.value_and_grad(theta, x, y, **settings)
-
-        def oracle(theta, x, y):
-            return jax.value_and_grad(self)(theta, x, y, **settings)
-
-        def summed(theta, x, y, weights):
-            return jax.value_and_grad(replace(self, reduction="sum"))(theta, x, y, weights=weights)
-
-        w = np.ones(jax.tree.leaves(x)[0].shape[0], np.float32) if weights is None else np.asarray(weights)
-        total = 1.0
-        if self.reduction != "sum":
-            of = batch_of(self.network.output, w.size), jax.tree.map(jnp.asarray, y)
-            share = np.asarray(self._counted(*of)) if self.reduction == "positions" else 1.0
-            total = float((w.astype(np.float64) * share).sum())
-        # a key draws other noise for fewer examples, a mask is not cut, and mixed examples belong together: no blocks
-        alone = all(part is None for part in (context.key, context.mask, context.side, self.mixed_by))
-
-        def shadow(program, arrays):
-            return in_blocks(summed, arrays[0], (x, y, w), total, program)
-
-        def calls(arrays):
-            theta = arrays[0]  # where it is wrong
-            return step_reports(recorded_run(self, theta, x, y, **settings, mark=read_gradient), self, theta, y)
-
-        return compare_with(
-            rule, oracle, (theta, x, y), self._parts, timing, checks=checks, calls=calls, name=self.name,
-            shadow=shadow if alone else None, elsewhere=True,
-            pieces=(lambda arrays: [part for _, part in self._leaves(*arrays)],
-                    lambda leaves: [np.concatenate([leaf.ravel() for leaf in leaves])]),
-        )  # fmt: skip
+        return compare_cost(self, theta, x, y, weights, context, timing, checks)
 
     @property
     def name(self) -> str:
         """The loss and the network, for a report."""
         return f"{type(self.loss).__name__} of {self.layout.size:,} parameters"
-
-    def _parts(self, result: tuple[Any, Any]) -> list[Part]:
-        """(C, ∇C) as parts: C, and each leaf with its coordinates' symbols."""
-        C, gradient = result
-        leaves = self._leaves(np.asarray(gradient))  # slicing it on the device would compile a program for each leaf
-        return [Part(VALUE, C, lambda at: "C"), *(Part(n, a, partial(self.layout.symbol_at, n)) for n, a in leaves)]
-
-    def _leaves(self, vector: Float[np.ndarray, "P"]) -> list[tuple[str, np.ndarray]]:
-        """The named leaves of a vector like θ."""
-        return list(zip(self.layout.names, self.layout.leaves(vector), strict=True))
 
     # -- what needs values, not shapes ------------------------------------------------------------------------------
 

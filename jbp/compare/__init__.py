@@ -5,21 +5,16 @@
     compare_jvp(f, *args)            every jax.custom_jvp, in forward mode
     search(f, "N I, I O")            the smallest generated input on which a rule in f is wrong
 
-Read `error` for the verdict, `replay` for the float64 shadow, `judge` for how the three oracles are asked.
+One way: what is compared (`comparison`) → what stands at a point (`evidence`) → how far each leaf is off, and whether
+that is too far (`error`) → why (`why`) → a `Report`. `judge` walks it; `rules`, `gradients` and `costs` begin it.
 """
 
 from ..programs.replay import in_float64 as in_float64
 from .error import LeafError as LeafError
 from .gradients import compare as compare
-from .gradients import compare_with as compare_with
 from .inputs import annotated as annotated
 from .inputs import arrays as arrays
 from .inputs import search as search
-from .layers import in_blocks as in_blocks
-from .layers import step_reports as step_reports
-from .parts import VALUE as VALUE
-from .parts import Part as Part
-from .parts import named_parts as named_parts
 from .report import Check as Check
 from .report import GradientsDisagree as GradientsDisagree
 from .report import Report as Report

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..layer import Context, InputError, described, wide_dtype
+from ..layer import Context, wide_dtype
 from ..programs.arguments import Arguments
 from ..programs.program import Program
 from ..reader import bound, read_gradient, readers
@@ -86,38 +85,3 @@ def _steps(record: Any, cost: Any, theta: Any, y: Any) -> Iterator[tuple[str, Ca
             return {"delta of x": delta_x, "params": gradients}
 
         yield f"layer {step.name} ({step.kind})", rule, oracle, (step.params, step.x, step.delta)
-
-
-def in_blocks(
-    summed: Callable[..., Any], theta: Any, examples: tuple[Any, Any, Any], total: float, program: Program
-) -> Any:
-    """(C, ∇C) in float64 as a sum over blocks of examples, as large as memory allows; a remark is left on `program`.
-
-    `summed(theta, x, y, weights)` gives the sum over examples of weight · (C_n, ∇C_n); `total` divides it.
-    """
-    n = len(examples[2])
-    for blocks in (2**i for i in range(1, 64)):
-        if blocks > 2 * n:
-            break
-        value, gradient = 0.0, np.zeros(np.shape(theta))
-        try:
-            for rows in np.array_split(np.arange(n), min(blocks, n)):
-                part = tuple(jax.tree.map(lambda a, rows=rows: np.asarray(a)[rows], e) for e in examples)
-                block = Program("compare: the oracle on a block", summed, (theta, *part))
-                block.instead = _no_memory
-                C, dC = block.exact(*block.arguments.arrays)
-                value, gradient = value + C / total, gradient + dC / total
-        except MemoryError:
-            continue
-        program.notes.append(
-            f"The oracle ran out of memory in float64; it was run on {min(blocks, n)} blocks of examples, and summed."
-        )
-        return np.asarray(value), gradient
-    raise InputError(
-        f"compare: the oracle runs out of memory in float64, also on one example of {described(examples[0])}. "
-        "Compare a smaller network."
-    )
-
-
-def _no_memory(program: Program, arrays: Any) -> Any:
-    raise MemoryError
