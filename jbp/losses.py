@@ -55,7 +55,7 @@ class FromFunction:
     def delta(self, output: Any, y: Any) -> Any:
         def total(output: Any) -> Any:
             values = self.of(output, y)
-            check_value("from_function", output, values)
+            check_by_example("from_function", output, values)
             return values.sum()
 
         return jax.grad(total)(output)
@@ -98,7 +98,7 @@ class FromValue:
         if hasattr(self.loss, "check"):
             self.loss.check(*x)
         values = self.loss.value(*x)
-        check_value(type(self.loss).__name__, x[0], values)
+        check_by_example(type(self.loss).__name__, x[0], values)
         return values, x
 
     def backward(self, params: tuple, feedback: tuple, saved: Any, delta: Any, read: tuple) -> tuple[Any, tuple]:
@@ -109,7 +109,7 @@ class FromValue:
         return (jax.tree.map(scaled, found, output), jax.tree.map(lambda _: None, y)), ()
 
 
-def check_value(name: str, output: Any, values: Any) -> None:
+def check_by_example(name: str, output: Any, values: Any) -> None:
     """Raise `InputError` unless a loss gave one float for each example."""
     n = jax.tree.leaves(output)[0].shape[0]
     if jnp.shape(values) == (n,) and jnp.issubdtype(jnp.result_type(values), jnp.floating):

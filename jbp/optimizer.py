@@ -21,7 +21,10 @@ from .layer import Context, InputError, Shape, wide_dtype
 from .layout import Layout
 from .reverse import Cost
 
-RULES = ("custom_jvp_call", "custom_vjp_call")  # their rules are never asked: nobody differentiates a traced update
+NEVER_ASKED = (
+    "custom_jvp_call",
+    "custom_vjp_call",
+)  # their rules are never asked: nobody differentiates a traced update
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +176,7 @@ class _Param(tuple):
 
 def _params(eqn: Any) -> Iterator[_Param]:
     for name, value in eqn.params.items():
-        if eqn.primitive.name.startswith(RULES) and not isinstance(value, (Jaxpr, ClosedJaxpr)):
+        if eqn.primitive.name.startswith(NEVER_ASKED) and not isinstance(value, (Jaxpr, ClosedJaxpr)):
             continue
         yield _Param((name, _value(value)))
 

@@ -99,10 +99,10 @@ def turned(
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise InputError(f"turn must return (C_n, delta of (output, y), readings), got {described(returned)}.")
             values, *returned = returned
-            check_value(values, delta)
+            check_values_of(values, delta)
         else:
             values, saved = two(loss.forward(params, x, context), "forward", "(C_n, saved)")
-            check_value(values, delta)
+            check_values_of(values, delta)
             returned = loss.backward(params, feedback, saved, delta, read)
         delta_x, readings = two(returned, "backward", "(delta of (output, y), readings)")
         delta_output, _ = two(delta_x, "backward", "(delta of output, None) as the delta of (output, y)")
@@ -111,7 +111,7 @@ def turned(
     return values, delta_output, readings
 
 
-def check_value(values: Any, delta: Any) -> None:
+def check_values_of(values: Any, delta: Any) -> None:
     """Raise `InputError` unless a loss gave C_n `[N]`."""
     if jnp.shape(values) != jnp.shape(delta):
         raise InputError(

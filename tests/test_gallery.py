@@ -98,6 +98,14 @@ def test_kinks_edges_and_stops(case: Case):
     assert report.kind is (jbp.Verdict.UNDECIDED if undecided else jbp.Verdict.AGREE), report
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in EDGES if c.kind is None and "infinit" in c.name], ids=lambda case: case.name
+)
+def test_an_infinite_derivative_fails_no_check(case: Case):
+    """Sums of infinities say nothing of linearity."""
+    assert jbp.compare_vjp(case.f, *case.args, timing=False).ok
+
+
 @pytest.mark.parametrize("case", REPORTS, ids=lambda case: case.name)
 def test_what_was_reported(case: Case):
     report = jbp.compare_vjp(case.f, *case.args, timing=False, checks=False)

@@ -14,7 +14,7 @@ from . import options
 
 
 @dataclass(frozen=True)
-class Settings(options.Descent):
+class Settings(options.Descending):
     """What the command line asks for."""
 
     out: str | None = options.file("flow.svg", "draw it as well", options.PLOTS)

@@ -241,7 +241,7 @@ class DigitsNetwork:
 
 
 @dataclass(frozen=True)
-class Descent(DigitsNetwork):
+class Descending(DigitsNetwork):
     """The options of a network on the shipped digits, and of how it descends."""
 
     optimizer: str = choice(tuple(RATES), "from optax; momentum is sgd with momentum 0.9", of=("train", "flow"))

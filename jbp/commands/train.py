@@ -23,7 +23,7 @@ from . import options
 
 
 @dataclass(frozen=True)
-class Settings(options.Descent):
+class Settings(options.Descending):
     """What the command line asks for. `command`: train or compare."""
 
     command: str = "train"

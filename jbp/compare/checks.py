@@ -19,7 +19,7 @@ from .comparison import Comparison
 from .derivatives import of_floats
 from .error import errors
 from .evidence import Evidence
-from .identities import EXACT, Identities, distance, equal, mapped, scanned
+from .identities import EQUAL, Identities, distance, equal, mapped, scanned
 from .parts import check_same
 from .report import Check, Report
 from .saved import saved
@@ -112,7 +112,7 @@ def _determinism(comparison: Comparison, again: Callable[[], Program]) -> Check:
         return Check("determinism", False, "two runs of the oracle differ, so what it says is chance")
     if _small(arrays):
         pairs = zip(*(jax.tree.leaves(p.exact(*arrays)) for p in (again(), comparison.rule)), strict=True)
-        if max((distance(a, b) for a, b in pairs), default=0.0) > EXACT:
+        if max((distance(a, b) for a, b in pairs), default=0.0) > EQUAL:
             text = "traced again it is another function: it depends on more than its arguments"
             return Check("determinism", False, text)
     return Check("determinism", True, "two runs are equal bit by bit")

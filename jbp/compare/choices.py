@@ -18,7 +18,7 @@ from ..programs.calls import PLAIN, has_rule, inner_jaxprs, primal_of, scan_inpu
 from ..programs.replay import aval_of, bind, equations, replay
 
 REACH = 16  # places that an element of a sorted array may be moved by
-INLINE = ("jit", "pjit", "checkpoint", "remat2", *PLAIN)
+THROUGH = ("jit", "pjit", "checkpoint", "remat2", *PLAIN)
 
 
 class Shares(enum.Enum):
@@ -79,7 +79,7 @@ def softened(jaxpr: ClosedJaxpr | Jaxpr, choices: Choices) -> Callable[..., list
         inner = inner_jaxprs(eqn)
         if id(eqn) in choices.dead:
             return bind(eqn, list(map(_plain, values)))
-        if name in INLINE:
+        if name in THROUGH:
             return again(inner[0])(*values)
         if name == "scan" and has_choices(inner[0], choices.dead):
             return _loop(eqn, list(map(_plain, values)), choices)

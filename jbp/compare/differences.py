@@ -21,7 +21,7 @@ import numpy as np
 
 from ..programs.arguments import filled
 from ..programs.program import Program, quickly
-from ..programs.replay import cast, equations, noise_of, unstopped
+from ..programs.replay import equations, noise_of, to_double, unstopped
 from .points import stream, unit_of
 
 STEPS = 2.0 ** -np.arange(4, 21, 2)
@@ -119,7 +119,7 @@ class Slopes:
 
         def values(consts: Any, arrays: Sequence[Any], direction: Sequence[Any]) -> Any:
             def at(t: Any) -> list[Any]:
-                moved = [cast(jnp.asarray(a)) for a in arrays]
+                moved = [to_double(jnp.asarray(a)) for a in arrays]
                 for i, v in zip(self.moving, direction, strict=True):
                     moved[i] = moved[i] + t.astype(v.dtype) * v
                 return program.in_float64(consts, moved)
@@ -194,7 +194,7 @@ class Numerical:
         moved = list(arrays)
         for i in self.slopes.moving:
             epsilon = float(jnp.finfo(arrays[i].dtype).eps)
-            moved[i] = cast(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
+            moved[i] = to_double(np.asarray(arrays[i])) * (1 + epsilon * random.uniform(-1, 1, np.shape(arrays[i])))
         far = lambda s: s.value + s.error if self.slopes.epsilon else s.value
         result = jax.tree.unflatten(jax.tree.structure(self.out), self.differentiate(self.slopes, moved, far))
         return jax.tree.map(lambda g, like: g.astype(like.dtype), result, self.out)

@@ -25,8 +25,8 @@ from .error import FAR
 from .points import beside, movement, stream, unit_of
 from .report import Check
 
-EXACT = 1e-9  # relative to the largest element: how far two ways of one computation may be in float64
-Pair = tuple[Any, Any]  # two results that must be equal
+EQUAL = 1e-9  # relative to the largest element: how far two ways of one computation may be in float64
+Both = tuple[Any, Any]  # two results that must be equal
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Identities:
     def checks(self) -> Iterator[Check]:
         """Each identity, tried."""
         linear = "linear in the cotangent" if self.kind == "vjp" else "linear in the tangent"
-        tried: dict[str, Callable[[Sequence[Any]], Pair]] = {
+        tried: dict[str, Callable[[Sequence[Any]], Both]] = {
             "forward value": self.forward_value,
             linear: self.linearity,
             "symbolic zeros": self.one_at_a_time,
@@ -87,7 +87,7 @@ class Identities:
             else:
                 yield check
 
-    def forward_value(self, args: Sequence[Any]) -> Pair:
+    def forward_value(self, args: Sequence[Any]) -> Both:
         """All outputs, integers too, as they are while a derivative is taken."""
         arrays, seeds = self.split(args)
         moving = [arrays[i] for i in self.floats]
@@ -100,7 +100,7 @@ class Identities:
         due = list(self.bare(*arrays))
         return [outs[i] for i in told], [due[i] for i in told]
 
-    def linearity(self, args: Sequence[Any]) -> Pair:
+    def linearity(self, args: Sequence[Any]) -> Both:
         arrays, u = self.split(args)
         v = [jnp.flip(c) for c in u]
         at = lambda seeds: self.derivative([*arrays, *seeds])
@@ -116,7 +116,7 @@ class Identities:
         large, small = scaled(1 / up, at(scaled(up, u))), scaled(up, at(scaled(1 / up, u)))
         return [*finite(mixed), *finite(large), *finite(small)], [*finite(apart), *finite(plain), *finite(plain)]
 
-    def one_at_a_time(self, args: Sequence[Any]) -> Pair:
+    def one_at_a_time(self, args: Sequence[Any]) -> Both:
         """Of one argument, and from one output, at a time: the others' perturbations are symbolic zeros."""
         arrays, u = self.split(args)
         total = self.derivative(args)
@@ -131,7 +131,7 @@ class Identities:
         single = pulled(one, self.floats, arrays, u[:1])
         return [*alone, *single], [*total, *self.derivative([*arrays, *first])]
 
-    def transposed(self, args: Sequence[Any]) -> Pair:
+    def transposed(self, args: Sequence[Any]) -> Both:
         """⟨u, J t⟩ = ⟨Jᵀ u, t⟩: a rule for forward mode that reverse mode transposes."""
         arrays, t = self.split(args)
         out = self.derivative(args)
@@ -155,7 +155,7 @@ class Identities:
         arrays = [self.arrays[i] for i in self.floats]
         return [(wave_like(a) * unit_of(a)).astype(a.dtype) for a in arrays]
 
-    def second_order(self, args: Sequence[Any], reverse: bool) -> Pair:
+    def second_order(self, args: Sequence[Any], reverse: bool) -> Both:
         arrays, seeds = self.split(args)
         moving = [arrays[i] for i in self.floats]
 
@@ -240,7 +240,7 @@ def scanned(function: Callable) -> Callable:
     return lambda args: jax.lax.map(function, args)
 
 
-def mapped(transform: Callable, function: Callable, args: Sequence[Any]) -> Pair:
+def mapped(transform: Callable, function: Callable, args: Sequence[Any]) -> Both:
     """A function mapped over two points, and on each by itself."""
     stacked = [jnp.stack([a, (a * 0.75).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a]) for a in args]
     each = [function([a[i] for a in stacked]) for i in range(2)]
@@ -278,7 +278,7 @@ def equal(tried: dict[str, Callable], arrays: Sequence[Any]) -> Iterator[Check]:
         tolerance = min(64 * epsilon, 8 * epsilon + 1e-5) * constants
         got, expected = results[name]
         far = max((distance(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
-        ok = far <= max(EXACT, tolerance)
+        ok = far <= max(EQUAL, tolerance)
         if not ok and math.isfinite(far):
             noise = noise or movement(lambda *near: jax.tree.leaves(program.exact(*near)), beside(arrays))
             moved = jax.tree.unflatten(jax.tree.structure(results), noise)[name]

@@ -72,7 +72,7 @@ class Spec:
         return tuple(int(a) if a.isdigit() else sizes[a] for a in self.axes)
 
 
-def parse(shapes: str, dtype: str = "float32") -> list[Spec]:
+def parse_shapes(shapes: str, dtype: str = "float32") -> list[Spec]:
     """The arguments that a text like `"N I, I O: bfloat16"` describes. Raises `InputError` where it does not."""
     specs = []
     for text in shapes.split(","):
@@ -105,7 +105,7 @@ def arrays(shapes: str, dtype: str = "float32", empty: bool = False) -> Any:
     Raises `InputError` where Hypothesis is not installed or the text does not fit.
     """
     st = _hypothesis().strategies
-    specs = parse(shapes, dtype)
+    specs = parse_shapes(shapes, dtype)
     letters = sorted({a for spec in specs for a in (*spec.axes, spec.below or "1") if not a.isdigit()})
 
     @st.composite
@@ -185,7 +185,7 @@ def search(
     if dtype not in FLOATS:
         raise InputError(f"search: dtype must be one of {', '.join(FLOATS)}, got {dtype!r}.")
     hypothesis = _hypothesis()
-    usual = _usual_args(parse(shapes, dtype))
+    usual = _usual_args(parse_shapes(shapes, dtype))
     kind = "" if oracle is not None else _kind(f, usual)
     quick, careful = _Asked(f, oracle, kind, hurry=True), _Asked(f, oracle, kind)
     known: dict[Any, bool] = {}  # examples are drawn again as they shrink, and many draws are alike

@@ -30,7 +30,7 @@ from .points import NEAR, around, nearby
 from .report import Check, Report
 from .why import explained, hidden, suspected
 
-BESIDE = 8  # points beside a kink
+BESIDE_A_KINK = 8  # points beside a kink
 OFF = 2.0**-3  # how far the other θ is
 IMPRECISE = 0.01  # of a leaf's scale
 
@@ -81,7 +81,7 @@ def _gathered(comparison: Comparison) -> tuple[list[Evidence], list[Evidence]]:
     if isinstance(comparison.oracle, Program) and behind is not None and behind.kinks.any:
         moved = _movable(comparison, given)
         narrow = max((float(jnp.finfo(arrays[i].dtype).eps) for i in moved), default=0.0)
-        beside = around(arrays, moved, BESIDE, min(max(NEAR, 16 * narrow), 0.25)) if moved else []
+        beside = around(arrays, moved, BESIDE_A_KINK, min(max(NEAR, 16 * narrow), 0.25)) if moved else []
         if (met := behind.kinks.met(arrays, beside[:2])) is not None:
             points = [given := at_kinks(comparison, given, met)]
             for near in beside:

@@ -33,9 +33,9 @@ from .choices import Choices, Shares, dead_of, has_choices, places_to_exchange, 
 from .differences import Slopes
 from .error import FLOOR
 
-ROWS = 16  # choices that are run by one call
+CHOSEN_AT_ONCE = 16  # choices that are run by one call
 MOST = 512  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
-STEPS = 8  # of least squares: one is enough unless kinks stand behind one another
+ROUNDS = 8  # of least squares: one is enough unless kinks stand behind one another
 JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
 FIRM = 1e4  # what a condition on shares weighs beside the largest derivative by one
 
@@ -125,8 +125,8 @@ class Kinks:
         def at(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Any]]:
             """(values, derivatives as vectors, those of the last row) at rows of shares, one for each kink."""
             values, vectors, last = [], [], []
-            for start in range(0, len(rows), ROWS):
-                some = rows[start : start + ROWS]
+            for start in range(0, len(rows), CHOSEN_AT_ONCE):
+                some = rows[start : start + CHOSEN_AT_ONCE]
                 value, derivatives = run(_placed(some, met.where, flat), arrays, _where(met.where, flat, live))
                 derivatives = [np.asarray(d)[: len(some)] for d in derivatives]
                 values.append(np.asarray(value)[: len(some)])
@@ -139,7 +139,7 @@ class Kinks:
             """(distance, shares, derivative) where the kinks of a group have one share."""
             nonlocal live
             best = math.inf, share, list[Any]()
-            for _ in range(STEPS):
+            for _ in range(ROUNDS):
                 count = int(group.max()) + 1
                 here = np.array([share[group == k][0] for k in range(count)])
                 ones = np.repeat(here[None], 2 * count + 1, 0)
@@ -217,7 +217,7 @@ class Kinks:
             return jax.lax.map(lambda shares: one(shares, arrays, where), shares)
 
         some = [m for m in met.where if m is not None]
-        zeros = [np.zeros((ROWS, *m.shape), np.float32) for m in some]
+        zeros = [np.zeros((CHOSEN_AT_ONCE, *m.shape), np.float32) for m in some]
         program = Program("compare: the derivative at kinks", rows, (zeros, list(self.slopes.arrays), some))
         self._derivatives[pattern] = lambda shares, arrays, where: program.exact(*shares, *arrays, *where)
         return self._derivatives[pattern]
@@ -238,14 +238,14 @@ def _opened(tree: Any) -> Any:
 
 
 def _placed(rows: np.ndarray, where: Sequence[Any], flat: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Rows of shares as arrays of the shapes of the comparisons, `ROWS` of them."""
+    """Rows of shares as arrays of the shapes of the comparisons, `CHOSEN_AT_ONCE` of them."""
     some = [m for m in where if m is not None]
     parts = np.split(rows, np.cumsum([len(f) for f in flat])[:-1], axis=1)
     found = []
     for m, at, part in zip(some, flat, parts, strict=True):
-        placed = np.zeros((ROWS, m.size))
+        placed = np.zeros((CHOSEN_AT_ONCE, m.size))
         placed[: len(rows), at] = part
-        found.append(placed.reshape(ROWS, *m.shape))
+        found.append(placed.reshape(CHOSEN_AT_ONCE, *m.shape))
     return found
 
 

@@ -1,7 +1,7 @@
 """What an error looks like, where that has a name: a sign, a factor, a transposition, a missing row, a missing term.
 
 Each pattern is a hypothesis of how the rule's leaf came from the right one, `got ≈ T(exact)`. It is named if what it
-leaves unexplained is small: at most `FAR` of the leaf's scale, or a few times what rounding is allowed.
+leaves unexplained is small: at most `MISSED_BY` of the leaf's scale, or a few times what rounding is allowed.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 
 from .error import LeafError, rms
 
-FAR = 2.0**-10  # of the leaf's scale, by which a pattern may miss
+MISSED_BY = 2.0**-10  # of the leaf's scale, by which a pattern may miss
 LIMIT = 1 << 20  # elements of a leaf, above which only the cheap patterns are tried
 
 Close = Callable[[Any, Any], bool]
@@ -31,7 +31,7 @@ def pattern_of(leaf: LeafError, got: Any, exact: Any, others: dict[str, Any] = {
     if not np.isfinite(exact).all() or not got.size:
         return ""
     scale = leaf.scale
-    tolerance = max(FAR * scale, 4 * leaf.allowed if math.isfinite(leaf.allowed) else 0)
+    tolerance = max(MISSED_BY * scale, 4 * leaf.allowed if math.isfinite(leaf.allowed) else 0)
 
     def close(a: Any, b: Any) -> bool:
         return np.shape(a) == np.shape(b) and rms(np.subtract(a, b)) <= tolerance
@@ -110,7 +110,7 @@ def _slices(got: np.ndarray, exact: np.ndarray, axis: int) -> Iterator[str]:
     rest = tuple(i for i in range(exact.ndim) if i != axis)
     along = lambda a: np.sqrt(np.mean(np.abs(a) ** 2, axis=rest))
     of, off = along(exact), along(got - exact)
-    wrong = off > FAR * np.maximum(of, 0.1 * rms(exact))
+    wrong = off > MISSED_BY * np.maximum(of, 0.1 * rms(exact))
     if not 0 < wrong.sum() <= max(1, n // 3):
         return
     what = "row" if exact.ndim == 2 and axis == 0 else "column" if exact.ndim == 2 else f"slice across axis {axis}"
@@ -118,9 +118,9 @@ def _slices(got: np.ndarray, exact: np.ndarray, axis: int) -> Iterator[str]:
     index = [slice(None)] * exact.ndim
     index[axis] = places  # type: ignore[call-overload]
     part, true = got[tuple(index)], exact[tuple(index)]
-    if 2 * np.sum(np.abs(part - true) > FAR * np.abs(true)) <= true.size:  # few elements of it, not the slice
+    if 2 * np.sum(np.abs(part - true) > MISSED_BY * np.abs(true)) <= true.size:  # few elements of it, not the slice
         return
-    how = "zero" if not part.any() else "of the wrong sign" if rms(part + true) < FAR * rms(true) else "wrong"
+    how = "zero" if not part.any() else "of the wrong sign" if rms(part + true) < MISSED_BY * rms(true) else "wrong"
     if len(places) == 1:
         yield f"{what} {places[0]} is {how}"
     else:
@@ -131,7 +131,7 @@ def _terms(got: np.ndarray, exact: np.ndarray, scale: float, axis: int, n: int, 
     """A term is missing: one that makes the right sums along an axis zero, or one that is constant along it."""
     if n < 2:
         return
-    small = FAR * scale * math.sqrt(n)
+    small = MISSED_BY * scale * math.sqrt(n)
     if rms(exact.sum(axis)) < small < rms(got.sum(axis)) / 8:
         yield f"missing the term along axis {axis}: the right one sums to zero along it"
     mean = (got - exact).mean(axis, keepdims=True)
@@ -145,7 +145,9 @@ def _terms(got: np.ndarray, exact: np.ndarray, scale: float, axis: int, n: int, 
 
 def _few(got: np.ndarray, exact: np.ndarray, noise: float) -> Iterator[str]:
     """Few elements are wrong, and the others right but for noise."""
-    wrong = np.abs(got - exact) > np.maximum(FAR * np.abs(exact), max(noise, FAR * FAR * np.abs(exact).max(initial=0)))
+    wrong = np.abs(got - exact) > np.maximum(
+        MISSED_BY * np.abs(exact), max(noise, MISSED_BY**2 * np.abs(exact).max(initial=0))
+    )
     count = int(wrong.sum())
     if 0 < count <= max(1, got.size // 10):
         zero = " (they are zero)" if not got[wrong].any() else ""

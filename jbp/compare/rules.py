@@ -15,7 +15,7 @@ from ..programs.arguments import is_float, not_finite
 from ..programs.calls import RULES, VMAP, count_of_constants, has_rule
 from ..programs.program import Program
 from ..programs.replay import aval_of, equations, opened, without_rules
-from ..programs.sites import Site, Tapped, hidden, on_meshes, sites_of
+from ..programs.sites import Site, Tapped, on_meshes, sites_of, unseen
 from .checks import also_in_float32, of_rule
 from .comparison import Behind, Comparison
 from .derivatives import (
@@ -136,7 +136,7 @@ def compare_rules(
             _check_gradients(who, name, names, whole.rule.out, [arrays[i] for i in floats])
         found = task.report(whole, notes, Identities(kind, with_rules, bare, arrays, seeds))
         return also_in_float32(found, args, again) if checks else found
-    if missed := hidden(program.jaxpr, kind):
+    if missed := unseen(program.jaxpr, kind):
         notes.append(f"Not looked into, under a while loop or another rule: {', '.join(missed)}.")
     if sharded:
         notes.append(f"Inside a shard_map, and so compared as part of the whole: {', '.join(sharded)}.")
@@ -329,7 +329,7 @@ def _nothing_found(who: str, kind: str, f: Any, jaxpr: ClosedJaxpr) -> str:
     other = "jvp" if kind == "vjp" else "vjp"
     name = getattr(f, "__name__", repr(f))
     text = f"{who}: no custom_{kind} is called in {name} on a path that a derivative takes"
-    if missed := hidden(jaxpr, kind):
+    if missed := unseen(jaxpr, kind):
         where = "under a while loop or in another rule"
         return f"{text}; {', '.join(missed)} stands {where}. Compare it by itself."
     if found := sites_of(jaxpr, other):

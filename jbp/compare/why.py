@@ -21,7 +21,7 @@ from .parts import VALUE, count_of_values
 from .patterns import pattern_of
 from .points import last_bits, movement
 
-ASKED = 4  # failing leaves that are put to the third oracle, the worst first
+LEAVES_ASKED = 4  # failing leaves that are put to the third oracle, the worst first
 ASKED_AT_ALL = 1 << 20  # elements, up to which more is asked of rule and autodiff that agree
 PLACES = 16  # elements of a leaf that are asked about by themselves
 
@@ -57,7 +57,7 @@ def explained(
             for who, program in (("rule", comparison.rule), ("oracle", comparison.oracle)):
                 if (origin := first_nonfinite(program.jaxpr, point.arrays)) is not None:
                     notes += [note] if (note := f"In the {who}, {origin}.") not in notes else []
-    for i in sorted(failing, key=lambda i: -leaves[i].excess)[:ASKED]:
+    for i in sorted(failing, key=lambda i: -leaves[i].excess)[:LEAVES_ASKED]:
         asked = dict.fromkeys((points[0], worst(points, leaves, i)))
         try:
             told = [_told(comparison, point, leaves, i) for point in asked if not point.leaves[i].ok]

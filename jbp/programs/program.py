@@ -16,7 +16,7 @@ from ..errors import InputError
 from .arguments import Arguments
 from .calls import inner_jaxprs
 from .clock import Measured
-from .replay import DEBUG, OPAQUE, Dtypes, cast, equations, quiet, recast, wide_dtype
+from .replay import DEBUG, OPAQUE, equations, quiet, recast, to_double
 
 GIVEN_BACK = 0.2  # seconds in which a run that has ended gives back its memory
 SMALL = 2**18  # elements of all arguments, up to which compiling takes longer than running
@@ -152,12 +152,12 @@ class Program:
     def _wide(self) -> Callable[..., list[Any]]:
         return quickly(self.in_float64)
 
-    def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any], to: Dtypes = wide_dtype) -> list[Any]:
-        """The flat result in float64, or in other dtypes; to be traced with x64 on."""
+    def in_float64(self, consts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        """The flat result in float64; to be traced with x64 on."""
         inner = self.jaxpr.jaxpr
         opened = inner.replace(constvars=[], invars=[*inner.constvars, *inner.invars])
         try:
-            return [cast(jnp.asarray(out), to) for out in recast(ClosedJaxpr(opened, []), to)(*consts, *arrays)]
+            return [to_double(jnp.asarray(out)) for out in recast(ClosedJaxpr(opened, []))(*consts, *arrays)]
         except (InputError, jax.errors.JaxRuntimeError):  # such as no memory, for the caller to see
             raise
         except Exception as error:

@@ -11,7 +11,6 @@ constants stay as they were rounded, and random bits are those of the original d
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import jax
@@ -121,42 +120,37 @@ BITS = (*OPAQUE, "bitcast_convert_type", "nextafter", "rng_uniform")  # mean som
 DEBUG = ("debug_callback", "debug_print")
 
 
-def wide_dtype(dtype: Any) -> Any:
+def double_dtype(dtype: Any) -> Any:
     """float64 for a float, complex128 for a complex, any other dtype itself."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return np.dtype(np.complex128)
     return np.dtype(np.float64) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
-def single_dtype(dtype: Any) -> Any:
-    """float32 for a float, complex64 for a complex, any other dtype itself."""
-    return {np.float64: np.dtype(np.float32), np.complex128: np.dtype(np.complex64)}.get(wide_dtype(dtype).type, dtype)
+def to_double(value: Any) -> Any:
+    """An array of floats in float64 (complex128), exactly; what is none stays."""
+    return _in_dtype(value, double_dtype(value.dtype)) if hasattr(value, "dtype") else value
 
 
-def cast(value: Any, to: Dtypes = wide_dtype) -> Any:
-    """An array in the dtype that takes the place of its own; in float64, and exactly, unless told otherwise."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or to(dtype) == dtype:
+def _in_dtype(value: Any, dtype: Any) -> Any:
+    if value.dtype == dtype:
         return value
     if isinstance(value, (np.ndarray, np.generic)):
-        return np.asarray(value).astype(to(dtype))
-    return jax.lax.convert_element_type(value, to(dtype))
+        return np.asarray(value).astype(dtype)
+    return jax.lax.convert_element_type(value, dtype)
 
 
 def in_float64(tree: Any) -> Any:
     """A pytree with its floats as NumPy arrays in float64 (complex128), exactly; what is no float stays."""
-    return jax.tree.map(lambda a: cast(np.asarray(a)) if _is_float(a) else a, tree)
+    return jax.tree.map(lambda a: to_double(np.asarray(a)) if _is_float(a) else a, tree)
 
 
 def _is_float(a: Any) -> bool:
     return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
 
 
-def recast(jaxpr: ClosedJaxpr, to: Dtypes = wide_dtype) -> Callable[..., list[Any]]:
-    """The jaxpr as a function that runs in float64, whatever the dtypes of its arguments; or in other dtypes.
-
-    To be called with x64 on.
-    """
+def recast(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
+    """The jaxpr as a function that runs in float64, whatever the dtypes of its arguments; to be called with x64 on."""
 
     def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
         name = eqn.primitive.name
@@ -165,23 +159,19 @@ def recast(jaxpr: ClosedJaxpr, to: Dtypes = wide_dtype) -> Callable[..., list[An
         if is_call(eqn):
             return again(primal_of(eqn))(*values)
         if name in BITS:
-            own = [cast(a, partial(_own, v)) for a, v in zip(values, eqn.invars, strict=True)]
-            return [cast(out, to) for out in bind(eqn, own)]
+            own = [_in_dtype(a, aval_of(v).dtype) for a, v in zip(values, eqn.invars, strict=True)]
+            return list(map(to_double, bind(eqn, own)))
         if inner_jaxprs(eqn):
-            return _with_inner(eqn, values, again, to)
+            return _with_inner(eqn, values, again, double_dtype)
         params = dict(eqn.params)
         for key, value in params.items():
             if key == "precision" and value is not None:
                 params[key] = None
             elif value is not None and ("dtype" in key or key == "preferred_element_type") and _plain(value):
-                params[key] = to(np.dtype(value))
+                params[key] = double_dtype(np.dtype(value))
         return bind(eqn, values, params)
 
-    return replay(jaxpr, change, lambda value: cast(value, to))
-
-
-def _own(v: Any, dtype: Any) -> Any:
-    return aval_of(v).dtype
+    return replay(jaxpr, change, to_double)
 
 
 def noise_of(jaxpr: ClosedJaxpr) -> float:

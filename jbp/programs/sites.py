@@ -57,7 +57,7 @@ class Site:
         return bind(self.eqn, values)
 
 
-def named(eqn: JaxprEqn) -> str:
+def rule_name(eqn: JaxprEqn) -> str:
     """The name of the function that carries a rule; of the user's, where that is a library's wrapper around it."""
     wrapped = _wrapped(eqn)
     return _last(wrapped) if wrapped else name_of(eqn)
@@ -104,7 +104,7 @@ def _sites(jaxpr: ClosedJaxpr | Jaxpr, kind: str, path: Path, loops: tuple[int, 
         if ruled and not (eqn.invars and eqn.outvars):
             continue  # what Flax's nn.scan leaves behind: a call of nothing
         if ruled:
-            yield Site(named(eqn), (*path, i), eqn, loops, _where(eqn))
+            yield Site(rule_name(eqn), (*path, i), eqn, loops, _where(eqn))
         elif name in (*INLINE, *PASSED):
             more = (eqn.params["length"],) if name == "scan" else ()
             for k, inner in enumerate(inner_jaxprs(eqn)):
@@ -119,15 +119,15 @@ def _where(eqn: JaxprEqn) -> str:
     return f"{frame.file_name.rpartition('/')[2]}:{frame.line_num}, {_last(frame)}"
 
 
-def hidden(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
+def unseen(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
     """Names of calls that are not looked into: under a while loop, or in another rule's primal."""
     seen = {id(site.eqn) for site in _sites(jaxpr, kind, (), ())} | {id(e) for e in _on_meshes(jaxpr, kind)}
-    return sorted({named(e) for e in equations(jaxpr) if has_rule(e, kind) and id(e) not in seen})
+    return sorted({rule_name(e) for e in equations(jaxpr) if has_rule(e, kind) and id(e) not in seen})
 
 
 def on_meshes(jaxpr: ClosedJaxpr, kind: str) -> list[str]:
     """Names of calls inside a `shard_map`: they are compared as part of the whole."""
-    return sorted({named(e) for e in _on_meshes(jaxpr, kind)})
+    return sorted({rule_name(e) for e in _on_meshes(jaxpr, kind)})
 
 
 def _on_meshes(jaxpr: ClosedJaxpr | Jaxpr, kind: str) -> Iterator[JaxprEqn]:
