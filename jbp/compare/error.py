@@ -33,7 +33,7 @@ SAMPLE = 1 << 16  # elements, evenly spread over a leaf, of which the quantiles 
 
 
 @dataclass(frozen=True)
-class LeafError:
+class Measurement:
     """How far a leaf is from the float64 shadow: root mean squares over it, and the one element that is furthest."""
 
     name: str
@@ -53,15 +53,8 @@ class LeafError:
     shape: tuple[int, ...] = ()
     dtype: str = ""
     at: tuple[int, ...] = ()  # the index of the element that is furthest off
-    pattern: str = ""  # what the error looks like, where that has a name
     noise: tuple[float, float] = (0.0, 0.0)  # what a last bit of float64 makes of the shadow: rms, largest
-    wrong: int = 0  # elements that are wrong by themselves: small beside the rest, or refuted by differences
-    undecided: int = 0  # elements where no finite derivative is known: left out of the rest
-    settled: int = 0  # elements without a shadow that are right, and not 0: left out of the sums
-    shares_nan: bool = False  # in some of these both are NaN, the rule and autodiff
-    by: str = "in float64"  # whose `expected` is
     spoiled: int = 0  # elements where the oracle overflows in its own dtype, and the shadow does not
-    excused: str = ""  # why the error counts for nothing, where another oracle says so
 
     @property
     def allowed(self) -> float:
@@ -91,6 +84,19 @@ class LeafError:
     def excess(self) -> float:
         """The error in units of what is allowed; infinite where it is NaN."""
         return max(_excess(self.error, self.allowed), _excess(self.largest, self.allowed_largest))
+
+
+@dataclass(frozen=True)
+class LeafError(Measurement):
+    """A measured leaf and what is known of it besides: single elements, and why the error is as it is."""
+
+    wrong: int = 0  # elements that are wrong by themselves: small beside the rest, or refuted by differences
+    undecided: int = 0  # elements where no finite derivative is known: left out of the rest
+    settled: int = 0  # elements without a shadow that are right, and not 0: left out of the sums
+    shares_nan: bool = False  # in some of the undecided both are NaN, the rule and autodiff
+    by: str = "in float64"  # whose `expected` is
+    pattern: str = ""  # what the error looks like, where that has a name
+    excused: str = ""  # why the error counts for nothing, where another oracle says so
 
     @property
     def kind(self) -> Verdict:

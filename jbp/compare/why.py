@@ -2,12 +2,13 @@
 
 So a wrong formula is told from a right one in poor arithmetic, and a wrong autodiff (at a kink, behind a `where`, of a
 wrong custom rule further in) from a wrong rule. Also here: elements that are wrong, and small beside the rest of their
-leaf; and the noise of the shadow itself.
+leaf.
 """
 
-import dataclasses
+import enum
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,24 @@ LEAVES_ASKED = 4  # failing leaves that are put to the third oracle, the worst f
 ASKED_AT_ALL = 1 << 20  # elements, up to which more is asked of rule and autodiff that agree
 PLACES = 16  # elements of a leaf that are asked about by themselves
 
-TOLD = {
-    "autodiff": "autodiff is wrong here: the rule agrees with central differences",
-    "stopped": "the rule is the derivative as if there were no stop_gradient",
-    "kink": "a kink: the rule's value lies between the slopes from both sides",
-    "choice": "a kink: no choice of slopes there gives the rule's values",
-    "formula": "in float64 the rule agrees with the oracle: the formula is right, its arithmetic loses digits",
-    "constants": "in float64 the rule differs by as little as rounded constants make: its arithmetic loses digits",
-    "rule": "autodiff and central differences agree with each other, and the rule with neither",
-    "none": "the rule, autodiff and central differences: no two of them agree",
-    "wrong": "in float64 rule and autodiff differ there by far more than rounding; central differences can't tell",
-    "differences": "rule and autodiff differ by less than central differences can tell",
-}
-EXCUSES = ("autodiff", "kink")
+
+class Cause(enum.Enum):
+    """Why a leaf differs, as the report says it."""
+
+    AUTODIFF = "autodiff is wrong here: the rule agrees with central differences"
+    STOPPED = "the rule is the derivative as if there were no stop_gradient"
+    KINK = "a kink: the rule's value lies between the slopes from both sides"
+    CHOICE = "a kink: no choice of slopes there gives the rule's values"
+    FORMULA = "in float64 the rule agrees with the oracle: the formula is right, its arithmetic loses digits"
+    CONSTANTS = "in float64 the rule differs by as little as rounded constants make: its arithmetic loses digits"
+    RULE = "autodiff and central differences agree with each other, and the rule with neither"
+    NONE = "the rule, autodiff and central differences: no two of them agree"
+    ELEMENTS = "in float64 rule and autodiff differ there by far more than rounding; central differences can't tell"
+    DIFFERENCES = "rule and autodiff differ by less than central differences can tell"
+    UNKNOWN = ""
+
+
+EXCUSES = (Cause.AUTODIFF, Cause.KINK)
 
 
 def explained(
@@ -50,9 +56,7 @@ def explained(
         point = worst(points, leaves, i)
         others = {part.name: part.array for part in point.exact if part.name != leaves[i].name}
         got, exact = point.judged(i)
-        leaves[i] = dataclasses.replace(
-            leaves[i], pattern=leaves[i].pattern or pattern_of(leaves[i], got, exact, others)
-        )
+        leaves[i] = replace(leaves[i], pattern=leaves[i].pattern or pattern_of(leaves[i], got, exact, others))
         if not np.isfinite(np.asarray(got)).all():
             for who, program in (("rule", comparison.rule), ("oracle", comparison.oracle)):
                 if (origin := first_nonfinite(program.jaxpr, point.arrays)) is not None:
@@ -64,41 +68,41 @@ def explained(
         except ValueError as error:
             return leaves, total, [*notes, f"The rule was not run in float64: {error}"]
         leaves[i] = told[-1][0] if told else leaves[i]
-        verdicts = [verdict for _, verdict in told]
+        causes = dict.fromkeys(cause for _, cause in told)
         if told and not all(leaf.excused for leaf, _ in told):
-            leaves[i] = dataclasses.replace(leaves[i], excused="")
-        notes += [f"{leaves[i].name}: {text}." for v in dict.fromkeys(verdicts) if (text := TOLD.get(v, ""))]
-        if "rule" in verdicts and any(eqn.primitive.name == "while" for eqn in equations(comparison.oracle.jaxpr)):
+            leaves[i] = replace(leaves[i], excused="")
+        notes += [f"{leaves[i].name}: {cause.value}." for cause in causes if cause.value]
+        if Cause.RULE in causes and any(eqn.primitive.name == "while" for eqn in equations(comparison.oracle.jaxpr)):
             notes.append(
                 "There is a while loop: if it stops early, autodiff differentiates where it stops, not its limit."
             )
     if failing and all(leaf.ok for leaf in leaves):
-        total = dataclasses.replace(total, excused="its leaves are excused")
+        total = replace(total, excused="its leaves are excused")
     return leaves, total, notes
 
 
-def _told(comparison: Comparison, point: Evidence, leaves: Sequence[LeafError], i: int) -> tuple[LeafError, str]:
-    """Leaf i with what is said of it at a point where it fails, and the key of that among `TOLD`."""
+def _told(comparison: Comparison, point: Evidence, leaves: Sequence[LeafError], i: int) -> tuple[LeafError, Cause]:
+    """Leaf i with what is said of it at a point where it fails, and why it does."""
     skip, leaf = count_of_values(leaves), leaves[i]
     mathematics = list(map(np.asarray, comparison.leaves(comparison.rule.exact(*point.arrays))))
     exact = [np.asarray(part.array) for part in point.exact]
-    verdict = _same(mathematics[i], exact[i], leaf)
+    cause = _same(mathematics[i], exact[i], leaf) or Cause.UNKNOWN
     if comparison.behind is not None and i >= skip:
-        verdict, slope = _asked(comparison, point, leaf, i - skip, mathematics[skip:], exact[skip:])
+        cause, slope = _asked(comparison, point, leaf, i - skip, mathematics[skip:], exact[skip:])
         stopped = any(eqn.primitive.name == "stop_gradient" for eqn in equations(comparison.oracle.jaxpr))
-        if verdict == "none" and slope is not None and not leaf.wrong and not stopped:
-            leaf = dataclasses.replace(leaf, expected=slope, by="by central differences")
-    if verdict == "formula" and not leaf.pattern:
-        leaf = dataclasses.replace(leaf, pattern="its formula is right, its arithmetic loses digits")
-    if verdict in ("formula", "constants") and leaf.spoiled and _unspoiled(point, i, leaf):
+        if cause is Cause.NONE and slope is not None and not leaf.wrong and not stopped:
+            leaf = replace(leaf, expected=slope, by="by central differences")
+    if cause is Cause.FORMULA and not leaf.pattern:
+        leaf = replace(leaf, pattern="its formula is right, its arithmetic loses digits")
+    if cause in (Cause.FORMULA, Cause.CONSTANTS) and leaf.spoiled and _unspoiled(point, i, leaf):
         excused = f"autodiff overflows in {leaf.dtype}, and in float64 the rule agrees with it"
-        leaf = dataclasses.replace(leaf, excused=excused)
-    if verdict in EXCUSES and not leaf.wrong:
+        leaf = replace(leaf, excused=excused)
+    if cause in EXCUSES and not leaf.wrong:
         if _poor(comparison, point, i, leaf):
-            leaf = dataclasses.replace(leaf, pattern=leaf.pattern or f"{TOLD[verdict]}; but it loses digits")
+            leaf = replace(leaf, pattern=leaf.pattern or f"{cause.value}; but it loses digits")
         else:
-            leaf = dataclasses.replace(leaf, excused=TOLD[verdict])
-    return leaf, verdict
+            leaf = replace(leaf, excused=cause.value)
+    return leaf, cause
 
 
 def suspected(comparison: Comparison, given: Evidence, leaves: list[LeafError]) -> list[str]:
@@ -160,7 +164,7 @@ def hidden(comparison: Comparison, point: Evidence, leaves: list[LeafError]) -> 
             (np.asarray(got[i].array)[at], exact[at]),
             f"{int(wrong.sum()):,} of {wrong.size:,} elements wrong",
         )
-        leaves[i] = dataclasses.replace(
+        leaves[i] = replace(
             leaves[i], at=at, where=point.exact[i].symbol(at), got=values[0].item(), expected=values[1].item(),
             wrong=int(wrong.sum()), pattern=f"{what}, small beside the rest",
         )  # fmt: skip
@@ -190,7 +194,7 @@ def _poor(comparison: Comparison, point: Evidence, i: int, leaf: LeafError) -> b
 
 def _asked(
     comparison: Comparison, point: Evidence, leaf: LeafError, i: int, rule: Sequence[Any], oracle: Sequence[Any]
-) -> tuple[str, float | None]:
+) -> tuple[Cause, float | None]:
     """Who is right about leaf i of the gradients: what probes say of the rule and of the oracle, both in float64.
 
     And the slope at the worst element, where there is one. At a kink that has shares the choice has been made: then
@@ -207,16 +211,16 @@ def _asked(
         unit = at.ask([np.ones_like(r) for r in rule])[0]
         slope = float(np.real(at.slope.value)) / unit if unit and at.slope.error < 1e-3 * abs(at.slope.value) else None
     if not answers:
-        return "", slope
+        return Cause.UNKNOWN, slope
     rules, oracles = zip(*answers, strict=True)
     if all(rules) and all(oracles):
         if kinks:
-            return "choice" if point.met is not None and point.met.shared else "kink", slope
-        return "wrong" if leaf.wrong else _same(rule[i], oracle[i], leaf) or "differences", slope
+            return Cause.CHOICE if point.met is not None and point.met.shared else Cause.KINK, slope
+        return Cause.ELEMENTS if leaf.wrong else _same(rule[i], oracle[i], leaf) or Cause.DIFFERENCES, slope
     if all(rules):
         free = comparison.behind.unstopped(point.arrays)
-        return "stopped" if free is not None and _same(rule[i], free[i], leaf) else "autodiff", slope
-    return "rule" if all(oracles) else "none", slope
+        return Cause.STOPPED if free is not None and _same(rule[i], free[i], leaf) else Cause.AUTODIFF, slope
+    return Cause.RULE if all(oracles) else Cause.NONE, slope
 
 
 def _places(worst: tuple[int, ...], rule: np.ndarray, oracle: np.ndarray) -> list[tuple[int, ...]]:
@@ -251,14 +255,14 @@ def _constants(epsilon: float) -> float:
     return min(8 * epsilon, 2 * epsilon + 1e-6)
 
 
-def _same(a: Any, b: Any, leaf: LeafError) -> str:
-    """Whether two leaves in float64 are the same mathematics: "formula" if they agree to float64's own rounding.
+def _same(a: Any, b: Any, leaf: LeafError) -> Cause | None:
+    """Whether two leaves in float64 are the same mathematics: FORMULA if they agree to float64's own rounding.
 
-    "constants" if they differ as constants do that are rounded to the leaf's dtype, or by a thousandth of the error.
+    CONSTANTS if they differ as constants do that are rounded to the leaf's dtype, or by a thousandth of the error.
     """
     arithmetic = 1e-3 * leaf.error if math.isfinite(leaf.error) else 0.0
     with np.errstate(all="ignore"):
         off, size = rms(a - b), rms(b)
     if leaf.wrong or not off <= max((_constants(leaf.epsilon) + 1e-9) * size, arithmetic):
-        return ""
-    return "formula" if off <= FAR * max(np.finfo(np.float64).eps * size, leaf.noise[0]) else "constants"
+        return None
+    return Cause.FORMULA if off <= FAR * max(np.finfo(np.float64).eps * size, leaf.noise[0]) else Cause.CONSTANTS
