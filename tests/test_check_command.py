@@ -89,7 +89,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(sys.modules["jbp.programs.clock"], "SECONDS", 0.0)
-    inputs = sys.modules["jbp.compare.inputs"]
+    inputs = sys.modules["jbp.compare.shapes"]
     few = {"ones": inputs.STYLES["ones"], "normal": _wave}
     monkeypatch.setattr(inputs, "STYLES", few)
     jax.config.update("jax_disable_most_optimizations", True)

@@ -18,6 +18,7 @@ import jbp
 from jbp.compare import annotated
 
 INPUTS = sys.modules["jbp.compare.inputs"]
+SHAPES = sys.modules["jbp.compare.shapes"]
 # The run-time type checker looks at random elements, which Hypothesis takes for randomness of our own.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module i
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch):
     """Times are of no interest here, and each size of an axis is compiled anew."""
     monkeypatch.setattr(sys.modules["jbp.programs.clock"], "SECONDS", 0.0)
-    monkeypatch.setattr(INPUTS, "SIZES", (1, 2, 3))
+    monkeypatch.setattr(SHAPES, "SIZES", (1, 2, 3))
 
 
 def drawn(shapes: str, count: int = 100, **settings: Any) -> list[tuple[np.ndarray, ...]]:
@@ -86,11 +87,11 @@ def test_axes_are_empty_only_where_that_is_asked_for():
 
 def test_every_style_is_reached(monkeypatch: pytest.MonkeyPatch):
     made: list[str] = []
-    for name, style in INPUTS.STYLES.items():
-        monkeypatch.setitem(INPUTS.STYLES, name, lambda *a, name=name, style=style: (made.append(name), style(*a))[1])
+    for name, style in SHAPES.STYLES.items():
+        monkeypatch.setitem(SHAPES.STYLES, name, lambda *a, name=name, style=style: (made.append(name), style(*a))[1])
     drawn("N, N I", 200)
-    assert set(made) == set(INPUTS.STYLES)
-    assert len(INPUTS.STYLES) >= 10
+    assert set(made) == set(SHAPES.STYLES)
+    assert len(SHAPES.STYLES) >= 10
 
 
 def test_the_edges_are_among_the_values():
@@ -211,8 +212,8 @@ def _found(f: Callable, shapes: str | None, **settings: Any) -> tuple[jbp.Report
 
 
 def test_a_softmax_that_overflows_is_found(found: Callable, monkeypatch: pytest.MonkeyPatch):
-    some = {name: INPUTS.STYLES[name] for name in ("ones", "normal", "a large mean")}  # others lose digits first
-    monkeypatch.setattr(INPUTS, "STYLES", some)
+    some = {name: SHAPES.STYLES[name] for name in ("ones", "normal", "a large mean")}  # others lose digits first
+    monkeypatch.setattr(SHAPES, "STYLES", some)
     report, (x,) = found(naive_softmax, "2")
     assert x.max() > 88  # where exp overflows in float32
     assert "NaN" in report.worst.pattern
@@ -376,8 +377,8 @@ def test_a_right_rule_passes_and_it_is_said_on_how_many_examples():
 
 @pytest.mark.parametrize("dtype", ["float32", "float8_e4m3fn"])  # which have infinity, and NaN alone
 def test_a_right_rule_is_not_accused_where_autodiff_overflows(dtype: str, monkeypatch: pytest.MonkeyPatch):
-    large = {name: INPUTS.STYLES[name] for name in ("ones", "normal", "a large mean")}
-    monkeypatch.setattr(INPUTS, "STYLES", large)
+    large = {name: SHAPES.STYLES[name] for name in ("ones", "normal", "a large mean")}
+    monkeypatch.setattr(SHAPES, "STYLES", large)
     exp = ruled(lambda x: jnp.exp(x), lambda args, g: (g * jnp.exp(args[0]),))
     assert jbp.search(exp, "2", dtype=dtype, examples=10).ok
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compare import annotated, search
-from ..compare.inputs import FLOATS, parse_shapes
+from ..compare.shapes import FLOATS, parse_shapes
 from ..layer import InputError
 from . import options
 

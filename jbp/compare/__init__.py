@@ -12,12 +12,12 @@ that is too far (`error`) → why (`why`) → a `Report`. `judge` walks it; `rul
 from ..programs.replay import in_float64 as in_float64
 from .error import LeafError as LeafError
 from .gradients import compare as compare
-from .inputs import annotated as annotated
-from .inputs import arrays as arrays
 from .inputs import search as search
 from .report import Check as Check
 from .report import GradientsDisagree as GradientsDisagree
 from .report import Report as Report
 from .rules import compare_jvp as compare_jvp
 from .rules import compare_vjp as compare_vjp
+from .shapes import annotated as annotated
+from .shapes import arrays as arrays
 from .verdict import Verdict as Verdict

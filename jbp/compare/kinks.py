@@ -11,7 +11,7 @@ G(t) for some t.
     a jump    a comparison whose sides give other values (a step function) is no kink, and stays as it is
 
 Equal numbers that are sorted may stand in any order: place i takes in the share F_ij what stands at place j, at most
-`REACH` places away. What leaves a place comes back to it, Σ_j F_ij = Σ_j F_ji ≤ 1, so that the least squares find the
+REACH places away. What leaves a place comes back to it, Σ_j F_ij = Σ_j F_ji ≤ 1, so that the least squares find the
 nearest mixture of orders. Floor, round, argmax and equality itself jump: they are met, and have no shares. `while`
 loops, and branches of `cond` inside, stay as they are.
 """
@@ -29,9 +29,10 @@ from scipy.optimize import nnls
 
 from ..programs.arguments import filled, is_float
 from ..programs.program import Program, quickly
-from .choices import Choices, Shares, dead_of, has_choices, places_to_exchange, softened
+from .choices import dead_of, has_choices, softened
 from .differences import Slopes
 from .error import FLOOR
+from .sides import Choices, Shares, places_to_exchange
 
 CHOSEN_AT_ONCE = 16  # choices that are run by one call
 MOST = 512  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
