@@ -35,7 +35,7 @@ class Run:
     interrupted: bool = False
 
     def __repr__(self) -> str:
-        lines = [f"Run: theta {described(self.theta)}", *self.history.lines()]
+        lines = [f"Run: theta {described(self.theta)}", *str(self.history).splitlines()]
         if self.best:
             lines.append(f"best: epoch {self.best.epoch}, {self.best.value:.6g}")
         return "\n  ".join([*lines, *([self.stopped] if self.stopped else [])])

@@ -1,17 +1,19 @@
-"""What a comparison found: a table in a terminal, Markdown, JSON, a picture, a page, or an AssertionError."""
+"""What a comparison found: its verdict, and all of it as blocks, as data, as a picture, or as an AssertionError."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from .. import blocks as b
 from ..programs.clock import Measured, Race
+from . import picture
 from .error import EXACT, FLOOR, K, LeafError
 from .parts import VALUE
+from .table import PAGE, leaf_table, short
 from .verdict import Verdict
+
+TALL = b.TALL  # leaves, above which the wrong ones stand first on a page
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Check:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(b.Page):
     """`print(report)` shows a table; `.ok`, `.kind`, `.worst`, `.to_json()`, `.to_markdown()`, `.to_html()`,
     `.figure()`.
 
@@ -164,82 +166,87 @@ class Report:
     def _at(call: "Report") -> str:
         return f" ({call.where})" if call.where else ""
 
-    # -- as text ----------------------------------------------------------------------------------------------------
+    # -- as blocks, as data, as a picture ---------------------------------------------------------------------------
 
-    def __str__(self) -> str:
-        return "\n".join(map(str.rstrip, self._lines()))
+    def blocks(self) -> Iterator[b.Block]:
+        """The name, the table of leaves, what it costs, the checks, the calls inside; the verdict and what it rests on.
 
-    __repr__ = __str__
-
-    def _lines(self) -> Iterator[str]:
-        if self.name:
-            yield from (f"{self.name}{self._at(self)}", "")
-        yield from _table(
-            (HEAD, *(_row(leaf) for leaf in self._shown())), (str.ljust, *(str.rjust,) * 8, str.ljust, str.ljust)
-        )
-        for leaf in self.leaves:
-            if leaf.pattern and not leaf.ok:
-                yield f"{leaf.name}: {leaf.pattern}"
+        A page has pictures besides, and more columns in its tables.
+        """
+        yield b.Title(f"{self.name}{self._at(self)}", self.ok, 3)
+        yield from (b.Picture(panel.svg) for panel in self._panels())
+        yield b.Only("page", tuple(map(b.Text, self.notes)))
+        yield self._leaves()
         if self.rule and self.oracle:
-            yield from ("", *(_measured_line(*m) for m in (("hand-written", self.rule), ("autodiff", self.oracle))))
-        if self.race:
-            yield f"time: {_race(self.race)}"
+            yield b.Section("Time and memory", tuple(self._costs(self.rule, self.oracle)), quiet=True)
         if self.checks:
             marks = {True: "ok", False: "FAILS", None: "—"}
-            yield from ("", *_table([(c.name, marks[c.ok], c.text) for c in self.checks], (str.ljust,) * 3))
+            rows = tuple((check.name, marks[check.ok], check.text) for check in self.checks)
+            tones = tuple("wrong" * (check.ok is False) for check in self.checks)
+            columns = b.Column("", "name"), b.Column("", "word"), b.Column("")
+            yield b.Section("Besides values", (b.Table(columns, rows, tones),), quiet=True)
         if self.calls:
-            yield from ("", "calls of custom rules, in the order of the reverse pass")
-            yield from _table([_call_row(call) for call in self.calls], (str.ljust,) * 4)
-        for call in self.calls:
-            if call.kind is Verdict.WRONG:
-                yield from ("", *(f"  {line}" for line in call._lines()))
+            short = tuple((call.name, call.where, *call._in_short()) for call in self.calls)
+            inside = b.Only("terminal", (b.Table((b.Column(""),) * 4, short),))
+            folds = (call._folded() for call in self.calls)
+            yield b.Section("calls of custom rules, in the order of the reverse pass", (inside, *folds))
         pooled = f", pooled over {self.points} points" if self.points > 1 else ""
-        yield from ("", f"errors: rms difference from float64, relative to the leaf's rms{pooled}")
-        yield f"allowed: {RULE}"
-        yield from self.notes
-        yield from (
-            f"{call.name}: {note}" for call in self.calls if call.kind is not Verdict.WRONG for note in call.notes
+        told = (f"errors: rms difference from float64, relative to the leaf's rms{pooled}", f"allowed: {RULE}")
+        yield b.Section("", tuple(map(b.Text, told)), quiet=True)
+        others = [f"{c.name}: {note}" for c in self.calls if c.kind is not Verdict.WRONG for note in c.notes]
+        yield b.Only("terminal", tuple(map(b.Text, (*self.notes, *others))))
+        yield b.Outcome(self.ok, self.verdict)
+        if self.reproduce:
+            yield b.Code(self.reproduce, "To make it again:")
+
+    def _leaves(self) -> b.Section:
+        leaves, wrong = self.leaves, sum(not leaf.ok for leaf in self.leaves)
+        tall = len(leaves) > TALL
+        title = f"{len(leaves):,} {'leaf' if len(leaves) == 1 else 'leaves'}, {f'{wrong:,}' if wrong else 'none'} wrong"
+        total = (self.total,) if len(leaves) > 1 else ()
+        ordered = tuple(sorted(leaves, key=lambda leaf: leaf.ok)) if tall else leaves
+        lines = (b.Text(f"{leaf.name}: {leaf.pattern}") for leaf in leaves if leaf.pattern and not leaf.ok)
+        return b.Section(
+            title + (", these first" if wrong and tall else ""),
+            (
+                b.Only("terminal", (leaf_table((*leaves, *total)), *lines)),
+                b.Only("page", (leaf_table((*ordered, *total), PAGE),)),
+            ),
+            quiet=True,
         )
-        yield self.verdict
-        if self.reproduce:
-            yield from ("", "To make it again:", "", self.reproduce)
 
-    def _shown(self) -> tuple[LeafError, ...]:
-        return (*self.leaves, self.total) if len(self.leaves) > 1 else self.leaves
-
-    def to_markdown(self) -> str:
-        """A summary for GitHub: the verdict, the leaves, the checks; the rest folded away."""
-        mark = "✅" if self.ok else "❌"
-        lines = [f"### {mark} {self.name or 'gradient'}", "", self.verdict, ""]
-        head = ("leaf", "size", "error", "autodiff's", "allowed", "ratio", "ulps 50 / 99 / 100 %", "worst element", "")
-        lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        for leaf in self._shown():
-            name, size, error, plain, allowed, ratio, ulps, _, _, where, told = _row(leaf)
-            what = told if leaf.ok else f"**{leaf.pattern or 'wrong'}**"
-            cells = [f"`{name}`", size, error, plain, allowed, ratio, ulps, f"`{where}`", what]
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-        lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+    def _costs(self, rule: Measured, oracle: Measured) -> Iterator[b.Block]:
+        lines = (b.Text(_measured_line(*m)) for m in (("hand-written", rule), ("autodiff", oracle)))
+        yield b.Only("terminal", tuple(lines))
+        units = ("s", "B", "FLOP", "s")
+        both = [_numbers(rule), _numbers(oracle)]
+        amounts = [["" if v is None else picture.amount(v, u) for v, u in zip(m, units, strict=True)] for m in both]
+        ratios = ["" if x is None or not y else f"{x / y:.2f} ×" for x, y in zip(*both, strict=True)]
+        heads = ("time of a call", "temporary memory", "FLOPs", "time to compile")
+        rows = ("rule", *amounts[0]), ("autodiff", *amounts[1]), ("rule ÷ autodiff", *ratios)
+        yield b.Only("page", (b.Table((b.Column(""), *(b.Column(head, "number") for head in heads)), rows),))
         if self.race:
-            lines += ["", f"Time: {_race(self.race)}."]
-        if self.checks:
-            marks = {True: "✅", False: "❌", None: "➖"}
-            lines += ["", "| check | | |", "| --- | --- | --- |"]
-            lines += [f"| {c.name} | {marks[c.ok]} | {c.text} |" for c in self.checks]
-        for call in self.calls:
-            title = f"{'✅' if call.ok else '❌'} {call.name}"
-            lines += ["", f"<details><summary>{title}</summary>", "", call.to_markdown(), "", "</details>"]
-        if self.reproduce:
-            lines += ["", "```python", self.reproduce.rstrip(), "```"]
-        return "\n".join(lines)
+            yield b.Text(f"time: {_raced(self.race)}")
+
+    def _in_short(self) -> tuple[str, str]:
+        """The state of a call, and what stands out in it."""
+        wrong = [check.name for check in self.checks if check.ok is False]
+        what = self.worst.pattern or f"{short(self.worst.ratio)} times autodiff's error in {self.worst.name}"
+        state = "ok" if self.kind is Verdict.AGREE else self.kind.name
+        return state, ", ".join(wrong) if self.values_ok and wrong else what
+
+    def _folded(self) -> b.Fold:
+        ok = self.kind is not Verdict.WRONG
+        state, what = self._in_short()
+        inside = tuple(block for block in self.blocks() if not isinstance(block, b.Picture))
+        return b.Fold(ok, f"{'✓' if ok else '✗'} {state} {self.name}{self._at(self)} — {what}", inside)
 
     def to_json(self) -> str:
         """All of the report as JSON text. What is not finite, and a complex number, stands as a string."""
-        return json.dumps(self._plain(), indent=1)
+        return b.as_json(self._plain())
 
     def _plain(self) -> dict[str, Any]:
-        measured = {
-            name: m._asdict() for name, m in (("rule", self.rule), ("oracle", self.oracle), ("race", self.race)) if m
-        }
+        measured = {"rule": self.rule, "oracle": self.oracle, "race": self.race}
         told = {"name": self.name, "where": self.where, "enters": self.enters, "reproduce": self.reproduce}
         return {
             "ok": self.ok,
@@ -247,7 +254,7 @@ class Report:
             "verdict": self.verdict,
             "leaves": [_plain_leaf(leaf) for leaf in self.leaves],
             "total": _plain_leaf(self.total),
-            **json_ready(measured),
+            **{name: m._asdict() for name, m in measured.items() if m},
             "points": self.points,
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "calls": [call._plain() for call in self.calls],
@@ -255,27 +262,18 @@ class Report:
             **{key: value for key, value in told.items() if value},
         }
 
-    # -- as pictures ------------------------------------------------------------------------------------------------
-
     def figure(self) -> Any:
-        """A matplotlib figure: errors against autodiff's and what is allowed, error maps, time and memory."""
-        from .page import figure
+        """A matplotlib `Figure`: errors against autodiff's and what is allowed, error maps, time and memory.
 
-        return figure(self)
+        Raises `InputError` without matplotlib.
+        """
+        return picture.together(self.verdict, self.ok, self._panels())
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """One page with pictures that needs nothing else; written to `path` if that is given."""
-        from .page import page
-
-        text = page(self)
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
-    def _repr_html_(self) -> str:
-        from .page import body
-
-        return body(self)
+    def _panels(self) -> list[picture.Panel]:
+        inside = [(f"{call.name}: {call.worst.name}", call.worst) for call in self.calls]
+        costs = [picture.costs(self.rule, self.oracle, self.race)] if self.rule and self.oracle else []
+        maps = picture.maps(self.leaves, self.maps)
+        return [picture.errors(self.leaves, self.total, inside), *maps, *costs]
 
     # -- as a test --------------------------------------------------------------------------------------------------
 
@@ -296,43 +294,10 @@ class GradientsDisagree(AssertionError):
 
 
 RULE = f"{K:g} times autodiff's error, or {FLOOR:g} ε of the dtype; in float64 {EXACT:g}"
-HEAD = ("leaf", "size", "error", "autodiff's", "allowed", "ratio", "ulps 50/99/100 %", "1−cos", "largest", "at", "")
 
 
-def _row(leaf: LeafError) -> tuple[str, ...]:
-    unit = leaf.scale or 1.0
-    return (
-        leaf.name, f"{leaf.size:,}", f"{leaf.error / unit:.1e}", f"{leaf.oracle_error / unit:.1e}",
-        f"{leaf.allowed / unit:.1e}", short(leaf.ratio), "/".join(map(short, leaf.ulps)),
-        f"{max(1 - leaf.cosine, 0):.0e}", f"{leaf.largest:.1e}", leaf.where, state(leaf),
-    )  # fmt: skip
-
-
-def state(leaf: LeafError) -> str:
-    """What the table says of a leaf: as the verdict does, and nothing where it agrees."""
-    if leaf.kind is Verdict.WRONG or leaf.kind is Verdict.UNDECIDED:
-        return leaf.kind.name
-    told = ["excused"] if leaf.excused else []
-    return ", ".join([*told, *([f"{leaf.undecided:,} UNDECIDED"] if leaf.undecided else [])])
-
-
-def _call_row(call: Report) -> tuple[str, ...]:
-    wrong = [check.name for check in call.checks if check.ok is False]
-    state = "ok" if call.kind is Verdict.AGREE else call.kind.name
-    what = call.worst.pattern or f"{short(call.worst.ratio)} times autodiff's error in {call.worst.name}"
-    return f"  {call.name}", call.where, state, ", ".join(wrong) if call.values_ok and wrong else what
-
-
-def short(value: float) -> str:
-    """A ratio in few characters."""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}" if value < 1000 else f"{value:.0e}"
-
-
-def _table(rows: Any, adjust: Any) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f(cell, w) for f, cell, w in zip(adjust, row, widths, strict=True)) for row in rows]
+def _numbers(m: Measured) -> tuple[float | int | None, ...]:
+    return m.seconds, m.temp_bytes, None if m.flops is None or m.flops < 0 else m.flops, m.compile_seconds
 
 
 def _measured_line(name: str, m: Measured) -> str:
@@ -343,22 +308,11 @@ def _measured_line(name: str, m: Measured) -> str:
     )
 
 
-def _race(race: Race) -> str:
+def _raced(race: Race) -> str:
     sure = "" if race.low > 1 or race.high < 1 else "; a tie as far as this shows"
     return f"{race.ratio:.2f} times autodiff's, quartiles {race.low:.2f} to {race.high:.2f} of {race.pairs} pairs{sure}"
 
 
 def _plain_leaf(leaf: LeafError) -> Any:
     more = {k: getattr(leaf, k) for k in ("allowed", "ratio", "ok")} | {"kind": leaf.kind.name}
-    return json_ready(dataclasses.asdict(leaf) | more)
-
-
-def json_ready(value: Any) -> Any:
-    """What JSON can hold: NaN, infinity and complex numbers become strings."""
-    if isinstance(value, dict):
-        return {key: json_ready(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(part) for part in value]
-    return (
-        str(value) if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)) else value
-    )
+    return dataclasses.asdict(leaf) | more
