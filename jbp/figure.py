@@ -47,9 +47,11 @@ def _errors(axes: Any, reports: dict[str, Report], labels: dict[str, str]) -> No
 
 
 def _accuracy(axes: Any, run: Run) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     epochs = run.history.epochs
     draw_epochs(axes, "Accuracy on the held-out digits", epochs, "accuracy")
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel(f"steps  ({len(epochs)} epochs)")
     if not epochs:
         axes.set_yticks([])

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import paint
-from .blocks import Block, Column, Page, Picture, Section, Table, Text, as_json
+from .blocks import Block, Column, Picture, Section, Table, Text, as_json
 from .layer import Context, InputError, Theta
+from .markup import Page
 from .reader import read_nothing, readers
 from .reverse import Cost
 from .trace import Record, Step, run

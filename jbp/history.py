@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import paint
-from .blocks import Block, Page, Text, as_json
+from .blocks import Block, Text, as_json
 from .layer import InputError, described
+from .markup import Page
 
 OWN = ("epoch", "step", "seconds", "epoch_seconds")  # what each record holds besides the numbers of `evaluate`
 

@@ -1,9 +1,107 @@
-"""HTML and LaTeX, letter by letter: the text's notation as in `∂C_n/∂w^2_{3←7}`, cells of tables, a whole page."""
+"""Blocks as Markdown with LaTeX, as HTML that needs nothing else, and in a notebook: `Page`, what reports inherit.
+
+On a page, which is read from its top, the outcome stands first.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from html import escape
+from pathlib import Path
 from typing import Any
+
+from .blocks import Block, Code, Column, Equation, Folds, Maths, Outcome, Picture, Section, Table, Text, Title
+
+from .blocks import as_text, plain  # isort: skip
+
+MARKS = {True: "✅", False: "❌", None: ""}
+TALL = 20  # rows, above which a table of a page scrolls by itself, and has those first that are wrong
+
+
+class Page:
+    """A report that is shown by its blocks: print it, leave it to a notebook, or write it to a file."""
+
+    def blocks(self) -> Iterable[Block]:
+        """What it says, from top to bottom."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return as_text(self.blocks())
+
+    __repr__ = __str__
+
+    def to_markdown(self) -> str:
+        """The report as Markdown, its equations in LaTeX."""
+        return as_markdown(self.blocks())
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One page that needs nothing else, without scripts; it is written to `path` if that is given.
+
+        Raises `InputError` where it has pictures and matplotlib is not installed.
+        """
+        text = as_page(self.blocks())
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
+    def _repr_html_(self) -> str:
+        return as_html(self.blocks())
+
+
+def _outcome_first(blocks: Iterable[Block], titled: bool = True) -> list[Block]:
+    place = lambda block: 0 if isinstance(block, Title) else 1 if isinstance(block, Outcome) else 2
+    return sorted((block for block in blocks if titled or not isinstance(block, Title)), key=place)
+
+
+# -- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(blocks: Iterable[Block]) -> str:
+    """The blocks as Markdown, in which GitHub and notebooks draw LaTeX."""
+    return "\n\n".join(_markdown(_outcome_first(blocks), 2)) + "\n"
+
+
+def _markdown(blocks: Iterable[Block], level: int) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case Title(words, ok, under):
+                level = 2 if ok is None else 3
+                yield " ".join(filter(None, ("#" * level, MARKS[ok], _in_latex(words) or "gradient")))
+                yield from _markdown(under, level)
+            case Text(words) | Outcome(_, words):
+                yield _in_latex(words)
+            case Table(columns):
+                heads = [column.head for column in columns]
+                rows = [[_cell(*pair) for pair in zip(row, columns, strict=True)] for row in block.rows]
+                yield "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
+            case Equation(left, rows):
+                sides = ((sign, *map(latex, (right, note))) for sign, right, note in rows)
+                body = " \\\\\n ".join(f"&{sign} {right}" + f" && {note}" * bool(note) for sign, right, note in sides)
+                yield f"$$\n\\begin{{aligned}}\n{latex(left)} {body}\n\\end{{aligned}}\n$$"
+            case Code(text, title):
+                yield f"```{'python' if title else 'text'}\n{text.rstrip()}\n```"
+            case Section(title, inside):
+                yield from ([f"{'#' * (level + 1)} {_in_latex(title)}"] if title else [])
+                yield from _markdown(inside, level + 1)
+            case Folds():
+                for ok, line, page in block.each:
+                    yield f"<details><summary>{MARKS[ok]} {escape(line)}</summary>"
+                    yield from _markdown(_outcome_first(page, titled=False), level + 1)
+                    yield "</details>"
+
+
+def _cell(cell: str, column: Column) -> str:
+    cell = cell.replace("|", "\\|").replace("\n", " ")
+    return f"`{cell}`" if column.kind == "name" and cell else f"**{cell}**" if column.kind == "word" and cell else cell
+
+
+def _in_latex(words: str) -> str:
+    return re.sub(r"\$(.*?)\$", lambda m: f"${latex(m[1])}$", words) if isinstance(words, Maths) else words
+
+
+# -- the text's notation, as in `∂C_n/∂w^2_{3←7}` ---------------------------------------------------------------------
 
 _LETTERS = {
     "δ": "\\delta ", "∂": "\\partial ", "←": "\\leftarrow ", "·": "\\cdot ", "′": "'", "‖": "\\|", "Σ": "\\sum",
@@ -38,7 +136,7 @@ def typeset(text: str) -> str:
     return f'<span class="m">{text}</span>' if text else ""
 
 
-# -- pages ------------------------------------------------------------------------------------------------------------
+# -- HTML --------------------------------------------------------------------------------------------------------------
 
 # Colours stand on any ground, light or dark: a notebook has its own.
 STYLE = """
@@ -75,27 +173,75 @@ body .tall th { position: sticky; top: 0; background: var(--ground) }
 """
 
 
-def fragment(body: str) -> str:
-    """An element with its style, to stand inside another page."""
-    return f'<div class="jbp"><style>{STYLE}</style>\n{body}\n</div>'
+def as_html(blocks: Iterable[Block], pictures: bool = False) -> str:
+    """The blocks as an element to stand inside another page, without pictures unless they are asked for."""
+    shown = (block for block in _outcome_first(blocks) if pictures or not isinstance(block, Picture))
+    return f'<div class="jbp"><style>{STYLE}</style>\n{_html(shown)}\n</div>'
 
 
-def page(title: str, body: str) -> str:
-    """A whole page around a fragment, without scripts or anything from elsewhere."""
+def as_page(blocks: Iterable[Block]) -> str:
+    """The blocks and their pictures as one page of HTML, without scripts or anything from elsewhere."""
+    blocks = list(blocks)
+    titles = (f"{MARKS[block.ok]} {plain(block.words)}".strip() for block in blocks if isinstance(block, Title))
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{GROUND}</style>"
+        f"<title>{escape(next(titles, 'jbp'))}</title><style>{GROUND}</style>"
     )
+    body = as_html(blocks, pictures=True)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
-def row(cells: Iterable[str], kinds: Iterable[str], tone: str = "") -> str:
-    """A row of a table, each cell of its kind: "name" is code, "math" the text's notation."""
-    return f'<tr class="{tone}">{"".join(map(_cell, cells, kinds))}</tr>'
+def _html(blocks: Iterable[Block]) -> str:
+    return "\n".join(map(_element, blocks))
 
 
-def _cell(cell: str, kind: str) -> str:
+def _element(block: Block) -> str:
+    match block:
+        case Title(words, under=under):
+            return f"<h1>{_typeset(words)}</h1>\n{_html(under)}" if words else ""
+        case Text(words):
+            return f"<p>{_typeset(words)}</p>"
+        case Outcome(ok, words):
+            kind, word = ("right", "✓ PASSES") if ok else ("wrong", "✗ FAILS")
+            return f'<div class="verdict {kind}"><b>{word}</b><p>{escape(words)}</p></div>'
+        case Table(columns):
+            tall = len(block.rows) > TALL
+            toned = sorted(block.toned, key=lambda row: tall and "wrong" not in row[1])
+            return _table([(c.head, c.kind) for c in columns], toned, "wide tall" if tall else "wide")
+        case Equation(left, given):
+            sides = [((left if i == 0 else "", *row), "") for i, row in enumerate(given)]
+            kinds = "math number", "math", "math", "math text"
+            return _table([("", kind) for kind in kinds], sides, "equation")
+        case Code(text, title):
+            return f"{f'<h2>{title}</h2>' if title else ''}<pre>{escape(text)}</pre>"
+        case Picture(svg):
+            return f'<div class="wide">{svg()}</div>'
+        case Section(title, inside):
+            return f"{f'<h2>{_typeset(title)}</h2>' if title else ''}\n{_html(inside)}"
+        case Folds():
+            pages = ((ok, escape(line), _html(_outcome_first(page, titled=False))) for ok, line, page in block.each)
+            state = {True: "", False: ' class="wrong" open'}
+            return "\n".join(f"<details{state[ok]}><summary>{a}</summary>\n{b}\n</details>" for ok, a, b in pages)
+    return ""
+
+
+def _table(columns: list[tuple[str, str]], rows: Iterable[tuple[Iterable[str], str]], kind: str) -> str:
+    """A table of columns (head, kind) and rows (cells, tone). Of a kind "name" is code, "math" the text's notation."""
+    heads = "".join(f'<th scope="col" class="{kind}">{escape(head)}</th>' for head, kind in columns)
+    head = f"<thead><tr>{heads}</tr></thead>" if any(head for head, _ in columns) else ""
+    kinds = [kind for _, kind in columns]
+    body = "\n".join(f'<tr class="{tone}">{"".join(map(_td, cells, kinds))}</tr>' for cells, tone in rows)
+    return f'<div class="{kind}"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _td(cell: str, kind: str) -> str:
     shown = typeset(cell) if kind.startswith("math") else escape(cell)
     if kind == "name" and cell:  # it may be broken after its dots and underscores
         shown = f"<code>{re.sub('([._])', chr(92) + '1<wbr>', shown)}</code>"
     return f'<td class="{kind}">{shown}</td>'
+
+
+def _typeset(words: str) -> str:
+    if not isinstance(words, Maths):
+        return escape(words)
+    return re.sub(r"\$(.*?)\$|([^$]+)", lambda m: typeset(m[1]) if m[2] is None else escape(m[2]), words)

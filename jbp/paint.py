@@ -34,6 +34,9 @@ def needed(who: str = "") -> Any:
     return matplotlib
 
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 @contextmanager
 def figure(who: str, width: float, height: float, layout: str | None = "constrained", **style: Any) -> Iterator[Any]:
     """A matplotlib `Figure` of so many inches to be drawn on inside, where the one look holds, but for `style`.
@@ -91,7 +94,8 @@ def log_axis(axes: Any, values: Iterable[float], decades: float = 2.0) -> Callab
     gap = 0.09 * (high - low)
     zero, infinity = any(v == 0 for v in values), any(not v < math.inf for v in values)
     step = max(1, math.ceil((high - low) / 5))
-    ticks = {10.0**d: f"$10^{{{d}}}$" for d in range(math.ceil(low), math.floor(high) + 1, step)}
+    decades_shown = range(math.ceil(low), math.floor(high) + 1, step)
+    ticks = {10.0**d: "10" + str(d).translate(_RAISED) for d in decades_shown}
     ticks |= ({10 ** (low - gap): "0"} if zero else {}) | ({10 ** (high + gap): "NaN, ∞"} if infinity else {})
     axes.set_xscale("log")
     axes.set_xlim(10 ** (low - gap * (1.6 if zero else 0)), 10 ** (high + gap * (1.6 if infinity else 0)))

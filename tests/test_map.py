@@ -9,7 +9,7 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    "errors", "markup", "blocks", "paint", "programs", "layer", "layout", "pair", "reader", "run", "activations",
+    "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "reader", "run", "activations",
     "layers", "losses", "outside", "network", "readouts", "in_jax", "compare", "loss_leaves", "checking", "trace",
     "reverse", "testing", "curvature",
     "feedback", "explain", "flow", "draw", "history", "optimizer", "stream", "descent", "state", "course", "console",

@@ -9,7 +9,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from .. import paint
 from ..blocks import Block, Text, Title, as_json, lines
 from ..blocks import Outcome as Said
 from ..compare import Report
-from ..compare.table import TERMINAL, leaf_table
+from ..compare.table import COLUMNS, LeafColumn, leaf_table
 from ..course import Run
 from ..errors import extra
 from ..figure import draw
@@ -122,13 +122,15 @@ def job(settings: Settings, console: Any) -> Outcome:
     return done
 
 
+HEADS = {"error": "hand-written", "autodiff's": "autodiff"}
+
+
 def _compared(when: str, report: Report, labels: dict[str, str]) -> Iterator[Block]:
     yield from (Text(""), Title(f"The two gradients at the {when}"))
-    yield leaf_table((*report.leaves, report.total), {
-        "leaf": TERMINAL["leaf"], "": ("text", lambda leaf: labels[leaf.name]), "size": TERMINAL["size"],
-        "hand-written": TERMINAL["error"], "autodiff": TERMINAL["autodiff's"],
-        **{head: TERMINAL[head] for head in ("ratio", "largest", "at")},
-    })  # fmt: skip
+    picked = "leaf", "size", "error", "autodiff's", "ratio", "largest", "at"
+    columns = [replace(COLUMNS[head], head=HEADS.get(head, head)) for head in picked]
+    columns.insert(1, LeafColumn("", "text", of=lambda leaf: labels[leaf.name]))
+    yield leaf_table((*report.leaves, report.total), columns)
     yield Text("errors: rms difference from float64, relative to the leaf's rms")
     yield Said(report.ok, report.verdict)
     yield Text(f"The largest difference from float64 is {report.total.largest:.1e}, at {report.total.where}.")

@@ -149,7 +149,7 @@ def error_rows(axes: Any, leaves: dict[float, LeafError], ours: str) -> list[dic
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return [
-        *own.values(),
+        *sorted(own.values(), key=lambda mark: mark["label"]),
         {"marker": "o", "mfc": "none", "mec": ORACLE, "ms": 8, "mew": 2, "label": "autodiff"},
         {"marker": "|", "color": INK, "ms": 9, "mew": 1.4, "label": "allowed"},
     ]

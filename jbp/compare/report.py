@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import blocks as b
+from ..markup import TALL, Page
 from ..programs.clock import Measured, Race
 from . import picture
 from .error import EXACT, FLOOR, K, LeafError
 from .parts import VALUE
-from .table import PAGE, leaf_table, short
+from .table import leaf_table, short
 from .verdict import Verdict
-
-TALL = b.TALL  # leaves, above which the wrong ones stand first on a page
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Check:
 
 
 @dataclass(frozen=True, repr=False)
-class Report(b.Page):
+class Report(Page):
     """`print(report)` shows a table; `.ok`, `.kind`, `.worst`, `.to_json()`, `.to_markdown()`, `.to_html()`,
     `.figure()`.
 
@@ -169,16 +168,20 @@ class Report(b.Page):
     # -- as blocks, as data, as a picture ---------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[b.Block]:
-        """The name, the table of leaves, what it costs, the checks, the calls inside; the verdict and what it rests on.
-
-        A page has pictures besides, and more columns in its tables.
-        """
-        yield b.Title(f"{self.name}{self._at(self)}", self.ok, 3)
-        yield from (b.Picture(panel.svg) for panel in self._panels())
-        yield b.Only("page", tuple(map(b.Text, self.notes)))
-        yield self._leaves()
+        """The name, the leaves, what it costs, the checks, the calls inside; the verdict, and what it rests on."""
+        yield b.Title(f"{self.name}{self._at(self)}", self.ok)
+        yield b.Picture(lambda: "\n".join(panel.svg() for panel in self._panels()))
+        wrong = [leaf for leaf in self.leaves if not leaf.ok]
+        leaves = "1 leaf" if len(self.leaves) == 1 else f"{len(self.leaves):,} leaves"
+        first = ", these first" if wrong and len(self.leaves) > TALL else ""
+        total = (self.total,) if len(self.leaves) > 1 else ()
+        patterns = (b.Text(f"{leaf.name}: {leaf.pattern}") for leaf in wrong if leaf.pattern)
+        title = f"{leaves}, {f'{len(wrong):,}' if wrong else 'none'} wrong{first}"
+        yield b.Section(title, (leaf_table((*self.leaves, *total)), *patterns), quiet=True)
         if self.rule and self.oracle:
-            yield b.Section("Time and memory", tuple(self._costs(self.rule, self.oracle)), quiet=True)
+            costs = [_measured_line("hand-written", self.rule), _measured_line("autodiff", self.oracle)]
+            costs += [f"time: {_raced(self.race)}"] if self.race else []
+            yield b.Section("Time and memory", tuple(map(b.Text, costs)), quiet=True)
         if self.checks:
             marks = {True: "ok", False: "FAILS", None: "—"}
             rows = tuple((check.name, marks[check.ok], check.text) for check in self.checks)
@@ -186,60 +189,25 @@ class Report(b.Page):
             columns = b.Column("", "name"), b.Column("", "word"), b.Column("")
             yield b.Section("Besides values", (b.Table(columns, rows, tones),), quiet=True)
         if self.calls:
-            short = tuple((call.name, call.where, *call._in_short()) for call in self.calls)
-            inside = b.Only("terminal", (b.Table((b.Column(""),) * 4, short),))
-            folds = (call._folded() for call in self.calls)
-            yield b.Section("calls of custom rules, in the order of the reverse pass", (inside, *folds))
+            calls = b.Table((b.Column(""),) * 4, *zip(*(call._row() for call in self.calls), strict=True))
+            pages = (tuple(p for p in call.blocks() if not isinstance(p, b.Picture)) for call in self.calls)
+            yield b.Section("calls of custom rules, in the order of the reverse pass", (b.Folds(calls, tuple(pages)),))
         pooled = f", pooled over {self.points} points" if self.points > 1 else ""
-        told = (f"errors: rms difference from float64, relative to the leaf's rms{pooled}", f"allowed: {RULE}")
+        others = (f"{c.name}: {note}" for c in self.calls if c.kind is not Verdict.WRONG for note in c.notes)
+        errors = f"errors: rms difference from float64, relative to the leaf's rms{pooled}"
+        told = errors, f"allowed: {RULE}", *self.notes, *others
         yield b.Section("", tuple(map(b.Text, told)), quiet=True)
-        others = [f"{c.name}: {note}" for c in self.calls if c.kind is not Verdict.WRONG for note in c.notes]
-        yield b.Only("terminal", tuple(map(b.Text, (*self.notes, *others))))
         yield b.Outcome(self.ok, self.verdict)
         if self.reproduce:
             yield b.Code(self.reproduce, "To make it again:")
 
-    def _leaves(self) -> b.Section:
-        leaves, wrong = self.leaves, sum(not leaf.ok for leaf in self.leaves)
-        tall = len(leaves) > TALL
-        title = f"{len(leaves):,} {'leaf' if len(leaves) == 1 else 'leaves'}, {f'{wrong:,}' if wrong else 'none'} wrong"
-        total = (self.total,) if len(leaves) > 1 else ()
-        ordered = tuple(sorted(leaves, key=lambda leaf: leaf.ok)) if tall else leaves
-        lines = (b.Text(f"{leaf.name}: {leaf.pattern}") for leaf in leaves if leaf.pattern and not leaf.ok)
-        return b.Section(
-            title + (", these first" if wrong and tall else ""),
-            (
-                b.Only("terminal", (leaf_table((*leaves, *total)), *lines)),
-                b.Only("page", (leaf_table((*ordered, *total), PAGE),)),
-            ),
-            quiet=True,
-        )
-
-    def _costs(self, rule: Measured, oracle: Measured) -> Iterator[b.Block]:
-        lines = (b.Text(_measured_line(*m)) for m in (("hand-written", rule), ("autodiff", oracle)))
-        yield b.Only("terminal", tuple(lines))
-        units = ("s", "B", "FLOP", "s")
-        both = [_numbers(rule), _numbers(oracle)]
-        amounts = [["" if v is None else picture.amount(v, u) for v, u in zip(m, units, strict=True)] for m in both]
-        ratios = ["" if x is None or not y else f"{x / y:.2f} ×" for x, y in zip(*both, strict=True)]
-        heads = ("time of a call", "temporary memory", "FLOPs", "time to compile")
-        rows = ("rule", *amounts[0]), ("autodiff", *amounts[1]), ("rule ÷ autodiff", *ratios)
-        yield b.Only("page", (b.Table((b.Column(""), *(b.Column(head, "number") for head in heads)), rows),))
-        if self.race:
-            yield b.Text(f"time: {_raced(self.race)}")
-
-    def _in_short(self) -> tuple[str, str]:
-        """The state of a call, and what stands out in it."""
+    def _row(self) -> tuple[tuple[str, ...], str]:
+        """A call as a row of a table, and its tone: its name, its place, its state, what stands out."""
         wrong = [check.name for check in self.checks if check.ok is False]
-        what = self.worst.pattern or f"{short(self.worst.ratio)} times autodiff's error in {self.worst.name}"
         state = "ok" if self.kind is Verdict.AGREE else self.kind.name
-        return state, ", ".join(wrong) if self.values_ok and wrong else what
-
-    def _folded(self) -> b.Fold:
-        ok = self.kind is not Verdict.WRONG
-        state, what = self._in_short()
-        inside = tuple(block for block in self.blocks() if not isinstance(block, b.Picture))
-        return b.Fold(ok, f"{'✓' if ok else '✗'} {state} {self.name}{self._at(self)} — {what}", inside)
+        what = self.worst.pattern or f"{short(self.worst.ratio)} times autodiff's error in {self.worst.name}"
+        what = ", ".join(wrong) if self.values_ok and wrong else what
+        return (self.name, self.where, state, what), "wrong" * (self.kind is Verdict.WRONG)
 
     def to_json(self) -> str:
         """All of the report as JSON text. What is not finite, and a complex number, stands as a string."""
@@ -294,10 +262,6 @@ class GradientsDisagree(AssertionError):
 
 
 RULE = f"{K:g} times autodiff's error, or {FLOOR:g} ε of the dtype; in float64 {EXACT:g}"
-
-
-def _numbers(m: Measured) -> tuple[float | int | None, ...]:
-    return m.seconds, m.temp_bytes, None if m.flops is None or m.flops < 0 else m.flops, m.compile_seconds
 
 
 def _measured_line(name: str, m: Measured) -> str:

@@ -1,13 +1,21 @@
 """The row of a leaf in every table of errors: what its columns are called, and what stands in them."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from ..blocks import Column, Table
 from .error import LeafError
 from .verdict import Verdict
 
-Columns = Mapping[str, tuple[str, Callable[[LeafError], str]]]  # by its head: the kind of a column, and its cell
+
+@dataclass(frozen=True)
+class LeafColumn(Column):
+    """A column, and what stands in it for a leaf."""
+
+    kind: str = "number"
+    wide: bool = False
+    of: Callable[[LeafError], str] = lambda leaf: ""
 
 
 def short(value: float) -> str:
@@ -29,32 +37,28 @@ def _relative(error: float, leaf: LeafError) -> str:
     return f"{error / (leaf.scale or 1.0):.1e}"
 
 
-TERMINAL: Columns = {
-    "leaf": ("name", lambda leaf: leaf.name),
-    "size": ("number", lambda leaf: f"{leaf.size:,}"),
-    "error": ("number", lambda leaf: _relative(leaf.error, leaf)),
-    "autodiff's": ("number", lambda leaf: _relative(leaf.oracle_error, leaf)),
-    "allowed": ("number", lambda leaf: _relative(leaf.allowed, leaf)),
-    "ratio": ("number", lambda leaf: short(leaf.ratio)),
-    "ulps 50/99/100 %": ("number", lambda leaf: "/".join(map(short, leaf.ulps))),
-    "1−cos": ("number", lambda leaf: f"{max(1 - leaf.cosine, 0):.0e}"),
-    "largest": ("number", lambda leaf: f"{leaf.largest:.1e}"),
-    "at": ("name", lambda leaf: leaf.where),
-    "": ("word", _state),
-}
-PAGE: Columns = {
-    "leaf": TERMINAL["leaf"],
-    "": ("word", lambda leaf: _state(leaf) or "ok"),
-    "because": ("text", lambda leaf: leaf.excused or leaf.pattern),
-    **{head: column for head, column in TERMINAL.items() if head},
-    "there by the rule, in float64": ("number", lambda leaf: f"{leaf.got:.6g}, {leaf.expected:.6g}" * bool(leaf.where)),
-    "dtype, shape": ("text", lambda leaf: f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" * bool(leaf.dtype)),
-}
+_COLUMNS = (
+    LeafColumn("leaf", "name", of=lambda leaf: leaf.name),
+    LeafColumn("size", of=lambda leaf: f"{leaf.size:,}"),
+    LeafColumn("error", of=lambda leaf: _relative(leaf.error, leaf)),
+    LeafColumn("autodiff's", of=lambda leaf: _relative(leaf.oracle_error, leaf)),
+    LeafColumn("allowed", of=lambda leaf: _relative(leaf.allowed, leaf)),
+    LeafColumn("ratio", of=lambda leaf: short(leaf.ratio)),
+    LeafColumn("ulps 50/99/100 %", of=lambda leaf: "/".join(map(short, leaf.ulps))),
+    LeafColumn("1−cos", of=lambda leaf: f"{max(1 - leaf.cosine, 0):.0e}"),
+    LeafColumn("largest", of=lambda leaf: f"{leaf.largest:.1e}"),
+    LeafColumn("at", "name", of=lambda leaf: leaf.where),
+    LeafColumn("", "word", of=_state),
+    LeafColumn("by the rule, in float64", wide=True, of=lambda leaf: f"{leaf.got:.6g}, {leaf.expected:.6g}"),
+    LeafColumn("dtype, shape", "text", True, lambda leaf: f"{leaf.dtype}{list(leaf.shape) if leaf.dtype else ''}"),
+    LeafColumn("because", "text", True, lambda leaf: leaf.excused or leaf.pattern),
+)
+COLUMNS = {column.head: column for column in _COLUMNS}
 
 
-def leaf_table(leaves: Iterable[LeafError], columns: Columns = TERMINAL) -> Table:
+def leaf_table(leaves: Iterable[LeafError], columns: Iterable[LeafColumn] = _COLUMNS) -> Table:
     """A table of leaves, and of their total."""
-    leaves = list(leaves)
-    rows = tuple(tuple(of(leaf) for _, of in columns.values()) for leaf in leaves)
+    leaves, columns = tuple(leaves), tuple(columns)
+    rows = tuple(tuple(column.of(leaf) for column in columns) for leaf in leaves)
     tones = tuple(" ".join(["sum"] * (leaf.name == "total") + ["wrong"] * (not leaf.ok)) for leaf in leaves)
-    return Table(tuple(Column(head, kind) for head, (kind, _) in columns.items()), rows, tones)
+    return Table(columns, rows, tones)

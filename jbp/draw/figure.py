@@ -219,7 +219,7 @@ def _legend(graph: Graph) -> list[dict[str, Any]]:
     kinds = {node.kind for node in graph.nodes}
     neurons = graph.direction == "right" and "cost" in kinds
     square: dict[str, Any] = {"marker": "s", "ms": 9, "mec": INK, "mew": 0.9, "ls": ""}
-    figures: dict[str, Any] = {"marker": "$0.1$", "ms": 13, "mew": 0.2, "ls": ""}
+    figures: dict[str, Any] = {"marker": r"$\mathregular{0.1}$", "ms": 13, "mew": 0.2, "ls": ""}
     marks: list[tuple[bool, str, dict[str, Any]]] = [
         (bool(kinds & {"weight", "bias", "parameters"}), "what C is a function of", {"mfc": FILL["weight"], **square}),
         (any(node.fixed for node in graph.nodes), "fixed", {"color": INK, "ls": (0, (3, 2)), "lw": 1}),

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..blocks import Block, Code, Column, Equation, Maths, Page, Section, Table, Text, Title
+from ..blocks import Block, Code, Column, Equation, Maths, Section, Table, Text, Title
+from ..markup import Page
 
 SHOWN = 5  # terms of a sum, and numbers of a vector, that are printed; the others are counted and summed
 
@@ -128,7 +129,7 @@ class Explanation(Page):
         for part in self.parts:
             fresh = tuple(line for line in part.equations if line not in quoted)
             quoted.update(fresh)
-            yield Section(part.title, tuple(part.blocks(fresh)))
+            yield Section(Maths(part.title), tuple(part.blocks(fresh)))
         rows = [("written out here", f"{self.value:.12g}", "", "")]
         for way, value in self.oracles.items():
             away = f"{abs(value - self.value):.1e} away, {self.allowed[way]:.1e} allowed"
