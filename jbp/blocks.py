@@ -7,20 +7,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 class Maths(str):
     """Words in which the text's notation stands between dollars, as in `"$δ^3_j$ of the example"`."""
-
-
-@dataclass(frozen=True)
-class Title:
-    """What all is about, whether it is `ok`, which marks it in Markdown, and blocks under it, set in in a terminal."""
-
-    words: str
-    ok: bool | None = None
-    under: tuple["Block", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What it all comes to, in words."""
+    """What it all comes to. A terminal shows it in its place, a page at its top."""
 
     ok: bool
     words: str
@@ -52,15 +43,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns. `tones`: "wrong", "sum" or both for each row, none where they are left out."""
+    """Columns, and rows as (cells, tone): "wrong", "sum", both or "". Without heads it has no line for them."""
 
     columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    tones: tuple[str, ...] = ()
-
-    @property
-    def toned(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        return zip(self.rows, self.tones or ("",) * len(self.rows), strict=True)
+    rows: tuple[tuple[tuple[str, ...], str], ...]
 
 
 @dataclass(frozen=True)
@@ -88,28 +74,19 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a heading. A terminal sets them in; of a `quiet` section it shows no heading, only an empty line."""
+    """Blocks under a heading, which a terminal sets in. The heading is of level 1 or 2.
+
+    In a terminal a "quiet" section has an empty line for a heading, an "open" one has none, a "folded" one is left out.
+    On a page both of these can be folded away and open.
+    """
 
     title: str
-    blocks: tuple["Block", ...]
-    quiet: bool = False
+    blocks: tuple["Block", ...] = ()
+    how: Literal["", "quiet", "open", "folded"] = ""
+    level: int = 2
 
 
-@dataclass(frozen=True)
-class Folds:
-    """A table without heads whose rows have pages of their own, folded away but for those that are wrong."""
-
-    table: Table
-    pages: tuple[tuple["Block", ...], ...]
-
-    @property
-    def each(self) -> Iterator[tuple[bool, str, tuple["Block", ...]]]:
-        """Whether a row is right, the row in one line, and its page."""
-        for (cells, tone), page in zip(self.table.toned, self.pages, strict=True):
-            yield "wrong" not in tone, " ".join(filter(None, cells)), page
-
-
-Block = Title | Text | Outcome | Table | Equation | Code | Picture | Section | Folds
+Block = Text | Outcome | Table | Equation | Code | Picture | Section
 
 
 def as_json(data: Any, indent: int | None = 1) -> str:
@@ -126,42 +103,36 @@ def _finite(value: Any) -> Any:
     return str(value) if spoilt else value
 
 
-# -- for a terminal ---------------------------------------------------------------------------------------------------
+# -- in a terminal ----------------------------------------------------------------------------------------------------
 
 
 def as_text(blocks: Iterable[Block]) -> str:
     """The blocks as they stand in a terminal."""
-    return "\n".join(line for line, _ in lines(blocks)).removeprefix("\n")
+    return "\n".join(line for line, _ in lines(blocks)).lstrip("\n")
 
 
 def lines(blocks: Iterable[Block]) -> Iterator[tuple[str, str]]:
     """The lines of the blocks in a terminal, each with its tone: "title", "right", "wrong" or ""."""
     for block in blocks:
         match block:
-            case Title(words, under=under) if words:
-                yield from ((plain(words), "title"), *_set_in(under))
             case Text(words):
                 yield plain(words), ""
             case Outcome(ok, words):
                 yield words, "right" if ok else "wrong"
             case Table():
                 yield from _aligned(block)
-            case Equation():
-                yield from ((line, "") for line in _under_each_other(block))
+            case Equation(left, rows):
+                yield from ((line, "") for line in _under_each_other(left, rows))
             case Code(text, title):
                 shown = ("", title, "", text.rstrip()) if title else (f"| {line}" for line in text.split("\n"))
                 yield from ((line, "") for line in shown)
-            case Section(title, inside, quiet):
-                yield from (("", ""), *([] if quiet else [(plain(title), "title")]))
-                yield from lines(inside) if quiet else _set_in(inside)
-            case Folds(table):
-                yield from _aligned(table)
-                for ok, _, page in block.each:
-                    yield from () if ok else (("", ""), *lines(page))
-
-
-def _set_in(blocks: Iterable[Block]) -> Iterator[tuple[str, str]]:
-    return ((f"  {line}".rstrip(), tone) for line, tone in lines(blocks))
+            case Section(_, inside, "open"):
+                yield from lines(inside)
+            case Section(title, inside, "quiet" | "" as how):
+                yield "", ""
+                if title and not how:
+                    yield plain(title), "title"
+                yield from lines(inside) if how else ((f"  {line}".rstrip(), tone) for line, tone in lines(inside))
 
 
 def plain(words: str) -> str:
@@ -171,7 +142,7 @@ def plain(words: str) -> str:
 
 def _aligned(table: Table) -> Iterator[tuple[str, str]]:
     heads = tuple(column.head for column in table.columns)
-    rows = [*([(heads, "")] if any(heads) else []), *table.toned]
+    rows = [*([(heads, "")] if any(heads) else []), *table.rows]
     narrow = [(i, column.kind == "number") for i, column in enumerate(table.columns) if not column.wide]
     widths = [max(len(cells[i]) for cells, _ in rows) for i, _ in narrow]
     for cells, tone in rows:
@@ -179,8 +150,7 @@ def _aligned(table: Table) -> Iterator[tuple[str, str]]:
         yield "  ".join(line).rstrip(), "wrong" if "wrong" in tone else ""
 
 
-def _under_each_other(equation: Equation) -> Iterator[str]:
-    left, rows = equation.left, equation.rows
+def _under_each_other(left: str, rows: tuple[tuple[str, str, str], ...]) -> Iterator[str]:
     one = " ".join((left, *(f"{sign} {right}" for sign, right, _ in rows)))
     if len(one) <= 116 and not any(note for *_, note in rows):
         yield one

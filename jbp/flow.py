@@ -87,11 +87,10 @@ class Flow(Page):
     def blocks(self) -> Iterator[Block]:
         """The table, its picture, and what stands out."""
         columns = Column("layer", "name"), Column(""), *(Column(head, "number") for head in COLUMNS)
-        tones = tuple("wrong" * (row.dead is not None and row.dead >= DEAD) for row in self.rows)
-        yield Table(columns, tuple((row.layer, row.kind, *_numbers(row)) for row in self.rows), tones)
+        yield Table(columns, tuple(((row.layer, row.kind, *_numbers(row)), "") for row in self.rows))
         update = "the update given" if self.given else "plain gradient descent at rate 1"
         note = f"output, δ: rms over {self.examples} examples and all units; Δw / w: norms, of {update}"
-        yield Section("", (Text(note), Text(self.verdict)), quiet=True)
+        yield Section("", (Text(note), Text(self.verdict)), "quiet")
         yield Picture(lambda: paint.inline(self.figure(), "flow"))
 
     def figure(self) -> Any:

@@ -1,19 +1,14 @@
-"""Blocks as Markdown with LaTeX, as HTML that needs nothing else, and in a notebook: `Page`, what reports inherit.
-
-On a page, which is read from its top, the outcome stands first.
-"""
+"""Blocks as Markdown with LaTeX, as HTML that needs nothing else, and in a notebook: `Page`, what reports inherit."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from .blocks import Block, Code, Column, Equation, Folds, Maths, Outcome, Picture, Section, Table, Text, Title
+from .blocks import Block, Code, Equation, Maths, Outcome, Picture, Section, Table, Text, as_text, plain
 
-from .blocks import as_text, plain  # isort: skip
-
-MARKS = {True: "✅", False: "❌", None: ""}
+MARKS = {True: ("✅", "✓ PASSES", "verdict right"), False: ("❌", "✗ FAILS", "verdict wrong")}
 TALL = 20  # rows, above which a table of a page scrolls by itself, and has those first that are wrong
 
 
@@ -30,15 +25,17 @@ class Page:
     __repr__ = __str__
 
     def to_markdown(self) -> str:
-        """The report as Markdown, its equations in LaTeX."""
-        return as_markdown(self.blocks())
+        """The report as Markdown, its equations in LaTeX, which GitHub and notebooks draw."""
+        return "\n\n".join(_markdown(_outcome_first(self.blocks()))) + "\n"
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """One page that needs nothing else, without scripts; it is written to `path` if that is given.
+        """One page with pictures, without scripts or anything from elsewhere; written to `path` if that is given.
 
         Raises `InputError` where it has pictures and matplotlib is not installed.
         """
-        text = as_page(self.blocks())
+        blocks = list(self.blocks())
+        titles = [plain(block.title) for block in blocks if isinstance(block, Section)]
+        text = PAGE.format(title=escape(titles[0] if titles else ""), ground=GROUND, body=_fragment(blocks))
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -47,58 +44,56 @@ class Page:
         return self.to_markdown()
 
     def _repr_html_(self) -> str:
-        return as_html(self.blocks())
+        return _fragment(block for block in self.blocks() if not isinstance(block, Picture))
 
 
-def _outcome_first(blocks: Iterable[Block], titled: bool = True) -> list[Block]:
-    place = lambda block: 0 if isinstance(block, Title) else 1 if isinstance(block, Outcome) else 2
-    return sorted((block for block in blocks if titled or not isinstance(block, Title)), key=place)
+def _outcome_first(blocks: Iterable[Block]) -> list[Block]:
+    return sorted(blocks, key=lambda block: not isinstance(block, Outcome))
+
+
+def _inline(words: str, notation: Callable[[str], str], others: Callable[[str], str]) -> str:
+    """Words with the notation between dollars written by one function, and all else by another."""
+    if not isinstance(words, Maths):
+        return others(words)
+    return "".join((notation if i % 2 else others)(part) for i, part in enumerate(words.split("$")))
 
 
 # -- Markdown ---------------------------------------------------------------------------------------------------------
 
 
-def as_markdown(blocks: Iterable[Block]) -> str:
-    """The blocks as Markdown, in which GitHub and notebooks draw LaTeX."""
-    return "\n\n".join(_markdown(_outcome_first(blocks), 2)) + "\n"
-
-
-def _markdown(blocks: Iterable[Block], level: int) -> Iterator[str]:
+def _markdown(blocks: Iterable[Block]) -> Iterator[str]:
     for block in blocks:
         match block:
-            case Title(words, ok, under):
-                level = 2 if ok is None else 3
-                yield " ".join(filter(None, ("#" * level, MARKS[ok], _in_latex(words) or "gradient")))
-                yield from _markdown(under, level)
-            case Text(words) | Outcome(_, words):
-                yield _in_latex(words)
-            case Table(columns):
-                heads = [column.head for column in columns]
-                rows = [[_cell(*pair) for pair in zip(row, columns, strict=True)] for row in block.rows]
-                yield "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
-            case Equation(left, rows):
-                sides = ((sign, *map(latex, (right, note))) for sign, right, note in rows)
-                body = " \\\\\n ".join(f"&{sign} {right}" + f" && {note}" * bool(note) for sign, right, note in sides)
+            case Text(words):
+                yield _latex_in(words)
+            case Outcome(ok, words):
+                mark, word, _ = MARKS[ok]
+                yield f"### {mark} {word[2:]}\n\n{_latex_in(words)}"
+            case Table(columns, given):
+                marks = [{"name": "`", "word": "**"}.get(column.kind, "") for column in columns]
+                cells = (map(_marked, row, marks) for row, _ in given)
+                rows = (tuple(c.head for c in columns), ["---"] * len(columns), *cells)
+                yield "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+            case Equation(left, sides):
+                terms = ((sign, latex(right), f" && {latex(note)}" if note else "") for sign, right, note in sides)
+                body = " \\\\\n ".join(f"&{sign} {right}{note}" for sign, right, note in terms)
                 yield f"$$\n\\begin{{aligned}}\n{latex(left)} {body}\n\\end{{aligned}}\n$$"
             case Code(text, title):
                 yield f"```{'python' if title else 'text'}\n{text.rstrip()}\n```"
-            case Section(title, inside):
-                yield from ([f"{'#' * (level + 1)} {_in_latex(title)}"] if title else [])
-                yield from _markdown(inside, level + 1)
-            case Folds():
-                for ok, line, page in block.each:
-                    yield f"<details><summary>{MARKS[ok]} {escape(line)}</summary>"
-                    yield from _markdown(_outcome_first(page, titled=False), level + 1)
-                    yield "</details>"
+            case Section(title, inside, "open" | "folded"):
+                yield f"<details><summary>{escape(title)}</summary>"
+                yield from (*_markdown(_outcome_first(inside)), "</details>")
+            case Section(title, inside, level=level):
+                yield from ([f"#{'#' * level} {_latex_in(title)}"] if title else [])
+                yield from _markdown(inside)
 
 
-def _cell(cell: str, column: Column) -> str:
-    cell = cell.replace("|", "\\|").replace("\n", " ")
-    return f"`{cell}`" if column.kind == "name" and cell else f"**{cell}**" if column.kind == "word" and cell else cell
+def _marked(cell: str, mark: str) -> str:
+    return f"{mark}{cell}{mark}" if cell and mark else _latex_in(cell)
 
 
-def _in_latex(words: str) -> str:
-    return re.sub(r"\$(.*?)\$", lambda m: f"${latex(m[1])}$", words) if isinstance(words, Maths) else words
+def _latex_in(words: str) -> str:
+    return _inline(words, lambda text: f"${latex(text)}$", lambda text: text.replace("<", "&lt;"))
 
 
 # -- the text's notation, as in `∂C_n/∂w^2_{3←7}` ---------------------------------------------------------------------
@@ -136,17 +131,23 @@ def typeset(text: str) -> str:
     return f'<span class="m">{text}</span>' if text else ""
 
 
-# -- HTML --------------------------------------------------------------------------------------------------------------
+# -- HTML -------------------------------------------------------------------------------------------------------------
 
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{ground}</style></head><body>
+{body}
+</body></html>
+"""
 # Colours stand on any ground, light or dark: a notebook has its own.
 STYLE = """
 .jbp { --right: #1a8a4a; --wrong: #d0431b; --rule: #2f86c1; --faint: #bbb; --line: rgba(128,128,128,.35);
   --tint: rgba(128,128,128,.1); font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; overflow-wrap: anywhere }
 .jbp h2 { font-size: 1.1em; margin: 1.6em 0 .4em } .jbp p { margin: .4em 0 }
 .jbp .verdict { border-left: .5em solid var(--right); padding: .5em .9em; background: var(--tint); margin: .6em 0 }
-.jbp .verdict b { display: block; font-size: 1.9em; line-height: 1.2; color: var(--right) }
+.jbp h1 { font-size: 1.9em; line-height: 1.2; margin: 0 } .jbp .verdict h1 { color: var(--right) }
 .jbp .verdict.wrong { border-color: var(--wrong) }
-.jbp .wrong > b, .jbp .wrong > .word, .jbp .wrong > summary { color: var(--wrong) }
+.jbp .wrong > h1, .jbp .wrong > .word, .jbp .wrong > summary { color: var(--wrong) }
 .jbp .wide { overflow: auto; max-width: 100% } .jbp .tall { max-height: 80vh; border: 1px solid var(--line) }
 .jbp table { border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; margin: .4em 0 }
 .jbp th, .jbp td { padding: .28em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
@@ -173,56 +174,43 @@ body .tall th { position: sticky; top: 0; background: var(--ground) }
 """
 
 
-def as_html(blocks: Iterable[Block], pictures: bool = False) -> str:
-    """The blocks as an element to stand inside another page, without pictures unless they are asked for."""
-    shown = (block for block in _outcome_first(blocks) if pictures or not isinstance(block, Picture))
-    return f'<div class="jbp"><style>{STYLE}</style>\n{_html(shown)}\n</div>'
-
-
-def as_page(blocks: Iterable[Block]) -> str:
-    """The blocks and their pictures as one page of HTML, without scripts or anything from elsewhere."""
-    blocks = list(blocks)
-    titles = (f"{MARKS[block.ok]} {plain(block.words)}".strip() for block in blocks if isinstance(block, Title))
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(next(titles, 'jbp'))}</title><style>{GROUND}</style>"
-    )
-    body = as_html(blocks, pictures=True)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+def _fragment(blocks: Iterable[Block]) -> str:
+    """The blocks as an element with its style, to stand inside any page."""
+    return f'<div class="jbp"><style>{STYLE}</style>\n{_html(blocks)}\n</div>'
 
 
 def _html(blocks: Iterable[Block]) -> str:
-    return "\n".join(map(_element, blocks))
+    return "\n".join(map(_element, _outcome_first(blocks)))
 
 
 def _element(block: Block) -> str:
     match block:
-        case Title(words, under=under):
-            return f"<h1>{_typeset(words)}</h1>\n{_html(under)}" if words else ""
         case Text(words):
-            return f"<p>{_typeset(words)}</p>"
+            return f"<p>{_typeset_in(words)}</p>"
         case Outcome(ok, words):
-            kind, word = ("right", "✓ PASSES") if ok else ("wrong", "✗ FAILS")
-            return f'<div class="verdict {kind}"><b>{word}</b><p>{escape(words)}</p></div>'
-        case Table(columns):
-            tall = len(block.rows) > TALL
-            toned = sorted(block.toned, key=lambda row: tall and "wrong" not in row[1])
+            _, word, kind = MARKS[ok]
+            return f'<div class="{kind}"><h1>{word}</h1><p>{escape(words)}</p></div>'
+        case Table(columns, rows):
+            tall = len(rows) > TALL
+            toned = sorted(rows, key=lambda row: tall and "wrong" not in row[1])
             return _table([(c.head, c.kind) for c in columns], toned, "wide tall" if tall else "wide")
         case Equation(left, given):
-            sides = [((left if i == 0 else "", *row), "") for i, row in enumerate(given)]
             kinds = "math number", "math", "math", "math text"
+            sides = [((left if i == 0 else "", *row), "") for i, row in enumerate(given)]
             return _table([("", kind) for kind in kinds], sides, "equation")
         case Code(text, title):
             return f"{f'<h2>{title}</h2>' if title else ''}<pre>{escape(text)}</pre>"
         case Picture(svg):
             return f'<div class="wide">{svg()}</div>'
-        case Section(title, inside):
-            return f"{f'<h2>{_typeset(title)}</h2>' if title else ''}\n{_html(inside)}"
-        case Folds():
-            pages = ((ok, escape(line), _html(_outcome_first(page, titled=False))) for ok, line, page in block.each)
-            state = {True: "", False: ' class="wrong" open'}
-            return "\n".join(f"<details{state[ok]}><summary>{a}</summary>\n{b}\n</details>" for ok, a, b in pages)
-    return ""
+        case Section(title, inside, "open" | "folded" as how):
+            kind = ' class="wrong" open' if how == "open" else ""
+            return f"<details{kind}><summary>{escape(title)}</summary>\n{_html(inside)}\n</details>"
+        case Section(title, inside, _, level):
+            return f"{f'<h{level}>{_typeset_in(title)}</h{level}>' if title else ''}\n{_html(inside)}"
+
+
+def _typeset_in(words: str) -> str:
+    return _inline(words, typeset, escape)
 
 
 def _table(columns: list[tuple[str, str]], rows: Iterable[tuple[Iterable[str], str]], kind: str) -> str:
@@ -239,9 +227,3 @@ def _td(cell: str, kind: str) -> str:
     if kind == "name" and cell:  # it may be broken after its dots and underscores
         shown = f"<code>{re.sub('([._])', chr(92) + '1<wbr>', shown)}</code>"
     return f'<td class="{kind}">{shown}</td>'
-
-
-def _typeset(words: str) -> str:
-    if not isinstance(words, Maths):
-        return escape(words)
-    return re.sub(r"\$(.*?)\$|([^$]+)", lambda m: typeset(m[1]) if m[2] is None else escape(m[2]), words)

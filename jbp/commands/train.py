@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from .. import paint
-from ..blocks import Block, Text, Title, as_json, lines
+from ..blocks import Block, Section, Text, as_json, lines
 from ..blocks import Outcome as Said
 from ..compare import Report
 from ..compare.table import COLUMNS, LeafColumn, leaf_table
@@ -102,10 +102,11 @@ def job(settings: Settings, console: Any) -> Outcome:
         f"P = #W + #b = {layout.num_weights:,} + {layout.num_biases:,} = {layout.size:,} weights and biases.",
         f"C is the mean over {len(x):,} handwritten digits; {held_out} others are held out.",
     )
-    say((Title(f"The network {settings.name}"), *map(Text, about)))
+    console.print(f"The network {settings.name}", style="bold")
+    say(map(Text, about))
     compare("start", theta)
     if settings.command == "train":
-        say((Text(""), Title("Descent with the hand-written gradient")))
+        say([Section("Descent with the hand-written gradient")])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "fit: ")  # said below
             run = done.run = fit(
@@ -118,7 +119,7 @@ def job(settings: Settings, console: Any) -> Outcome:
         compare("end", run.theta)
     costs = " → ".join(f"{report.leaves[0].got:.4f}" for report in done.reports.values())
     accuracies = " → ".join(f"{accuracy:.1%}" for accuracy in done.accuracy.values())
-    say((Text(""), Title(f"Cost {costs}; accuracy on the held-out digits {accuracies}")))
+    say([Section(f"Cost {costs}; accuracy on the held-out digits {accuracies}")])
     return done
 
 
@@ -126,7 +127,7 @@ HEADS = {"error": "hand-written", "autodiff's": "autodiff"}
 
 
 def _compared(when: str, report: Report, labels: dict[str, str]) -> Iterator[Block]:
-    yield from (Text(""), Title(f"The two gradients at the {when}"))
+    yield Section(f"The two gradients at the {when}")
     picked = "leaf", "size", "error", "autodiff's", "ratio", "largest", "at"
     columns = [replace(COLUMNS[head], head=HEADS.get(head, head)) for head in picked]
     columns.insert(1, LeafColumn("", "text", of=lambda leaf: labels[leaf.name]))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..paint import FAINT, INK, ORACLE, RULE, WRONG, figure, inline, legend, log_axis
+from ..paint import FAINT, INK, ORACLE, RULE, WRONG, figure, legend, log_axis
 from ..programs.clock import Measured, Race
 from .error import LeafError
 
@@ -20,17 +20,10 @@ LONG = 32  # letters of a name
 
 
 class Panel(NamedTuple):
-    """A part of a picture: its name, its height in inches, and how it is drawn on a figure or a part of one."""
+    """A part of a picture: its height in inches, and how it is drawn on a part of a figure."""
 
-    name: str
     height: float
     draw: Callable[[Any], None]
-
-    def svg(self) -> str:
-        """The panel alone, to stand inside a page."""
-        with figure("Report.to_html", 9.6, self.height) as drawn:
-            self.draw(drawn)
-            return inline(drawn, self.name.replace(" ", "-"))
 
 
 def together(told: str, ok: bool, panels: Sequence[Panel]) -> Any:
@@ -122,7 +115,7 @@ def errors(leaves: Sequence[LeafError], total: LeafError, inside: Sequence[tuple
         shown = [{"marker": mark, "mfc": "none", "mec": INK, "ms": 6, "label": label} for label, mark in marks.items()]
         legend(right, shown, **ABOVE)
 
-    return Panel("errors of the leaves", 1.25 + 0.23 * max(len(rows), 2), draw)
+    return Panel(1.25 + 0.23 * max(len(rows), 2), draw)
 
 
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1}  # the axes, under their title
@@ -226,7 +219,7 @@ def maps(leaves: Sequence[LeafError], errors: Sequence[Any]) -> list[Panel]:
         ]
         legend(part, marks, loc="outside lower left")
 
-    return [Panel("errors of elements", 0.75 + 1.95 * -(-len(found) // 3), draw)] if found else []
+    return [Panel(0.75 + 1.95 * -(-len(found) // 3), draw)] if found else []
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------
@@ -255,7 +248,7 @@ def costs(rule: Measured, oracle: Measured, race: Race | None) -> Panel:
         if race is not None:
             _raced(all_axes[-1], race)
 
-    return Panel("time and memory", 1.6, draw)
+    return Panel(1.6, draw)
 
 
 def _raced(axes: Any, race: Race) -> None:

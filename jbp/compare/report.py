@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import blocks as b
+from .. import paint
 from ..markup import TALL, Page
 from ..programs.clock import Measured, Race
 from . import picture
@@ -169,34 +170,33 @@ class Report(Page):
 
     def blocks(self) -> Iterator[b.Block]:
         """The name, the leaves, what it costs, the checks, the calls inside; the verdict, and what it rests on."""
-        yield b.Title(f"{self.name}{self._at(self)}", self.ok)
-        yield b.Picture(lambda: "\n".join(panel.svg() for panel in self._panels()))
+        yield b.Section(f"{self.name}{self._at(self)}")
+        yield b.Picture(lambda: paint.inline(self.figure(), "errors"))
         wrong = [leaf for leaf in self.leaves if not leaf.ok]
         leaves = "1 leaf" if len(self.leaves) == 1 else f"{len(self.leaves):,} leaves"
         first = ", these first" if wrong and len(self.leaves) > TALL else ""
         total = (self.total,) if len(self.leaves) > 1 else ()
         patterns = (b.Text(f"{leaf.name}: {leaf.pattern}") for leaf in wrong if leaf.pattern)
         title = f"{leaves}, {f'{len(wrong):,}' if wrong else 'none'} wrong{first}"
-        yield b.Section(title, (leaf_table((*self.leaves, *total)), *patterns), quiet=True)
+        yield b.Section(title, (leaf_table((*self.leaves, *total)), *patterns), "quiet")
         if self.rule and self.oracle:
             costs = [_measured_line("hand-written", self.rule), _measured_line("autodiff", self.oracle)]
             costs += [f"time: {_raced(self.race)}"] if self.race else []
-            yield b.Section("Time and memory", tuple(map(b.Text, costs)), quiet=True)
+            yield b.Section("Time and memory", tuple(map(b.Text, costs)), "quiet")
         if self.checks:
-            marks = {True: "ok", False: "FAILS", None: "—"}
-            rows = tuple((check.name, marks[check.ok], check.text) for check in self.checks)
-            tones = tuple("wrong" * (check.ok is False) for check in self.checks)
+            marks = {True: ("ok", ""), False: ("FAILS", "wrong"), None: ("—", "")}
+            rows = tuple(((c.name, marks[c.ok][0], c.text), marks[c.ok][1]) for c in self.checks)
             columns = b.Column("", "name"), b.Column("", "word"), b.Column("")
-            yield b.Section("Besides values", (b.Table(columns, rows, tones),), quiet=True)
+            yield b.Section("Besides values", (b.Table(columns, rows),), "quiet")
         if self.calls:
-            calls = b.Table((b.Column(""),) * 4, *zip(*(call._row() for call in self.calls), strict=True))
-            pages = (tuple(p for p in call.blocks() if not isinstance(p, b.Picture)) for call in self.calls)
-            yield b.Section("calls of custom rules, in the order of the reverse pass", (b.Folds(calls, tuple(pages)),))
+            table = b.Table((b.Column(""),) * 4, tuple(call._row() for call in self.calls))
+            title = "calls of custom rules, in the order of the reverse pass"
+            yield b.Section(title, (table, *(call._inside() for call in self.calls)))
         pooled = f", pooled over {self.points} points" if self.points > 1 else ""
         others = (f"{c.name}: {note}" for c in self.calls if c.kind is not Verdict.WRONG for note in c.notes)
         errors = f"errors: rms difference from float64, relative to the leaf's rms{pooled}"
         told = errors, f"allowed: {RULE}", *self.notes, *others
-        yield b.Section("", tuple(map(b.Text, told)), quiet=True)
+        yield b.Section("", tuple(map(b.Text, told)), "quiet")
         yield b.Outcome(self.ok, self.verdict)
         if self.reproduce:
             yield b.Code(self.reproduce, "To make it again:")
@@ -208,6 +208,11 @@ class Report(Page):
         what = self.worst.pattern or f"{short(self.worst.ratio)} times autodiff's error in {self.worst.name}"
         what = ", ".join(wrong) if self.values_ok and wrong else what
         return (self.name, self.where, state, what), "wrong" * (self.kind is Verdict.WRONG)
+
+    def _inside(self) -> b.Section:
+        """A call as a part of the report around it."""
+        blocks = tuple(block for block in self.blocks() if not isinstance(block, b.Picture))
+        return b.Section(" ".join(filter(None, self._row()[0])), blocks, "open" if self._row()[1] else "folded")
 
     def to_json(self) -> str:
         """All of the report as JSON text. What is not finite, and a complex number, stands as a string."""
@@ -235,13 +240,10 @@ class Report(Page):
 
         Raises `InputError` without matplotlib.
         """
-        return picture.together(self.verdict, self.ok, self._panels())
-
-    def _panels(self) -> list[picture.Panel]:
         inside = [(f"{call.name}: {call.worst.name}", call.worst) for call in self.calls]
         costs = [picture.costs(self.rule, self.oracle, self.race)] if self.rule and self.oracle else []
-        maps = picture.maps(self.leaves, self.maps)
-        return [picture.errors(self.leaves, self.total, inside), *maps, *costs]
+        errors, maps = picture.errors(self.leaves, self.total, inside), picture.maps(self.leaves, self.maps)
+        return picture.together(self.verdict, self.ok, [errors, *maps, *costs])
 
     # -- as a test --------------------------------------------------------------------------------------------------
 

@@ -51,14 +51,12 @@ _COLUMNS = (
     LeafColumn("", "word", of=_state),
     LeafColumn("by the rule, in float64", wide=True, of=lambda leaf: f"{leaf.got:.6g}, {leaf.expected:.6g}"),
     LeafColumn("dtype, shape", "text", True, lambda leaf: f"{leaf.dtype}{list(leaf.shape) if leaf.dtype else ''}"),
-    LeafColumn("because", "text", True, lambda leaf: leaf.excused or leaf.pattern),
 )
 COLUMNS = {column.head: column for column in _COLUMNS}
 
 
 def leaf_table(leaves: Iterable[LeafError], columns: Iterable[LeafColumn] = _COLUMNS) -> Table:
     """A table of leaves, and of their total."""
-    leaves, columns = tuple(leaves), tuple(columns)
-    rows = tuple(tuple(column.of(leaf) for column in columns) for leaf in leaves)
-    tones = tuple(" ".join(["sum"] * (leaf.name == "total") + ["wrong"] * (not leaf.ok)) for leaf in leaves)
-    return Table(columns, rows, tones)
+    columns = tuple(columns)
+    tone = lambda leaf: " ".join(["sum"] * (leaf.name == "total") + ["wrong"] * (not leaf.ok))
+    return Table(columns, tuple((tuple(column.of(leaf) for column in columns), tone(leaf)) for leaf in leaves))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..blocks import Block, Code, Column, Equation, Maths, Section, Table, Text, Title
+from ..blocks import Block, Code, Column, Equation, Maths, Section, Table, Text
 from ..markup import Page
 
 SHOWN = 5  # terms of a sum, and numbers of a vector, that are printed; the others are counted and summed
@@ -124,18 +124,18 @@ class Explanation(Page):
             most = ", which contributes most" if self.example == np.abs(self.contributions).argmax() else ""
             which = f"$C_n$ is the cost of example n alone. Written out for n = {self.example}{most}."
             under.append(Text(Maths(which)))
-        yield Title(Maths(f"$∂C/∂{self.symbol}$, by induction"), under=tuple(under))
+        yield Section(Maths(f"$∂C/∂{self.symbol}$, by induction"), tuple(under), level=1)
         quoted: set[str] = set()  # each equation once
         for part in self.parts:
             fresh = tuple(line for line in part.equations if line not in quoted)
             quoted.update(fresh)
             yield Section(Maths(part.title), tuple(part.blocks(fresh)))
-        rows = [("written out here", f"{self.value:.12g}", "", "")]
+        rows: list[tuple[str, ...]] = [("written out here", f"{self.value:.12g}", "", "")]
         for way, value in self.oracles.items():
             away = f"{abs(value - self.value):.1e} away, {self.allowed[way]:.1e} allowed"
             rows.append((way, f"{value:.12g}", "agrees" if self.agrees[way] else "DOES NOT AGREE", away))
         rows[-1] = (*rows[-1][:3], f"{rows[-1][3]}, h = {self.step:.0e}, in {self.dtype}")
-        same = Table((Column(""),) * 4, tuple(rows))
+        same = Table((Column(""),) * 4, tuple((row, "") for row in rows))
         title = f"{'The' if self.ok else 'NOT the'} same number"
         yield Section(title, (same, *map(Text, filter(None, [self.note]))))
 
