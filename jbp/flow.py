@@ -111,9 +111,6 @@ class Flow(Page):
             title = "‖Δw‖ / ‖w‖" + ("" if self.given else ", rate 1")
             _dots(update, title, [row.ratio for row in self.rows], paint.INK)
             _bars(dead, [row.dead for row in self.rows])
-            for axes in drawn.axes:
-                axes.spines["left"].set_visible(False)
-                axes.tick_params(axis="y", length=0)
             output.set_yticks(range(0, n, step), [f"{row.layer}  {row.kind}" for row in self.rows[::step]])
             output.set_ylim(n - 0.3, -0.7)
         return drawn
@@ -288,6 +285,7 @@ def _dots(axes: Any, title: str, values: list[float | None], colour: str, centre
 
 def _bars(axes: Any, dead: list[float | None]) -> None:
     shares = [(i, share) for i, share in enumerate(dead) if share is not None and share >= 0]
+    paint.bare(axes)
     axes.set(title="dead units", xlim=(0, 1), xticks=[0, 0.5, 1])
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.barh([i for i, _ in shares], [1] * len(shares), color="white", edgecolor=paint.PALE, height=0.55)

@@ -145,9 +145,9 @@ STYLE = """
   --tint: rgba(128,128,128,.1); font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; overflow-wrap: anywhere }
 .jbp h2 { font-size: 1.1em; margin: 1.6em 0 .4em } .jbp p { margin: .4em 0 }
 .jbp .verdict { border-left: .5em solid var(--right); padding: .5em .9em; background: var(--tint); margin: .6em 0 }
-.jbp h1 { font-size: 1.9em; line-height: 1.2; margin: 0 } .jbp .verdict h1 { color: var(--right) }
+.jbp .verdict b { display: block; font-size: 1.9em; line-height: 1.2; color: var(--right) }
 .jbp .verdict.wrong { border-color: var(--wrong) }
-.jbp .wrong > h1, .jbp .wrong > .word, .jbp .wrong > summary { color: var(--wrong) }
+.jbp .wrong > b, .jbp .wrong > .word, .jbp .wrong > summary { color: var(--wrong) }
 .jbp .wide { overflow: auto; max-width: 100% } .jbp .tall { max-height: 80vh; border: 1px solid var(--line) }
 .jbp table { border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; margin: .4em 0 }
 .jbp th, .jbp td { padding: .28em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
@@ -189,7 +189,7 @@ def _element(block: Block) -> str:
             return f"<p>{_typeset_in(words)}</p>"
         case Outcome(ok, words):
             _, word, kind = MARKS[ok]
-            return f'<div class="{kind}"><h1>{word}</h1><p>{escape(words)}</p></div>'
+            return f'<div class="{kind}"><b>{word}</b><p>{escape(words)}</p></div>'
         case Table(columns, rows):
             tall = len(rows) > TALL
             toned = sorted(rows, key=lambda row: tall and "wrong" not in row[1])

@@ -82,7 +82,7 @@ def legend(of: Any, marks: Iterable[dict[str, Any]], **where: Any) -> None:
 
 
 def log_axis(axes: Any, values: Iterable[float], decades: float = 2.0) -> Callable[[float], float]:
-    """Make x a log axis of at least so many decades for numbers ≥ 0.
+    """Make x a log axis of at least so many decades for numbers ≥ 0, with rows along y.
 
     Returns where each stands: 0, infinity and NaN have places at its ends.
     """
@@ -102,4 +102,11 @@ def log_axis(axes: Any, values: Iterable[float], decades: float = 2.0) -> Callab
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     axes.grid(axis="x")
+    bare(axes)
     return lambda v: 10 ** (low - gap) if v == 0 else v if v < math.inf else 10 ** (high + gap)
+
+
+def bare(axes: Any) -> None:
+    """Leave out the axis of y, whose labels name rows."""
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)

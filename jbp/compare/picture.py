@@ -107,8 +107,6 @@ def errors(leaves: Sequence[LeafError], total: LeafError, inside: Sequence[tuple
             right.plot(median, y, "|", color=colour, ms=8, mew=1.6)
             right.plot(most, y, "o", mfc="none", mec=colour, ms=6, mew=1.2)
             right.plot(largest, y, ">" if leaf.ok else "X", color=colour, ms=5 if leaf.ok else 7.5, mew=0)
-        right.spines["left"].set_visible(False)
-        right.tick_params(axis="y", length=0)
         right.set_title("Units in the last place", pad=22)
         right.set_xlabel("errors of the elements, in ulps")
         marks = {"50 %": "|", "99 %": "o", "100 %": ">"}
@@ -139,8 +137,6 @@ def error_rows(axes: Any, leaves: dict[float, LeafError], ours: str) -> list[dic
         mark = {"marker": marker, "color": RULE if leaf.ok else WRONG, "ms": 5 if leaf.ok else 7.5, "mew": 0}
         axes.plot(place(error), y, **mark)
         own[what] = mark | {"label": f"{ours}, {what}" if what else ours}
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     return [
         *sorted(own.values(), key=lambda mark: mark["label"]),
         {"marker": "o", "mfc": "none", "mec": ORACLE, "ms": 8, "mew": 2, "label": "autodiff"},
@@ -168,8 +164,7 @@ def maps(leaves: Sequence[LeafError], errors: Sequence[Any]) -> list[Panel]:
     finite = values[(values > 0) & np.isfinite(values)]
     high = float(finite.max(initial=0)) or 1.0
     low = min(max(float(finite.min(initial=high)), high * 1e-12), high / 10)
-    zero, spoilt = bool((values < low).any()), not np.isfinite(values).all()
-    wrong = any(not leaf.ok for _, leaf, _ in found)
+    tall = -(-len(found) // 3)
 
     def draw(part: Any) -> None:
         import matplotlib
@@ -177,14 +172,12 @@ def maps(leaves: Sequence[LeafError], errors: Sequence[Any]) -> list[Panel]:
 
         norm = LogNorm(low, high)
         colours = matplotlib.colormaps["viridis"].with_extremes(under=NONE, bad=WRONG)
-        grid = part.subplots(-(-len(found) // 3), 3, squeeze=False)
-        for axes in grid.flat[len(found) :]:
-            axes.set_visible(False)
+        all_axes = [part.add_subplot(tall, 3, i + 1) for i in range(len(found))]
 
         def shown(m: Any) -> Any:  # 0 is under the scale, and what is not finite has a colour of its own
             return np.ma.masked_invalid(np.where(m < low, low / 2, m))
 
-        for axes, (name, leaf, m) in zip(grid.flat, found, strict=False):
+        for axes, (name, leaf, m) in zip(all_axes, found, strict=True):
             width = leaf.shape[-1] if leaf.shape else 1
             height = leaf.size // width
             at = int(np.ravel_multi_index(leaf.at, leaf.shape)) if leaf.at else 0
@@ -205,21 +198,20 @@ def maps(leaves: Sequence[LeafError], errors: Sequence[Any]) -> list[Panel]:
                 axes.set_yticks([])
             for spine in axes.spines.values():
                 spine.set(visible=True, color=colour, linewidth=thick)
-        extend = "min" if zero else "neither"
-        bar = part.colorbar(image, ax=list(grid.flat[: len(found)]), extend=extend, pad=0.01)
+        bar = part.colorbar(image, ax=all_axes, extend="min", pad=0.01)
         bar.set_label("in units of the leaf's rms", fontsize=8)
         bar.ax.minorticks_off()
         more = f"; the furthest off: {len(found)} of {len(leaves)} leaves" if len(found) < len(leaves) else ""
         part.suptitle(f"Where: |rule − float64|, element by element{more}", x=0.01, ha="left", fontsize=10)
         marks: list[dict[str, Any]] = [
             {"marker": "o", "mfc": "none", "mec": INK, "ms": 8, "label": "the element furthest off"},
-            *([{"fc": NONE, "ec": INK, "lw": 0.5, "label": "0"}] if zero else []),
-            *([{"fc": WRONG, "label": "NaN, ∞"}] if spoilt else []),
-            *([{"fc": "none", "ec": WRONG, "lw": 2.5, "label": "✗ WRONG"}] if wrong else []),
+            {"fc": NONE, "ec": INK, "lw": 0.5, "label": "0"},
+            {"fc": WRONG, "label": "NaN, ∞"},
+            {"fc": "none", "ec": WRONG, "lw": 2.5, "label": "✗ WRONG"},
         ]
         legend(part, marks, loc="outside lower left")
 
-    return [Panel(0.75 + 1.95 * -(-len(found) // 3), draw)] if found else []
+    return [Panel(0.75 + 1.95 * tall, draw)] if found else []
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------
