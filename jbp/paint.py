@@ -16,6 +16,10 @@ from .errors import extra
 BLUE, AMBER, RED, PINK = "#0072B2", "#E69F00", "#D55E00", "#CC79A7"
 INK, GREY, FAINT, PALE = "#333333", "#777777", "#B4B4B4", "#DDDDDD"
 RULE, ORACLE, WRONG = BLUE, AMBER, RED  # what is written by hand, autodiff, and what is wrong
+FILLS = {  # of the nodes of a graph, by their kind
+    "weight": "#CFE6F5", "bias": "#CFE6F5", "parameters": "#CFE6F5", "rest": "#E7F2FA", "input": "#EFEFEF",
+    "target": "#EFEFEF", "cost": "#FBE3A6",
+}  # fmt: skip
 STYLE: Any = {
     "font.size": 9, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
     "mathtext.fontset": "stix", "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False,

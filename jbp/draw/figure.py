@@ -10,17 +10,14 @@ from matplotlib.patches import Circle, FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
 from .. import paint
-from ..paint import BLUE, FAINT, GREY, INK, PALE, PINK, RED
+from ..paint import BLUE, FAINT, FILLS, GREY, INK, PALE, PINK, RED
 from .columns import columns
 from .graph import Edge, Graph, Node, math_label, number
 from .layout import Placed, is_usual, numbered
 from .rows import layer_text, rows
 
 NOT_FINITE: Any = {"color": PINK, "lw": 1.8, "ls": (0, (1, 1))}
-FILL = {
-    "input": "#EFEFEF", "target": "#EFEFEF", "weight": "#CFE6F5", "bias": "#CFE6F5", "parameters": "#CFE6F5",
-    "rest": "#E7F2FA", "cost": "#FBE3A6", "join": "white", "split": INK, "layer": "white",
-}  # fmt: skip
+FILL = FILLS | {"join": "white", "split": INK, "layer": "white"}
 SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, PALE, RED])  # negative, zero, positive
 
 
