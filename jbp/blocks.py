@@ -22,7 +22,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Conclusion:
     """What it all comes to. A terminal shows it in its place, a page at its top."""
 
     ok: bool
@@ -81,12 +81,12 @@ class Section:
     """
 
     title: str
-    blocks: tuple["Block", ...] = ()
+    blocks: tuple["PageBlock", ...] = ()
     how: Literal["", "quiet", "open", "folded"] = ""
     level: int = 2
 
 
-Block = Text | Outcome | Table | Equation | Code | Picture | Section
+PageBlock = Text | Conclusion | Table | Equation | Code | Picture | Section
 
 
 def as_json(data: Any, indent: int | None = 1) -> str:
@@ -106,18 +106,18 @@ def _finite(value: Any) -> Any:
 # -- in a terminal ----------------------------------------------------------------------------------------------------
 
 
-def as_text(blocks: Iterable[Block]) -> str:
+def as_text(blocks: Iterable[PageBlock]) -> str:
     """The blocks as they stand in a terminal."""
     return "\n".join(line for line, _ in lines(blocks)).lstrip("\n")
 
 
-def lines(blocks: Iterable[Block]) -> Iterator[tuple[str, str]]:
+def lines(blocks: Iterable[PageBlock]) -> Iterator[tuple[str, str]]:
     """The lines of the blocks in a terminal, each with its tone: "title", "right", "wrong" or ""."""
     for block in blocks:
         match block:
             case Text(words):
                 yield plain(words), ""
-            case Outcome(ok, words):
+            case Conclusion(ok, words):
                 yield words, "right" if ok else "wrong"
             case Table():
                 yield from _aligned(block)

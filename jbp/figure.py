@@ -16,7 +16,7 @@ def draw(path: str, name: str, reports: dict[str, Report], labels: dict[str, str
     `labels`: the text's name for each leaf, as in `{"0.w": "W^2"}`.
     """
     rows = len(labels) * len(reports)
-    with paint.figure("figure", 11 if run else 6.5, max(4.6, 1.9 + 0.3 * rows)) as drawn:
+    with paint.new_figure("figure", 11 if run else 6.5, max(4.6, 1.9 + 0.3 * rows)) as drawn:
         ok = all(report.ok for report in reports.values())
         title = f"{name}: the two gradients {'agree' if ok else 'DISAGREE'}"
         look: Any = {"fontsize": 13, "fontweight": "bold", "color": paint.INK if ok else paint.WRONG}

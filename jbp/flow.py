@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import paint
-from .blocks import Block, Column, Picture, Section, Table, Text, as_json
+from .blocks import Column, PageBlock, Picture, Section, Table, Text, as_json
 from .layer import Context, InputError, Theta
 from .markup import Page
 from .reader import read_nothing, readers
@@ -84,9 +84,9 @@ class Flow(Page):
         }
         return as_json(told)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[PageBlock]:
         """The table, its picture, and what stands out."""
-        columns = Column("layer", "name"), Column(""), *(Column(head, "number") for head in COLUMNS)
+        columns = Column("layer", "name"), Column(""), *(Column(head, "number") for head in _HEADS)
         yield Table(columns, tuple(((row.layer, row.kind, *_numbers(row)), "") for row in self.rows))
         update = "the update given" if self.given else "plain gradient descent at rate 1"
         note = f"output, δ: rms over {self.examples} examples and all units; Δw / w: norms, of {update}"
@@ -101,7 +101,7 @@ class Flow(Page):
         n = len(self.rows)
         step = max(1, math.ceil(n / 150))  # of so many rows one is named
         bad = any(word != "even" for word, _ in self.verdicts)
-        with paint.figure("Flow.figure", 11, 2.2 + 0.26 * min(n, 150)) as drawn:
+        with paint.new_figure("Flow.figure", 11, 2.2 + 0.26 * min(n, 150)) as drawn:
             told, colour = textwrap.fill(self.verdict, 110), paint.RED if bad else paint.INK
             drawn.suptitle(told, x=0.01, ha="left", fontsize=11, fontweight="bold", color=colour)
             output, delta, update, dead = drawn.subplots(1, 4, sharey=True, width_ratios=(3, 3, 2, 1.6))
@@ -248,7 +248,7 @@ def _verdicts(rows: tuple[Row, ...]) -> Any:
         yield "even", f"Coming back, δ goes {way}: a factor of {max(ratio, 1 / ratio):.2g}, within {FACTOR:g}."
 
 
-COLUMNS = ("output", "δ", "gradient", "Δw / w", "dead")  # the numbers of a layer, as a table has them
+_HEADS = ("output", "δ", "gradient", "Δw / w", "dead")  # the numbers of a layer, as a table has them
 
 
 def _numbers(row: Row) -> tuple[str, ...]:

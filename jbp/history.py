@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import paint
-from .blocks import Block, Text, as_json
+from .blocks import PageBlock, Text, as_json
 from .layer import InputError, described
 from .markup import Page
 
@@ -33,7 +33,7 @@ class History(Page):
         """`{"cost": [...], "epochs": [...]}` as JSON text. What is not finite stands as a string."""
         return as_json({"cost": self.cost.tolist(), "epochs": self.epochs}, indent=None)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[PageBlock]:
         """How many steps it took, the cost of the first and the last, the records of the first and the last epoch."""
         steps = f"{self.cost.size:,} steps, {len(self.epochs):,} epochs"
         yield Text(steps + (f", {self.epochs[-1]['seconds']:.3g} s" if self.epochs else ""))
@@ -52,7 +52,7 @@ class History(Page):
         is_number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
         told = {name for record in self.epochs for name, value in record.items() if is_number(value)}
         names = sorted(told - set(OWN))
-        with paint.figure("History.figure", 8, 3.4 + 1.9 * len(names)) as drawn:
+        with paint.new_figure("History.figure", 8, 3.4 + 1.9 * len(names)) as drawn:
             heights = [3, *[2] * len(names)]
             axes = drawn.subplots(1 + len(names), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
             draw_cost(axes[0], self.cost)
@@ -66,7 +66,7 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def numbers_of(told: Any) -> dict[str, Any]:
+def plain_numbers(told: Any) -> dict[str, Any]:
     """What `evaluate` returned, as numbers that a record keeps: Python's own, and lists where it gave arrays."""
     if not isinstance(told, Mapping):
         raise InputError(

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .blocks import Block, Code, Equation, Maths, Outcome, Picture, Section, Table, Text, as_text, plain
+from .blocks import Code, Conclusion, Equation, Maths, PageBlock, Picture, Section, Table, Text, as_text, plain
 
 MARKS = {True: ("✅", "✓ PASSES", "verdict right"), False: ("❌", "✗ FAILS", "verdict wrong")}
 TALL = 20  # rows, above which a table of a page scrolls by itself, and has those first that are wrong
@@ -15,7 +15,7 @@ TALL = 20  # rows, above which a table of a page scrolls by itself, and has thos
 class Page:
     """A report that is shown by its blocks: print it, leave it to a notebook, or write it to a file."""
 
-    def blocks(self) -> Iterable[Block]:
+    def blocks(self) -> Iterable[PageBlock]:
         """What it says, from top to bottom."""
         raise NotImplementedError
 
@@ -26,7 +26,7 @@ class Page:
 
     def to_markdown(self) -> str:
         """The report as Markdown, its equations in LaTeX, which GitHub and notebooks draw."""
-        return "\n\n".join(_markdown(_outcome_first(self.blocks()))) + "\n"
+        return "\n\n".join(_markdown(_conclusion_first(self.blocks()))) + "\n"
 
     def to_html(self, path: str | Path | None = None) -> str:
         """One page with pictures, without scripts or anything from elsewhere; written to `path` if that is given.
@@ -47,8 +47,8 @@ class Page:
         return _fragment(block for block in self.blocks() if not isinstance(block, Picture))
 
 
-def _outcome_first(blocks: Iterable[Block]) -> list[Block]:
-    return sorted(blocks, key=lambda block: not isinstance(block, Outcome))
+def _conclusion_first(blocks: Iterable[PageBlock]) -> list[PageBlock]:
+    return sorted(blocks, key=lambda block: not isinstance(block, Conclusion))
 
 
 def _inline(words: str, notation: Callable[[str], str], others: Callable[[str], str]) -> str:
@@ -61,12 +61,12 @@ def _inline(words: str, notation: Callable[[str], str], others: Callable[[str], 
 # -- Markdown ---------------------------------------------------------------------------------------------------------
 
 
-def _markdown(blocks: Iterable[Block]) -> Iterator[str]:
+def _markdown(blocks: Iterable[PageBlock]) -> Iterator[str]:
     for block in blocks:
         match block:
             case Text(words):
                 yield _latex_in(words)
-            case Outcome(ok, words):
+            case Conclusion(ok, words):
                 mark, word, _ = MARKS[ok]
                 yield f"### {mark} {word[2:]}\n\n{_latex_in(words)}"
             case Table(columns, given):
@@ -82,7 +82,7 @@ def _markdown(blocks: Iterable[Block]) -> Iterator[str]:
                 yield f"```{'python' if title else 'text'}\n{text.rstrip()}\n```"
             case Section(title, inside, "open" | "folded"):
                 yield f"<details><summary>{escape(title)}</summary>"
-                yield from (*_markdown(_outcome_first(inside)), "</details>")
+                yield from (*_markdown(_conclusion_first(inside)), "</details>")
             case Section(title, inside, level=level):
                 yield from ([f"#{'#' * level} {_latex_in(title)}"] if title else [])
                 yield from _markdown(inside)
@@ -140,7 +140,7 @@ PAGE = """<!doctype html>
 </body></html>
 """
 # Colours stand on any ground, light or dark: a notebook has its own.
-STYLE = """
+CSS = """
 .jbp { --right: #1a8a4a; --wrong: #d0431b; --rule: #2f86c1; --faint: #bbb; --line: rgba(128,128,128,.35);
   --tint: rgba(128,128,128,.1); font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; overflow-wrap: anywhere }
 .jbp h2 { font-size: 1.1em; margin: 1.6em 0 .4em } .jbp p { margin: .4em 0 }
@@ -174,20 +174,20 @@ body .tall th { position: sticky; top: 0; background: var(--ground) }
 """
 
 
-def _fragment(blocks: Iterable[Block]) -> str:
+def _fragment(blocks: Iterable[PageBlock]) -> str:
     """The blocks as an element with its style, to stand inside any page."""
-    return f'<div class="jbp"><style>{STYLE}</style>\n{_html(blocks)}\n</div>'
+    return f'<div class="jbp"><style>{CSS}</style>\n{_html(blocks)}\n</div>'
 
 
-def _html(blocks: Iterable[Block]) -> str:
-    return "\n".join(map(_element, _outcome_first(blocks)))
+def _html(blocks: Iterable[PageBlock]) -> str:
+    return "\n".join(map(_element, _conclusion_first(blocks)))
 
 
-def _element(block: Block) -> str:
+def _element(block: PageBlock) -> str:
     match block:
         case Text(words):
             return f"<p>{_typeset_in(words)}</p>"
-        case Outcome(ok, words):
+        case Conclusion(ok, words):
             _, word, kind = MARKS[ok]
             return f'<div class="{kind}"><b>{word}</b><p>{escape(words)}</p></div>'
         case Table(columns, rows):

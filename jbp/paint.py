@@ -20,7 +20,7 @@ FILLS = {  # of the nodes of a graph, by their kind
     "weight": "#CFE6F5", "bias": "#CFE6F5", "parameters": "#CFE6F5", "rest": "#E7F2FA", "input": "#EFEFEF",
     "target": "#EFEFEF", "cost": "#FBE3A6",
 }  # fmt: skip
-STYLE: Any = {
+LOOK: Any = {
     "font.size": 9, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
     "mathtext.fontset": "stix", "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.axisbelow": True,
@@ -42,20 +42,20 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @contextmanager
-def figure(who: str, width: float, height: float, layout: str | None = "constrained", **style: Any) -> Iterator[Any]:
+def new_figure(who: str, width: float, height: float, layout: Any = "constrained", **style: Any) -> Iterator[Any]:
     """A matplotlib `Figure` of so many inches to be drawn on inside, where the one look holds, but for `style`.
 
     Raises `InputError` as `needed`.
     """
     matplotlib = needed(who)
-    with matplotlib.rc_context(STYLE | style):
+    with matplotlib.rc_context(LOOK | style):
         yield matplotlib.figure.Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
 def save(drawn: Any, file: Any, suffix: str | None = None, **settings: Any) -> None:
     """Write a figure to a path or a file, as svg, png or pdf; the same figure gives the same svg."""
     suffix = suffix or str(file).rpartition(".")[2].lower()
-    with needed().rc_context(STYLE | settings):
+    with needed().rc_context(LOOK | settings):
         drawn.savefig(file, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
 
 

@@ -11,7 +11,7 @@ from test_page import Parsed
 
 import jbp
 from jbp import paint
-from jbp.blocks import Code, Column, Equation, Maths, Outcome, Picture, Section, Table, Text, as_json, lines
+from jbp.blocks import Code, Column, Conclusion, Equation, Maths, Picture, Section, Table, Text, as_json, lines
 from jbp.markup import Page
 
 PACKAGE = Path(jbp.__file__).parent
@@ -30,7 +30,7 @@ class Told(Page):
         yield Section(Maths("Step $δ^3$"), (Text(Maths("$w^2_{3←7}$ < 1")), equation, Code("y = f(x)")))
         yield Section("right", (Text("hidden"),), "folded")
         yield Section("bad", (Text("shown"),), "open")
-        yield Outcome(False, "It is <not> right.")
+        yield Conclusion(False, "It is <not> right.")
         yield Code("import x\n", "Again:")
 
 
@@ -140,7 +140,7 @@ def test_as_json():
 
 
 def test_a_log_axis_has_a_place_for_every_number():
-    with paint.figure("test", 4, 3) as drawn:
+    with paint.new_figure("test", 4, 3) as drawn:
         axes = drawn.subplots()
         place = paint.log_axis(axes, [0.0, 1e-3, math.inf, math.nan])
     ticks = [label.get_text() for label in axes.get_xticklabels()]
@@ -152,7 +152,7 @@ def test_a_log_axis_has_a_place_for_every_number():
 def test_the_same_figure_is_the_same_file_and_a_part_of_a_page(tmp_path):
     written = []
     for name in ("a.svg", "b.svg"):
-        with paint.figure("test", 2, 1) as drawn:
+        with paint.new_figure("test", 2, 1) as drawn:
             drawn.subplots().plot([0, 1], color=paint.RULE)
         paint.save(drawn, tmp_path / name)
         written.append((tmp_path / name).read_bytes())
@@ -166,7 +166,7 @@ def test_the_same_figure_is_the_same_file_and_a_part_of_a_page(tmp_path):
 def test_without_matplotlib_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = r"^jbp\.Who: matplotlib is not installed, and this needs it. Write: pip install 'jbp\[cli\]'$"
-    with pytest.raises(jbp.InputError, match=said), paint.figure("jbp.Who", 1, 1):
+    with pytest.raises(jbp.InputError, match=said), paint.new_figure("jbp.Who", 1, 1):
         pass
 
 

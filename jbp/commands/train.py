@@ -16,8 +16,7 @@ import jax
 import numpy as np
 
 from .. import paint
-from ..blocks import Block, Section, Text, as_json, lines
-from ..blocks import Outcome as Said
+from ..blocks import Conclusion, PageBlock, Section, Text, as_json, lines
 from ..compare import Report
 from ..compare.table import COLUMNS, LeafColumn, leaf_table
 from ..course import Run
@@ -83,7 +82,7 @@ def job(settings: Settings, console: Any) -> Outcome:
     output = jax.jit(network)
     layout, done = network.layout, Outcome(settings, network.layout)
 
-    def say(blocks: Iterable[Block]) -> None:
+    def say(blocks: Iterable[PageBlock]) -> None:
         styles = {"title": "bold", "right": "green", "wrong": "bold red", "": ""}
         for line, tone in lines(blocks):
             console.print(line, style=styles[tone], soft_wrap=not console.is_terminal)
@@ -115,7 +114,7 @@ def job(settings: Settings, console: Any) -> Outcome:
             )  # fmt: skip
         by = f"{settings.optimizer}, learning rate {settings.learning_rate:g}, batches of {settings.batch}"
         took = f"{run.history.cost.size:,} steps in {len(run.history.epochs)} epochs."
-        say((Text(f"{by}: {took}"), *([Said(False, run.stopped)] if run.stopped else [])))
+        say((Text(f"{by}: {took}"), *([Conclusion(False, run.stopped)] if run.stopped else [])))
         compare("end", run.theta)
     costs = " → ".join(f"{report.leaves[0].got:.4f}" for report in done.reports.values())
     accuracies = " → ".join(f"{accuracy:.1%}" for accuracy in done.accuracy.values())
@@ -123,17 +122,17 @@ def job(settings: Settings, console: Any) -> Outcome:
     return done
 
 
-HEADS = {"error": "hand-written", "autodiff's": "autodiff"}
+_HEADS = {"error": "hand-written", "autodiff's": "autodiff"}
 
 
-def _compared(when: str, report: Report, labels: dict[str, str]) -> Iterator[Block]:
+def _compared(when: str, report: Report, labels: dict[str, str]) -> Iterator[PageBlock]:
     yield Section(f"The two gradients at the {when}")
     picked = "leaf", "size", "error", "autodiff's", "ratio", "largest", "at"
-    columns = [replace(COLUMNS[head], head=HEADS.get(head, head)) for head in picked]
+    columns = [replace(COLUMNS[head], head=_HEADS.get(head, head)) for head in picked]
     columns.insert(1, LeafColumn("", "text", of=lambda leaf: labels[leaf.name]))
     yield leaf_table((*report.leaves, report.total), columns)
     yield Text("errors: rms difference from float64, relative to the leaf's rms")
-    yield Said(report.ok, report.verdict)
+    yield Conclusion(report.ok, report.verdict)
     yield Text(f"The largest difference from float64 is {report.total.largest:.1e}, at {report.total.where}.")
     if (rule := report.rule) and (oracle := report.oracle):
         times = f"{rule.seconds * 1e3:.3f} ms by hand, {oracle.seconds * 1e3:.3f} ms by autodiff"

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..paint import FAINT, INK, ORACLE, RULE, WRONG, figure, legend, log_axis
+from ..paint import FAINT, INK, ORACLE, RULE, WRONG, legend, log_axis, new_figure
 from ..programs.clock import Measured, Race
 from .error import LeafError
 
 NONE = "#F4F4F4"  # the colour of an error of 0
-ROWS = 30  # leaves that have a row, the furthest off first
-CALLS = 10  # calls inside that have one
+LEAF_ROWS = 30  # leaves that have a row, the furthest off first
+CALL_ROWS = 10  # calls inside that have one
 MAPS = 6  # leaves whose errors are drawn element by element
 LONG = 32  # letters of a name
 
@@ -30,7 +30,7 @@ def together(told: str, ok: bool, panels: Sequence[Panel]) -> Any:
     """All panels on one figure, under the verdict."""
     told = textwrap.fill(told, 112, break_on_hyphens=False)
     heights = [0.25 + 0.2 * (told.count("\n") + 1), *(panel.height for panel in panels)]
-    with figure("Report.figure", 11, sum(heights)) as drawn:
+    with new_figure("Report.figure", 11, sum(heights)) as drawn:
         title, *parts = drawn.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat
         words = {"fontsize": 11, "fontweight": "bold", "color": INK if ok else WRONG, "parse_math": False}
         title.text(0.01, 0.5, told, ha="left", va="center", **words)
@@ -78,17 +78,17 @@ def amount(value: float | int, unit: str) -> str:
 # -- how far off ------------------------------------------------------------------------------------------------------
 
 
-def errors(leaves: Sequence[LeafError], total: LeafError, inside: Sequence[tuple[str, LeafError]]) -> Panel:
+def error_panel(leaves: Sequence[LeafError], total: LeafError, inside: Sequence[tuple[str, LeafError]]) -> Panel:
     """A row for each leaf: both rules' errors and what is allowed, and beside it the units in the last place.
 
     `inside`: the name and the worst leaf of each call of a custom rule.
     """
     names = elided([leaf.name for leaf in leaves])
-    rows = [(names[i], leaves[i]) for i in _furthest(leaves, ROWS)]
+    rows = [(names[i], leaves[i]) for i in _furthest(leaves, LEAF_ROWS)]
     more = f": {len(rows)} of {len(leaves)} leaves" if len(rows) < len(leaves) else ""
     rows += [("total", total)] * (len(leaves) > 1)
     calls = elided([name for name, _ in inside], LONG - 5)
-    rows += [(f"inside {calls[i]}", inside[i][1]) for i in _furthest([leaf for _, leaf in inside], CALLS)]
+    rows += [(f"inside {calls[i]}", inside[i][1]) for i in _furthest([leaf for _, leaf in inside], CALL_ROWS)]
 
     def draw(part: Any) -> None:
         left, right = part.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -151,7 +151,7 @@ def _unit(leaf: LeafError) -> float:
 # -- where in a leaf --------------------------------------------------------------------------------------------------
 
 
-def maps(leaves: Sequence[LeafError], errors: Sequence[Any]) -> list[Panel]:
+def map_panel(leaves: Sequence[LeafError], errors: Sequence[Any]) -> list[Panel]:
     """|rule − float64| element by element of the leaves furthest off, the worst first, on one log scale of colours.
 
     The element that is furthest off is ringed. No panel where there is nothing to show.
@@ -217,7 +217,7 @@ def maps(leaves: Sequence[LeafError], errors: Sequence[Any]) -> list[Panel]:
 # -- what it costs ----------------------------------------------------------------------------------------------------
 
 
-def costs(rule: Measured, oracle: Measured, race: Race | None) -> Panel:
+def cost_panel(rule: Measured, oracle: Measured, race: Race | None) -> Panel:
     """Bars of both, and the ratio of their times with its quartiles."""
     bars: list[tuple[str, str, float, float]] = [
         ("Time of a call", "s", rule.seconds, oracle.seconds),

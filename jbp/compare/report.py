@@ -168,7 +168,7 @@ class Report(Page):
 
     # -- as blocks, as data, as a picture ---------------------------------------------------------------------------
 
-    def blocks(self) -> Iterator[b.Block]:
+    def blocks(self) -> Iterator[b.PageBlock]:
         """The name, the leaves, what it costs, the checks, the calls inside; the verdict, and what it rests on."""
         yield b.Section(f"{self.name}{self._at(self)}")
         yield b.Picture(lambda: paint.inline(self.figure(), "errors"))
@@ -195,9 +195,9 @@ class Report(Page):
         pooled = f", pooled over {self.points} points" if self.points > 1 else ""
         others = (f"{c.name}: {note}" for c in self.calls if c.kind is not Verdict.WRONG for note in c.notes)
         errors = f"errors: rms difference from float64, relative to the leaf's rms{pooled}"
-        told = errors, f"allowed: {RULE}", *self.notes, *others
+        told = errors, f"allowed: {ALLOWED}", *self.notes, *others
         yield b.Section("", tuple(map(b.Text, told)), "quiet")
-        yield b.Outcome(self.ok, self.verdict)
+        yield b.Conclusion(self.ok, self.verdict)
         if self.reproduce:
             yield b.Code(self.reproduce, "To make it again:")
 
@@ -241,8 +241,8 @@ class Report(Page):
         Raises `InputError` without matplotlib.
         """
         inside = [(f"{call.name}: {call.worst.name}", call.worst) for call in self.calls]
-        costs = [picture.costs(self.rule, self.oracle, self.race)] if self.rule and self.oracle else []
-        errors, maps = picture.errors(self.leaves, self.total, inside), picture.maps(self.leaves, self.maps)
+        costs = [picture.cost_panel(self.rule, self.oracle, self.race)] if self.rule and self.oracle else []
+        errors, maps = picture.error_panel(self.leaves, self.total, inside), picture.map_panel(self.leaves, self.maps)
         return picture.together(self.verdict, self.ok, [errors, *maps, *costs])
 
     # -- as a test --------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class GradientsDisagree(AssertionError):
         self.report = report
 
 
-RULE = f"{K:g} times autodiff's error, or {FLOOR:g} ε of the dtype; in float64 {EXACT:g}"
+ALLOWED = f"{K:g} times autodiff's error, or {FLOOR:g} ε of the dtype; in float64 {EXACT:g}"
 
 
 def _measured_line(name: str, m: Measured) -> str:

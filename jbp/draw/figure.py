@@ -30,7 +30,7 @@ def figure(graph: Graph) -> Any:
     left, right = left - widened, right + widened
     ncols = max(1, min(len(handles), int((right - left) / 1.7)))
     top, bottom = top - 0.65, bottom + 0.45 + 0.17 * -(-len(handles) // ncols) + 0.3 * (scale is not None)
-    with paint.figure("Graph.figure", right - left, bottom - top, layout=None, **{"font.size": 8}) as drawn:
+    with paint.new_figure("Graph.figure", right - left, bottom - top, layout=None, **{"font.size": 8}) as drawn:
         axes = drawn.add_axes((0, 0, 1, 1))
         axes.set(xlim=(left, right), ylim=(bottom, top))
         axes.set_axis_off()

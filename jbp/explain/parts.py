@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..blocks import Block, Code, Column, Equation, Maths, Section, Table, Text
+from ..blocks import Code, Column, Equation, Maths, PageBlock, Section, Table, Text
 from ..markup import Page
 
-SHOWN = 5  # terms of a sum, and numbers of a vector, that are printed; the others are counted and summed
+TERMS = 5  # terms of a sum, and numbers of a vector, that are printed; the others are counted and summed
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Part:
     before: Vector | None = None
     after: Vector | None = None
 
-    def blocks(self, equations: tuple[str, ...]) -> Iterator[Block]:
+    def blocks(self, equations: tuple[str, ...]) -> Iterator[PageBlock]:
         """The paragraph, with those of its equations that are to be quoted."""
         if self.law:
             left, right = self.law.split(" = ", 1)
@@ -114,7 +114,7 @@ class Explanation(Page):
         """Whether all agree."""
         return all(self.agrees.values())
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[PageBlock]:
         """The argument part by part, and the same number by other ways."""
         N = len(self.contributions)
         over = f", the {self.reduction} over {N} examples" if N > 1 else ""
@@ -150,9 +150,9 @@ def rows_of(line: Line) -> Iterator[tuple[str, str, str]]:
         yield "=", " · ".join(_factor(f, i) for i, f in enumerate(line.terms[0].factors)), ""
     elif len(line.terms) > 1:
         shown, rest = list(line.terms), []
-        if len(shown) > SHOWN + 1:
+        if len(shown) > TERMS + 1:
             order = sorted(line.terms, key=lambda term: -abs(term.value))
-            shown, rest = order[:SHOWN], order[SHOWN:]
+            shown, rest = order[:TERMS], order[TERMS:]
         for i, term in enumerate(shown):
             product = " · ".join(_factor(f, i) for i, f in enumerate(term.factors))
             note = " ".join(term.names) + (f" = {product}" if len(term.factors) > 1 else "")
@@ -179,7 +179,7 @@ def _short(value: float) -> str:
 def _told(after: Vector, before: Vector | None) -> str:
     """δ of the example as a sentence: its largest numbers, and how its norm changed."""
     text = f"$‖{after.name}‖$ = {_short(after.norm)}"
-    if len(after.shape) == 1 and 0 < after.values.size <= SHOWN + 1:
+    if len(after.shape) == 1 and 0 < after.values.size <= TERMS + 1:
         text = f"${after.name}$ = ({', '.join(map(_short, after.values))}), {text}"
     else:
         text += f" ({' × '.join(map(str, after.shape))} numbers)"
