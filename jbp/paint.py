@@ -28,6 +28,7 @@ LOOK: Any = {
     "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8, "legend.handletextpad": 0.3,
     "legend.columnspacing": 1.2, "svg.hashsalt": "jbp", "svg.fonttype": "none",
 }  # fmt: skip
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def needed(who: str = "") -> Any:
@@ -36,9 +37,6 @@ def needed(who: str = "") -> Any:
         import matplotlib
         import matplotlib.figure
     return matplotlib
-
-
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @contextmanager

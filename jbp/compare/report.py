@@ -51,15 +51,12 @@ class Report(Page):
     calls: tuple["Report", ...] = ()
     notes: tuple[str, ...] = ()
     reproduce: str = ""  # code that makes this comparison again, where inputs were generated
-    maps: tuple[
-        Any, ...
-    ] = ()  # |rule − shadow| of each leaf, as matrices of at most 64 × 64: rows and columns evenly spread
+    maps: tuple[Any, ...] = ()  # |rule − shadow| of each leaf, as matrices of at most 64 × 64, evenly spread over it
 
     @property
     def kind(self) -> Verdict:
         """WRONG if a leaf, the total, a check or a call inside is; EMPTY if both gradients are 0 everywhere."""
-        checks = [check for check in self.checks if check.ok is False]
-        if not self.values_ok or checks or any(call.kind is Verdict.WRONG for call in self.calls):
+        if not self.values_ok or self._failed or self._wrong:
             return Verdict.WRONG
         kinds = [*(leaf.kind for leaf in self._gradients), *(call.kind for call in self.calls)]
         if all(kind is Verdict.EMPTY for kind in kinds):
@@ -80,6 +77,14 @@ class Report(Page):
         return any(leaf.kind is Verdict.AGREE for leaf in self._gradients) or any(c._compared for c in self.calls)
 
     @property
+    def _failed(self) -> list[Check]:
+        return [check for check in self.checks if check.ok is False]
+
+    @property
+    def _wrong(self) -> list["Report"]:
+        return [call for call in self.calls if call.kind is Verdict.WRONG]
+
+    @property
     def _gradients(self) -> tuple[LeafError, ...]:
         return tuple(leaf for leaf in self.leaves if leaf.name != VALUE) or self.leaves
 
@@ -96,21 +101,17 @@ class Report(Page):
     @property
     def enters(self) -> str | None:
         """Where an error enters first, in the order of the reverse pass: a call or a leaf by name; None if nowhere."""
-        for call in self.calls:
-            if call.kind is Verdict.WRONG:
-                return call.name
-        return None if self.values_ok else self.worst.name
+        inside = self._wrong
+        return inside[0].name if inside else None if self.values_ok else self.worst.name
 
     @property
     def verdict(self) -> str:
         """One line: whether the gradients agree, and if not, where."""
         if not self.values_ok:
             return self._disagreement()
-        failed = [check for check in self.checks if check.ok is False]
-        wrong = [call for call in self.calls if call.kind is Verdict.WRONG]
-        if wrong:
+        if wrong := self._wrong:
             return f"The gradients DISAGREE in {wrong[0].name}{self._at(wrong[0])}: {wrong[0].verdict}"
-        if failed:
+        if failed := self._failed:
             return f"The values agree, but {failed[0].name} FAILS: {failed[0].text}"
         if self.kind is Verdict.EMPTY:
             return "Nothing was compared: both gradients are 0 everywhere. Compare at arguments where they are not."
@@ -151,16 +152,12 @@ class Report(Page):
             f"The gradients DISAGREE, most in {worst.name}: {pattern}{error}{worst.where} is "
             f"{worst.got:.{digits}g} by the rule and {worst.expected:.{digits}g} {worst.by}."
         )
-        if self.calls and self.enters:
-            first = next((call for call in self.calls if call.kind is Verdict.WRONG), None)
-            coarse = next((leaf for call in self.calls for leaf in call.leaves if leaf.epsilon > worst.epsilon), None)
-            if first:
-                text += f" The error enters in {first.name}{self._at(first)}."
-            elif coarse:
-                text += f" No call inside is wrong alone, but some compute in {coarse.dtype}, which is coarser."
-            else:
-                text += " No call inside is wrong alone."
-        return text
+        if wrong := self._wrong:
+            return f"{text} The error enters in {wrong[0].name}{self._at(wrong[0])}."
+        coarse = next((leaf for call in self.calls for leaf in call.leaves if leaf.epsilon > worst.epsilon), None)
+        if coarse:
+            return f"{text} No call inside is wrong alone, but some compute in {coarse.dtype}, which is coarser."
+        return text + " No call inside is wrong alone." * bool(self.calls)
 
     @staticmethod
     def _at(call: "Report") -> str:
@@ -170,7 +167,7 @@ class Report(Page):
 
     def blocks(self) -> Iterator[b.PageBlock]:
         """The name, the leaves, what it costs, the checks, the calls inside; the verdict, and what it rests on."""
-        yield b.Section(f"{self.name}{self._at(self)}")
+        yield b.Section(f"{self.name}{self._at(self)}" if self.name else "")
         yield b.Picture(lambda: paint.inline(self.figure(), "errors"))
         wrong = [leaf for leaf in self.leaves if not leaf.ok]
         leaves = "1 leaf" if len(self.leaves) == 1 else f"{len(self.leaves):,} leaves"
@@ -203,10 +200,10 @@ class Report(Page):
 
     def _row(self) -> tuple[tuple[str, ...], str]:
         """A call as a row of a table, and its tone: its name, its place, its state, what stands out."""
-        wrong = [check.name for check in self.checks if check.ok is False]
+        failed = ", ".join(check.name for check in self._failed)
         state = "ok" if self.kind is Verdict.AGREE else self.kind.name
         what = self.worst.pattern or f"{short(self.worst.ratio)} times autodiff's error in {self.worst.name}"
-        what = ", ".join(wrong) if self.values_ok and wrong else what
+        what = failed if self.values_ok and failed else what
         return (self.name, self.where, state, what), "wrong" * (self.kind is Verdict.WRONG)
 
     def _inside(self) -> b.Section:
