@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .descent import Descent
-from .history import Best, History, Search, numbers_of
+from .history import Best, History, Search, plain_numbers
 from .layer import described
 from .state import End, State, named
 from .stream import Batches, Block, Shuffled
@@ -35,7 +35,7 @@ class Run:
     interrupted: bool = False
 
     def __repr__(self) -> str:
-        lines = [f"Run: theta {described(self.theta)}", *self.history.lines()]
+        lines = [f"Run: theta {described(self.theta)}", *str(self.history).splitlines()]
         if self.best:
             lines.append(f"best: epoch {self.best.epoch}, {self.best.value:.6g}")
         return "\n  ".join([*lines, *([self.stopped] if self.stopped else [])])
@@ -136,7 +136,7 @@ class Course:
                 )
                 self.warning = f"{self.stopped}\n{traceback.format_exc()}"
                 return
-            told, seconds = numbers_of(said), self.seconds
+            told, seconds = plain_numbers(said), self.seconds
         before = self.records[-1]["seconds"] if self.records else 0.0
         record = {"epoch": number, "step": step, "seconds": seconds, "epoch_seconds": seconds - before}
         self.records.append(record | told)

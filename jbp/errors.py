@@ -1,5 +1,7 @@
 """Errors that say who, what was expected, what arrived, and a remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -29,3 +31,15 @@ def described(x: Any) -> str:
     if len(leaves) > 8:
         leaves = [*leaves[:3], f"… {len(leaves)} leaves"]
     return leaves[0] if len(leaves) == 1 else f"({', '.join(leaves)})" if leaves else "nothing"
+
+
+@contextmanager
+def extra(who: str = "") -> Iterator[None]:
+    """Around imports of packages that only come with `jbp[cli]`: says how to install one that is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        name = (missing.name or "").partition(".")[0]
+        raise InputError(
+            f"{who and f'{who}: '}{name} is not installed, and this needs it. Write: pip install 'jbp[cli]'"
+        ) from None

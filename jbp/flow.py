@@ -9,18 +9,20 @@ dead         the share of units where δ stops: whatever δ is at the layer's ou
              has their output's shape; others have no such share. NaN where a or δ is not finite.
 """
 
-import json
 import math
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import paint
+from .blocks import Column, PageBlock, Picture, Section, Table, Text, as_json
 from .layer import Context, InputError, Theta
+from .markup import Page
 from .reader import read_nothing, readers
 from .reverse import Cost
 from .trace import Record, Step, run
@@ -51,8 +53,8 @@ class Row:
         return self.update / self.weight if self.weight else (math.inf if self.update else 0.0)
 
 
-@dataclass(frozen=True)
-class Flow:
+@dataclass(frozen=True, repr=False)
+class Flow(Page):
     """What `flow` found, from the first layer to the last. Prints as a table; `.to_json()`; `.figure()`."""
 
     rows: tuple[Row, ...]
@@ -72,39 +74,46 @@ class Flow:
 
     def to_json(self) -> str:
         """All of the table as JSON text. What is not finite stands as a string."""
-        rows = [asdict(row) | {"ratio": row.ratio} for row in self.rows]
-        plain = lambda v: str(v) if isinstance(v, float) and not math.isfinite(v) else v
         told = {
-            "cost": plain(self.cost),
+            "cost": self.cost,
             "examples": self.examples,
             "update": "given" if self.given else "gradient descent at rate 1",
             "words": [word for word, _ in self.verdicts],
             "verdict": self.verdict,
-            "rows": [{key: plain(value) for key, value in row.items()} for row in rows],
+            "rows": [asdict(row) | {"ratio": row.ratio} for row in self.rows],
         }
-        return json.dumps(told, indent=1)
+        return as_json(told)
 
-    def __str__(self) -> str:
-        head = ("layer", "", "output", "δ", "gradient", "Δw / w", "dead")
-        rows = [head, *(_cells(row) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        adjust = (str.ljust, str.ljust, *(str.rjust,) * 5)
-        lines = ["  ".join(f(cell, w) for f, cell, w in zip(adjust, row, widths, strict=True)) for row in rows]
+    def blocks(self) -> Iterator[PageBlock]:
+        """The table, its picture, and what stands out."""
+        columns = Column("layer", "name"), Column(""), *(Column(head, "number") for head in _HEADS)
+        yield Table(columns, tuple(((row.layer, row.kind, *_numbers(row)), "") for row in self.rows))
         update = "the update given" if self.given else "plain gradient descent at rate 1"
         note = f"output, δ: rms over {self.examples} examples and all units; Δw / w: norms, of {update}"
-        return "\n".join((*map(str.rstrip, lines), "", note, self.verdict))
-
-    __repr__ = __str__
+        yield Section("", (Text(note), Text(self.verdict)), "quiet")
+        yield Picture(lambda: paint.inline(self.figure(), "flow"))
 
     def figure(self) -> Any:
         """A matplotlib `Figure` of its own, as in `flow.figure().savefig("flow.png")`: a row for each layer.
 
         Raises `InputError` without matplotlib.
         """
-        return _figure(self)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
+        n = len(self.rows)
+        step = max(1, math.ceil(n / 150))  # of so many rows one is named
+        bad = any(word != "even" for word, _ in self.verdicts)
+        with paint.new_figure("Flow.figure", 11, 2.2 + 0.26 * min(n, 150)) as drawn:
+            told, colour = textwrap.fill(self.verdict, 110), paint.RED if bad else paint.INK
+            drawn.suptitle(told, x=0.01, ha="left", fontsize=11, fontweight="bold", color=colour)
+            output, delta, update, dead = drawn.subplots(1, 4, sharey=True, width_ratios=(3, 3, 2, 1.6))
+            last = next((row.delta for row in reversed(self.rows) if row.parameters), 0.0)
+            _dots(output, "output a, rms  ↓", [row.output for row in self.rows], paint.BLUE)
+            _dots(delta, "δ, rms  ↑", [row.delta for row in self.rows], paint.BLUE, last)
+            title = "‖Δw‖ / ‖w‖" + ("" if self.given else ", rate 1")
+            _dots(update, title, [row.ratio for row in self.rows], paint.INK)
+            _bars(dead, [row.dead for row in self.rows])
+            output.set_yticks(range(0, n, step), [f"{row.layer}  {row.kind}" for row in self.rows[::step]])
+            output.set_ylim(n - 0.3, -0.7)
+        return drawn
 
 
 def flow(
@@ -239,46 +248,16 @@ def _verdicts(rows: tuple[Row, ...]) -> Any:
         yield "even", f"Coming back, δ goes {way}: a factor of {max(ratio, 1 / ratio):.2g}, within {FACTOR:g}."
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+_HEADS = ("output", "δ", "gradient", "Δw / w", "dead")  # the numbers of a layer, as a table has them
+
+
+def _numbers(row: Row) -> tuple[str, ...]:
     number = lambda value: "" if value is None else f"{value:.1e}"
     dead = "" if row.dead is None else "–" if math.isnan(row.dead) else f"{row.dead:.0%}"
-    return row.layer, row.kind, *map(number, (row.output, row.delta, row.gradient, row.ratio)), dead
+    return *map(number, (row.output, row.delta, row.gradient, row.ratio)), dead
 
 
 # -- as a picture -----------------------------------------------------------------------------------------------------
-
-BLUE, RED, INK, FAINT = "#0072B2", "#D55E00", "#333333", "#DDDDDD"  # Okabe & Ito
-STYLE: Any = {
-    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False,
-    "axes.spines.right": False, "axes.spines.left": False, "axes.edgecolor": INK, "text.color": INK,
-    "xtick.color": INK, "ytick.color": INK, "ytick.major.size": 0, "svg.fonttype": "none",
-}  # fmt: skip
-
-
-def _figure(flow: Flow) -> Any:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("flow.figure: matplotlib is not installed. Run pip install 'jbp[cli]'.") from None
-    n = len(flow.rows)
-    step = max(1, math.ceil(n / 150))  # of so many rows one is named
-    bad = [word for word, _ in flow.verdicts if word != "even"]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 2.2 + 0.26 * min(n, 150)), layout="constrained")
-
-        told = textwrap.fill(flow.verdict, 110)
-        figure.suptitle(told, x=0.01, ha="left", fontsize=11, fontweight="bold", color=RED if bad else INK)
-        axes = figure.subplots(1, 4, sharey=True, width_ratios=(3, 3, 2, 1.6))
-        update = "‖Δw‖ / ‖w‖" + ("" if flow.given else ", rate 1")
-        last = next((row.delta for row in reversed(flow.rows) if row.parameters), 0.0)
-        _dots(axes[0], "output a, rms  ↓", [row.output for row in flow.rows], BLUE)
-        _dots(axes[1], "δ, rms  ↑", [row.delta for row in flow.rows], BLUE, last)
-        _dots(axes[2], update, [row.ratio for row in flow.rows], INK)
-        _bars(axes[3], flow)
-        axes[0].set_yticks(range(0, n, step), [f"{row.layer}  {row.kind}" for row in flow.rows[::step]])
-        axes[0].set_ylim(n - 0.3, -0.7)
-    return figure
 
 
 def _dots(axes: Any, title: str, values: list[float | None], colour: str, centre: float = 0.0) -> None:
@@ -286,51 +265,32 @@ def _dots(axes: Any, title: str, values: list[float | None], colour: str, centre
 
     With a `centre`, the band within `FACTOR` of it is shaded, and dots outside are red.
     """
+    axes.set_title(title)
     places = [(i, v) for i, v in enumerate(values) if v is not None]
     shown = [(i, v) for i, v in places if 0 < v < math.inf]
-    low, high = min((v for _, v in shown), default=1.0), max((v for _, v in shown), default=1.0)
-    widen = 1.6 * max(1.0, math.sqrt(1e3 * low / high))
-    low, high = low / widen, high * widen
-    axes.set_xscale("log")
-    axes.set_title(title)
-    axes.grid(axis="x", color=FAINT, lw=0.6)
-    axes.set_axisbelow(True)
-    band = (0.0, math.inf)
+    low, high = 0.0, math.inf
     if 0 < centre < math.inf:
-        band = centre / FACTOR, centre * FACTOR
-        low, high = min(low, band[0] / 2), max(high, band[1] * 2)
-        axes.axvspan(*band, color=FAINT, alpha=0.5, lw=0)
+        low, high = centre / FACTOR, centre * FACTOR
+        axes.axvspan(low, high, color=paint.PALE, alpha=0.5, lw=0)
         axes.set_xlabel(f"shaded: within {FACTOR:g} times the last that has leaves")
-    axes.set_xlim(low, high)
+    band = [end for end in (low / 2, high * 2) if 0 < end < math.inf]
+    place = paint.log_axis(axes, [*band, *(v for _, v in places)], decades=3)
     axes.plot([v for _, v in shown], [i for i, _ in shown], color=colour, lw=1, alpha=0.5)
-    axes.scatter(
-        [v for _, v in shown],
-        [i for i, _ in shown],
-        s=30,
-        color=[colour if band[0] <= v <= band[1] else RED for _, v in shown],
-        zorder=3,
-        clip_on=False,
-    )
+    colours = [colour if low <= v <= high else paint.RED for _, v in shown]
+    axes.scatter([v for _, v in shown], [i for i, _ in shown], s=30, color=colours, zorder=3, clip_on=False)
     for i, v in places:
         if not 0 < v < math.inf:
-            place, text, side = (low, " 0", "left") if v == 0 else (high, f"{v} ", "right")
-            axes.text(place, i, text, color=RED, fontweight="bold", ha=side, va="center")
+            axes.text(place(v), i, f"{v:g}", color=paint.RED, fontweight="bold", ha="center", va="center")
 
 
-def _bars(axes: Any, flow: Flow) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    shares = [(i, row.dead) for i, row in enumerate(flow.rows) if row.dead is not None and row.dead >= 0]
-    axes.set_title("dead units")
-    axes.set_xlim(0, 1)
-    axes.set_xticks([0, 0.5, 1])
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.barh([i for i, _ in shares], [1] * len(shares), color="white", edgecolor=FAINT, height=0.55)
-    colours = [RED if share >= DEAD else INK for _, share in shares]
+def _bars(axes: Any, dead: list[float | None]) -> None:
+    shares = [(i, share) for i, share in enumerate(dead) if share is not None and share >= 0]
+    paint.bare(axes)
+    axes.set(title="dead units", xlim=(0, 1), xticks=[0, 0.5, 1])
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.barh([i for i, _ in shares], [1] * len(shares), color="white", edgecolor=paint.PALE, height=0.55)
+    colours = [paint.RED if share >= DEAD else paint.INK for _, share in shares]
     axes.barh([i for i, _ in shares], [share for _, share in shares], color=colours, height=0.55)
     for i, share in shares:
-        inside = share >= DEAD
-        place: Any = (
-            {"x": share - 0.04, "ha": "right", "color": "white"} if inside else {"x": share + 0.04, "ha": "left"}
-        )
-        axes.text(y=i, s=f"{share:.0%}", va="center", fontsize=8, **place)
+        x, side, colour = (share - 0.04, "right", "white") if share >= DEAD else (share + 0.04, "left", paint.INK)
+        axes.text(x, i, f"{share:.0%}", ha=side, va="center", fontsize=8, color=colour)

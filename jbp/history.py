@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,13 +10,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from . import paint
+from .blocks import PageBlock, Text, as_json
 from .layer import InputError, described
+from .markup import Page
 
 OWN = ("epoch", "step", "seconds", "epoch_seconds")  # what each record holds besides the numbers of `evaluate`
 
 
 @dataclass(repr=False)
-class History:
+class History(Page):
     """`cost: [steps]`, C on each step's batch before its update; `epochs`: a record for each finished epoch.
 
     A record holds `epoch` (from 1), `step` (how many are done), `seconds` since the start and `epoch_seconds` of this
@@ -28,38 +31,42 @@ class History:
 
     def to_json(self) -> str:
         """`{"cost": [...], "epochs": [...]}` as JSON text. What is not finite stands as a string."""
-        said = lambda value: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        records = [{name: said(value) for name, value in record.items()} for record in self.epochs]
-        return json.dumps({"cost": [said(c) for c in self.cost.tolist()], "epochs": records}, allow_nan=False)
+        return as_json({"cost": self.cost.tolist(), "epochs": self.epochs}, indent=None)
+
+    def blocks(self) -> Iterator[PageBlock]:
+        """How many steps it took, the cost of the first and the last, the records of the first and the last epoch."""
+        steps = f"{self.cost.size:,} steps, {len(self.epochs):,} epochs"
+        yield Text(steps + (f", {self.epochs[-1]['seconds']:.3g} s" if self.epochs else ""))
+        if self.cost.size:
+            yield Text(f"cost of the batch {self.cost[0]:.6g} → {self.cost[-1]:.6g}")
+        for record in self.epochs[:1] + self.epochs[1:][-1:]:
+            numbers = [f"{name} {_short(value)}" for name, value in record.items() if name not in OWN]
+            told = ", ".join([f"step {record['step']:,}", *numbers])
+            yield Text(f"epoch {record['epoch']}: {told}"[:200])
 
     def figure(self) -> Any:
         """A matplotlib `Figure`: the cost of each step, and below it each number of `evaluate`, epoch by epoch.
 
         Raises `InputError` where matplotlib is not installed.
         """
-        return _figure(self)
-
-    def __repr__(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """The same in a few lines."""
-        lines = [f"{self.cost.size:,} steps, {len(self.epochs):,} epochs"]
-        if self.epochs:
-            lines[0] += f", {self.epochs[-1]['seconds']:.3g} s"
-        if self.cost.size:
-            lines.append(f"cost of the batch {self.cost[0]:.6g} → {self.cost[-1]:.6g}")
-        for record in self.epochs[:1] + self.epochs[1:][-1:]:
-            numbers = [f"{name} {_short(value)}" for name, value in record.items() if name not in OWN]
-            lines.append(f"epoch {record['epoch']}: " + ", ".join([f"step {record['step']:,}", *numbers])[:200])
-        return lines
+        is_number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+        told = {name for record in self.epochs for name, value in record.items() if is_number(value)}
+        names = sorted(told - set(OWN))
+        with paint.new_figure("History.figure", 8, 3.4 + 1.9 * len(names)) as drawn:
+            heights = [3, *[2] * len(names)]
+            axes = drawn.subplots(1 + len(names), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+            draw_cost(axes[0], self.cost)
+            for below, name in zip(axes[1:], names, strict=True):
+                draw_epochs(below, name, [record for record in self.epochs if is_number(record.get(name))])
+            axes[-1].set_xlabel(f"steps  ({len(self.epochs)} epochs)")
+        return drawn
 
 
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def numbers_of(told: Any) -> dict[str, Any]:
+def plain_numbers(told: Any) -> dict[str, Any]:
     """What `evaluate` returned, as numbers that a record keeps: Python's own, and lists where it gave arrays."""
     if not isinstance(told, Mapping):
         raise InputError(
@@ -149,47 +156,26 @@ class Search:
 
 # -- as a picture -----------------------------------------------------------------------------------------------------
 
-BLUE, INK, FAINT = "#0072B2", "#333333", "#BBBBBB"  # Okabe & Ito
-STYLE: Any = {
-    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK,
-    "xtick.color": INK, "ytick.color": INK, "legend.frameon": False, "legend.fontsize": 9, "svg.fonttype": "none",
-}  # fmt: skip
-
-
-def _figure(history: History) -> Any:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("history.figure: matplotlib is not installed. Run pip install 'jbp[cli]'.") from None
-    is_number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-    told = {name for record in history.epochs for name, value in record.items() if is_number(value)}
-    names = sorted(told - set(OWN))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 3.4 + 1.9 * len(names)), layout="constrained")
-        axes = figure.subplots(1 + len(names), sharex=True, squeeze=False, height_ratios=[3, *[2] * len(names)])[:, 0]
-        draw_cost(axes[0], history.cost)
-        for below, name in zip(axes[1:], names, strict=True):
-            kept = [record for record in history.epochs if is_number(record.get(name))]
-            marker = "o" if len(kept) < 30 else None
-            below.plot([r["step"] for r in kept], [r[name] for r in kept], color=BLUE, lw=2, marker=marker, ms=4)
-            below.set_title(name)
-        axes[-1].set_xlabel(f"steps  ({len(history.epochs)} epochs)")
-    return figure
-
 
 def draw_cost(axes: Any, cost: np.ndarray) -> None:
     """The cost of each step, and its mean over a fiftieth of them."""
     steps = np.arange(cost.size)
     window = max(1, cost.size // 50)
-    axes.plot(steps, cost, color=FAINT, lw=0.5, marker="o" if cost.size < 50 else None, ms=4, label="each batch")
+    axes.plot(steps, cost, color=paint.FAINT, lw=0.5, marker="o" if cost.size < 50 else None, ms=4, label="each batch")
     if window > 1:
         mean = np.convolve(cost, np.ones(window) / window, "valid")
-        axes.plot(steps[window - 1 :] - (window - 1) / 2, mean, color=BLUE, lw=2, label=f"mean of {window} steps")
+        axes.plot(steps[window - 1 :] - (window - 1) / 2, mean, color=paint.BLUE, lw=2, label=f"mean of {window} steps")
     if np.all(cost[np.isfinite(cost)] > 0):
         axes.set_yscale("log")
     axes.set_xlim(left=0)
     bad = cost.size and not np.isfinite(cost[-1])
     axes.set_title("Cost of the batch" + (f": {cost[-1]} at step {cost.size - 1}" if bad else ""))
     axes.legend(loc="upper right")
+
+
+def draw_epochs(axes: Any, title: str, records: list[dict[str, Any]], name: str = "") -> None:
+    """One number of `evaluate`, epoch by epoch."""
+    marker = "o" if len(records) < 30 else None
+    numbers = [record[name or title] for record in records]
+    axes.plot([record["step"] for record in records], numbers, color=paint.BLUE, lw=2, marker=marker, ms=4)
+    axes.set_title(title)

@@ -15,8 +15,7 @@ import jbp
 from jbp import trace
 from jbp.explain import explain
 from jbp.explain.equations import equations_of
-from jbp.explain.parts import Line, Term
-from jbp.explain.rendering import rows_of
+from jbp.explain.parts import Line, Term, rows_of
 from jbp.layers.compose import Inner
 
 HALF = jbp.losses.HalfSquaredError()

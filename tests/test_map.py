@@ -9,8 +9,9 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    "errors", "programs", "layer", "layout", "pair", "reader", "run", "activations", "layers", "losses", "outside",
-    "network", "readouts", "in_jax", "trace", "compare", "loss_leaves", "checking", "reverse", "testing", "curvature",
+    "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "reader", "run", "activations",
+    "layers", "losses", "outside", "network", "readouts", "in_jax", "trace", "compare", "loss_leaves", "checking",
+    "reverse", "testing", "curvature",
     "feedback", "explain", "flow", "draw", "history", "optimizer", "stream", "descent", "state", "course", "console",
     "fit", "data", "figure", "commands", "__main__",
 ]  # fmt: skip

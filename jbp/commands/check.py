@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import paint
 from ..compare import annotated, search
 from ..compare.shapes import FLOATS, parse_shapes
-from ..layer import InputError
+from ..errors import InputError
 from . import options
 
 
@@ -64,8 +65,7 @@ class Settings:
 def run(settings: Settings) -> int:
     """Print the report; the exit code."""
     if settings.html:
-        with options.extra():
-            import matplotlib  # noqa: F401
+        paint.needed()
     assert settings.function is not None
     function = loaded(settings.function)
     oracle = loaded(settings.oracle) if settings.oracle else None
@@ -86,7 +86,7 @@ def run(settings: Settings) -> int:
     if settings.json:
         options.write(settings.json, report.to_json())
     if settings.markdown:
-        options.write(settings.markdown, report.to_markdown() + "\n")
+        options.write(settings.markdown, report.to_markdown())
     if settings.html:
         report.to_html(settings.html)
     return 0 if report.ok else 1

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import draw
+from .. import draw, paint
 from ..draw.graph import PICTURES, TEXTS
 from ..layer import InputError
 from ..reverse import Cost
@@ -62,8 +62,7 @@ def run(settings: Settings) -> int:
         )
     path = Path(settings.out or f"{settings.graph}.svg")
     if path.suffix.lower() in PICTURES:
-        with options.extra():
-            import matplotlib  # noqa: F401
+        paint.needed()
     with settings.in_precision():
         cost, theta, x, y, *_ = settings.job()
         i = None if settings.symbol is None else cost.layout.index(settings.symbol)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 
+from .. import paint
 from ..flow import flow
 from . import options
 
@@ -24,8 +25,7 @@ class Settings(options.Descending):
 def run(settings: Settings) -> int:
     """Print the table; the exit code."""
     if settings.out:
-        with options.extra():
-            import matplotlib  # noqa: F401
+        paint.needed()
     with settings.in_precision():
         cost, theta, x, y, *_ = settings.job()
         descent = settings.transformation()
@@ -36,5 +36,5 @@ def run(settings: Settings) -> int:
     if settings.json:
         options.write(settings.json, found.to_json())
     if settings.out:
-        found.figure().savefig(settings.out, dpi=150)
+        paint.save(found.figure(), settings.out)
     return 0

@@ -8,8 +8,7 @@ import argparse
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -264,16 +263,6 @@ class Descending(DigitsNetwork):
 def which_digit(default: int | None, text: str) -> Any:
     """The option that names one of the digits that C is the mean over."""
     return number(default, int, 0, 1436, "a whole number from 0 to 1436", text, "0")
-
-
-@contextmanager
-def extra() -> Iterator[None]:
-    """Around imports of the packages that only the command line needs: says how to install one that is not there."""
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        name = (missing.name or "").partition(".")[0]
-        raise InputError(f"{name} is not installed, and this needs it. Write: pip install 'jbp[cli]'") from None
 
 
 def write(path: str, text: str) -> None:

@@ -8,15 +8,20 @@ stayed finite, 1 if not, 2 if an option does not fit, 130 after Ctrl-C.
 import json
 import sys
 import warnings
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
+from .. import paint
+from ..blocks import Conclusion, PageBlock, Section, Text, as_json, lines
 from ..compare import Report
+from ..compare.table import COLUMNS, LeafColumn, leaf_table
 from ..course import Run
+from ..errors import extra
+from ..figure import draw
 from ..fit import fit
 from ..layout import Layout
 from . import options
@@ -67,7 +72,7 @@ class Outcome:
         }
         if self.run:
             content["history"] = json.loads(self.run.history.to_json()) | {"stopped": self.run.stopped}
-        return json.dumps(content, indent=1, allow_nan=False)
+        return as_json(content)
 
 
 def job(settings: Settings, console: Any) -> Outcome:
@@ -76,7 +81,11 @@ def job(settings: Settings, console: Any) -> Outcome:
     network, held_out = cost.network, len(data.held_out_y)
     output = jax.jit(network)
     layout, done = network.layout, Outcome(settings, network.layout)
-    say = partial(console.print, soft_wrap=not console.is_terminal)
+
+    def say(blocks: Iterable[PageBlock]) -> None:
+        styles = {"title": "bold", "right": "green", "wrong": "bold red", "": ""}
+        for line, tone in lines(blocks):
+            console.print(line, style=styles[tone], soft_wrap=not console.is_terminal)
 
     def evaluate(theta: Any) -> dict[str, float]:
         guess = np.asarray(output(theta, data.held_out_x)).argmax(-1)
@@ -85,63 +94,59 @@ def job(settings: Settings, console: Any) -> Outcome:
     def compare(when: str, theta: Any) -> None:
         done.accuracy[when] = evaluate(theta)["accuracy"]
         done.reports[when] = report = cost.compare(theta, x, y)
-        say(f"\nThe two gradients at the {when}", style="bold")
-        console.print(_table(report, done.labels))
-        say(report.verdict, style="green" if report.ok else "bold red")
-        say(f"The largest difference from float64 is {report.total.largest:.1e}, at {report.total.where}.")
-        if (rule := report.rule) and (oracle := report.oracle):
-            times = f"{rule.seconds * 1e3:.3f} ms by hand, {oracle.seconds * 1e3:.3f} ms by autodiff"
-            say(f"Time: {times}: {rule.seconds / oracle.seconds:.2f} times autodiff's.")
-            say(f"Memory: {rule.temp_bytes / 1e6:.3f} MB by hand, {oracle.temp_bytes / 1e6:.3f} MB by autodiff.")
+        say(_compared(when, report, done.labels))
 
-    say(f"The network {settings.name}", style="bold")
-    say(f"L = {layout.num_layers} layers, {settings.activation}, {settings.loss} loss, {settings.precision}.")
-    say(f"P = #W + #b = {layout.num_weights:,} + {layout.num_biases:,} = {layout.size:,} weights and biases.")
-    say(f"C is the mean over {len(x):,} handwritten digits; {held_out} others are held out.")
+    about = (
+        f"L = {layout.num_layers} layers, {settings.activation}, {settings.loss} loss, {settings.precision}.",
+        f"P = #W + #b = {layout.num_weights:,} + {layout.num_biases:,} = {layout.size:,} weights and biases.",
+        f"C is the mean over {len(x):,} handwritten digits; {held_out} others are held out.",
+    )
+    console.print(f"The network {settings.name}", style="bold")
+    say(map(Text, about))
     compare("start", theta)
     if settings.command == "train":
-        say("\nDescent with the hand-written gradient", style="bold")
+        say([Section("Descent with the hand-written gradient")])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "fit: ")  # said below
             run = done.run = fit(
                 cost, theta, (x, y), optimizer=settings.transformation(), batch_size=settings.batch,
                 epochs=settings.epochs, key=key, evaluate=evaluate, progress=console.is_terminal,
             )  # fmt: skip
-        say(
-            f"{settings.optimizer}, learning rate {settings.learning_rate:g}, batches of {settings.batch}: "
-            f"{run.history.cost.size:,} steps in {len(run.history.epochs)} epochs."
-        )
-        if run.stopped:
-            say(run.stopped, style="bold red")
+        by = f"{settings.optimizer}, learning rate {settings.learning_rate:g}, batches of {settings.batch}"
+        took = f"{run.history.cost.size:,} steps in {len(run.history.epochs)} epochs."
+        say((Text(f"{by}: {took}"), *([Conclusion(False, run.stopped)] if run.stopped else [])))
         compare("end", run.theta)
     costs = " → ".join(f"{report.leaves[0].got:.4f}" for report in done.reports.values())
     accuracies = " → ".join(f"{accuracy:.1%}" for accuracy in done.accuracy.values())
-    say(f"\nCost {costs}; accuracy on the held-out digits {accuracies}", style="bold")
+    say([Section(f"Cost {costs}; accuracy on the held-out digits {accuracies}")])
     return done
 
 
-def _table(report: Report, labels: dict[str, str]) -> Any:
-    from rich import box, table
+_HEADS = {"error": "hand-written", "autodiff's": "autodiff"}
 
-    shown = table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption_justify="left")
-    shown.caption = "errors: rms difference from float64, relative to the leaf's rms"
-    for head in ("leaf", "", "size", "hand-written", "autodiff", "ratio", "largest", "at"):
-        shown.add_column(head, justify="left" if head in ("leaf", "", "at") else "right", no_wrap=True)
-    for leaf in (*report.leaves, report.total):
-        unit, ratio = leaf.scale or 1.0, f"{leaf.ratio:.2f}" if leaf.ratio < 1000 else f"{leaf.ratio:.0e}"
-        errors = f"{leaf.error / unit:.1e}", f"{leaf.oracle_error / unit:.1e}", ratio, f"{leaf.largest:.1e}"
-        cells = leaf.name, labels[leaf.name], f"{leaf.size:,}", *errors, leaf.where
-        shown.add_row(*cells, style="" if leaf.ok else "bold red")
-    return shown
+
+def _compared(when: str, report: Report, labels: dict[str, str]) -> Iterator[PageBlock]:
+    yield Section(f"The two gradients at the {when}")
+    picked = "leaf", "size", "error", "autodiff's", "ratio", "largest", "at"
+    columns = [replace(COLUMNS[head], head=_HEADS.get(head, head)) for head in picked]
+    columns.insert(1, LeafColumn("", "text", of=lambda leaf: labels[leaf.name]))
+    yield leaf_table((*report.leaves, report.total), columns)
+    yield Text("errors: rms difference from float64, relative to the leaf's rms")
+    yield Conclusion(report.ok, report.verdict)
+    yield Text(f"The largest difference from float64 is {report.total.largest:.1e}, at {report.total.where}.")
+    if (rule := report.rule) and (oracle := report.oracle):
+        times = f"{rule.seconds * 1e3:.3f} ms by hand, {oracle.seconds * 1e3:.3f} ms by autodiff"
+        yield Text(f"Time: {times}: {rule.seconds / oracle.seconds:.2f} times autodiff's.")
+        memory = f"{rule.temp_bytes / 1e6:.3f} MB by hand, {oracle.temp_bytes / 1e6:.3f} MB by autodiff"
+        yield Text(f"Memory: {memory}.")
 
 
 def run(settings: Settings) -> int:
     """Do what the settings say; the exit code."""
-    with options.extra():
+    if settings.plot:
+        paint.needed()
+    with extra():
         from rich.console import Console
-
-        if settings.plot:
-            from ..figure import draw
     with settings.in_precision():
         done = job(settings, Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100))
     if settings.json:

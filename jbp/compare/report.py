@@ -1,16 +1,18 @@
-"""What a comparison found: a table in a terminal, Markdown, JSON, a picture, a page, or an AssertionError."""
+"""What a comparison found: its verdict, and all of it as blocks, as data, as a picture, or as an AssertionError."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from .. import blocks as b
+from .. import paint
+from ..markup import TALL, Page
 from ..programs.clock import Measured, Race
+from . import picture
 from .error import EXACT, FLOOR, K, LeafError
 from .parts import VALUE
+from .table import leaf_table, short
 from .verdict import Verdict
 
 
@@ -28,7 +30,7 @@ class Check:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Page):
     """`print(report)` shows a table; `.ok`, `.kind`, `.worst`, `.to_json()`, `.to_markdown()`, `.to_html()`,
     `.figure()`.
 
@@ -49,15 +51,12 @@ class Report:
     calls: tuple["Report", ...] = ()
     notes: tuple[str, ...] = ()
     reproduce: str = ""  # code that makes this comparison again, where inputs were generated
-    maps: tuple[
-        Any, ...
-    ] = ()  # |rule − shadow| of each leaf, as matrices of at most 64 × 64: rows and columns evenly spread
+    maps: tuple[Any, ...] = ()  # |rule − shadow| of each leaf, as matrices of at most 64 × 64, evenly spread over it
 
     @property
     def kind(self) -> Verdict:
         """WRONG if a leaf, the total, a check or a call inside is; EMPTY if both gradients are 0 everywhere."""
-        checks = [check for check in self.checks if check.ok is False]
-        if not self.values_ok or checks or any(call.kind is Verdict.WRONG for call in self.calls):
+        if not self.values_ok or self._failed or self._wrong:
             return Verdict.WRONG
         kinds = [*(leaf.kind for leaf in self._gradients), *(call.kind for call in self.calls)]
         if all(kind is Verdict.EMPTY for kind in kinds):
@@ -78,6 +77,14 @@ class Report:
         return any(leaf.kind is Verdict.AGREE for leaf in self._gradients) or any(c._compared for c in self.calls)
 
     @property
+    def _failed(self) -> list[Check]:
+        return [check for check in self.checks if check.ok is False]
+
+    @property
+    def _wrong(self) -> list["Report"]:
+        return [call for call in self.calls if call.kind is Verdict.WRONG]
+
+    @property
     def _gradients(self) -> tuple[LeafError, ...]:
         return tuple(leaf for leaf in self.leaves if leaf.name != VALUE) or self.leaves
 
@@ -94,21 +101,17 @@ class Report:
     @property
     def enters(self) -> str | None:
         """Where an error enters first, in the order of the reverse pass: a call or a leaf by name; None if nowhere."""
-        for call in self.calls:
-            if call.kind is Verdict.WRONG:
-                return call.name
-        return None if self.values_ok else self.worst.name
+        inside = self._wrong
+        return inside[0].name if inside else None if self.values_ok else self.worst.name
 
     @property
     def verdict(self) -> str:
         """One line: whether the gradients agree, and if not, where."""
         if not self.values_ok:
             return self._disagreement()
-        failed = [check for check in self.checks if check.ok is False]
-        wrong = [call for call in self.calls if call.kind is Verdict.WRONG]
-        if wrong:
+        if wrong := self._wrong:
             return f"The gradients DISAGREE in {wrong[0].name}{self._at(wrong[0])}: {wrong[0].verdict}"
-        if failed:
+        if failed := self._failed:
             return f"The values agree, but {failed[0].name} FAILS: {failed[0].text}"
         if self.kind is Verdict.EMPTY:
             return "Nothing was compared: both gradients are 0 everywhere. Compare at arguments where they are not."
@@ -149,97 +152,71 @@ class Report:
             f"The gradients DISAGREE, most in {worst.name}: {pattern}{error}{worst.where} is "
             f"{worst.got:.{digits}g} by the rule and {worst.expected:.{digits}g} {worst.by}."
         )
-        if self.calls and self.enters:
-            first = next((call for call in self.calls if call.kind is Verdict.WRONG), None)
-            coarse = next((leaf for call in self.calls for leaf in call.leaves if leaf.epsilon > worst.epsilon), None)
-            if first:
-                text += f" The error enters in {first.name}{self._at(first)}."
-            elif coarse:
-                text += f" No call inside is wrong alone, but some compute in {coarse.dtype}, which is coarser."
-            else:
-                text += " No call inside is wrong alone."
-        return text
+        if wrong := self._wrong:
+            return f"{text} The error enters in {wrong[0].name}{self._at(wrong[0])}."
+        coarse = next((leaf for call in self.calls for leaf in call.leaves if leaf.epsilon > worst.epsilon), None)
+        if coarse:
+            return f"{text} No call inside is wrong alone, but some compute in {coarse.dtype}, which is coarser."
+        return text + " No call inside is wrong alone." * bool(self.calls)
 
     @staticmethod
     def _at(call: "Report") -> str:
         return f" ({call.where})" if call.where else ""
 
-    # -- as text ----------------------------------------------------------------------------------------------------
+    # -- as blocks, as data, as a picture ---------------------------------------------------------------------------
 
-    def __str__(self) -> str:
-        return "\n".join(map(str.rstrip, self._lines()))
-
-    __repr__ = __str__
-
-    def _lines(self) -> Iterator[str]:
-        if self.name:
-            yield from (f"{self.name}{self._at(self)}", "")
-        yield from _table(
-            (HEAD, *(_row(leaf) for leaf in self._shown())), (str.ljust, *(str.rjust,) * 8, str.ljust, str.ljust)
-        )
-        for leaf in self.leaves:
-            if leaf.pattern and not leaf.ok:
-                yield f"{leaf.name}: {leaf.pattern}"
+    def blocks(self) -> Iterator[b.PageBlock]:
+        """The name, the leaves, what it costs, the checks, the calls inside; the verdict, and what it rests on."""
+        yield b.Section(f"{self.name}{self._at(self)}" if self.name else "")
+        yield b.Picture(lambda: paint.inline(self.figure(), "errors"))
+        wrong = [leaf for leaf in self.leaves if not leaf.ok]
+        leaves = "1 leaf" if len(self.leaves) == 1 else f"{len(self.leaves):,} leaves"
+        first = ", these first" if wrong and len(self.leaves) > TALL else ""
+        total = (self.total,) if len(self.leaves) > 1 else ()
+        patterns = (b.Text(f"{leaf.name}: {leaf.pattern}") for leaf in wrong if leaf.pattern)
+        title = f"{leaves}, {f'{len(wrong):,}' if wrong else 'none'} wrong{first}"
+        yield b.Section(title, (leaf_table((*self.leaves, *total)), *patterns), "quiet")
         if self.rule and self.oracle:
-            yield from ("", *(_measured_line(*m) for m in (("hand-written", self.rule), ("autodiff", self.oracle))))
-        if self.race:
-            yield f"time: {_race(self.race)}"
+            costs = [_measured_line("hand-written", self.rule), _measured_line("autodiff", self.oracle)]
+            costs += [f"time: {_raced(self.race)}"] if self.race else []
+            yield b.Section("Time and memory", tuple(map(b.Text, costs)), "quiet")
         if self.checks:
-            marks = {True: "ok", False: "FAILS", None: "—"}
-            yield from ("", *_table([(c.name, marks[c.ok], c.text) for c in self.checks], (str.ljust,) * 3))
+            marks = {True: ("ok", ""), False: ("FAILS", "wrong"), None: ("—", "")}
+            rows = tuple(((c.name, marks[c.ok][0], c.text), marks[c.ok][1]) for c in self.checks)
+            columns = b.Column("", "name"), b.Column("", "word"), b.Column("")
+            yield b.Section("Besides values", (b.Table(columns, rows),), "quiet")
         if self.calls:
-            yield from ("", "calls of custom rules, in the order of the reverse pass")
-            yield from _table([_call_row(call) for call in self.calls], (str.ljust,) * 4)
-        for call in self.calls:
-            if call.kind is Verdict.WRONG:
-                yield from ("", *(f"  {line}" for line in call._lines()))
+            table = b.Table((b.Column(""),) * 4, tuple(call._row() for call in self.calls))
+            title = "calls of custom rules, in the order of the reverse pass"
+            yield b.Section(title, (table, *(call._inside() for call in self.calls)))
         pooled = f", pooled over {self.points} points" if self.points > 1 else ""
-        yield from ("", f"errors: rms difference from float64, relative to the leaf's rms{pooled}")
-        yield f"allowed: {RULE}"
-        yield from self.notes
-        yield from (
-            f"{call.name}: {note}" for call in self.calls if call.kind is not Verdict.WRONG for note in call.notes
-        )
-        yield self.verdict
+        others = (f"{c.name}: {note}" for c in self.calls if c.kind is not Verdict.WRONG for note in c.notes)
+        errors = f"errors: rms difference from float64, relative to the leaf's rms{pooled}"
+        told = errors, f"allowed: {ALLOWED}", *self.notes, *others
+        yield b.Section("", tuple(map(b.Text, told)), "quiet")
+        yield b.Conclusion(self.ok, self.verdict)
         if self.reproduce:
-            yield from ("", "To make it again:", "", self.reproduce)
+            yield b.Code(self.reproduce, "To make it again:")
 
-    def _shown(self) -> tuple[LeafError, ...]:
-        return (*self.leaves, self.total) if len(self.leaves) > 1 else self.leaves
+    def _row(self) -> tuple[tuple[str, ...], str]:
+        """A call as a row of a table, and its tone: its name, its place, its state, what stands out."""
+        failed = ", ".join(check.name for check in self._failed)
+        state = "ok" if self.kind is Verdict.AGREE else self.kind.name
+        what = self.worst.pattern or f"{short(self.worst.ratio)} times autodiff's error in {self.worst.name}"
+        what = failed if self.values_ok and failed else what
+        return (self.name, self.where, state, what), "wrong" * (self.kind is Verdict.WRONG)
 
-    def to_markdown(self) -> str:
-        """A summary for GitHub: the verdict, the leaves, the checks; the rest folded away."""
-        mark = "✅" if self.ok else "❌"
-        lines = [f"### {mark} {self.name or 'gradient'}", "", self.verdict, ""]
-        head = ("leaf", "size", "error", "autodiff's", "allowed", "ratio", "ulps 50 / 99 / 100 %", "worst element", "")
-        lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        for leaf in self._shown():
-            name, size, error, plain, allowed, ratio, ulps, _, _, where, told = _row(leaf)
-            what = told if leaf.ok else f"**{leaf.pattern or 'wrong'}**"
-            cells = [f"`{name}`", size, error, plain, allowed, ratio, ulps, f"`{where}`", what]
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-        lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
-        if self.race:
-            lines += ["", f"Time: {_race(self.race)}."]
-        if self.checks:
-            marks = {True: "✅", False: "❌", None: "➖"}
-            lines += ["", "| check | | |", "| --- | --- | --- |"]
-            lines += [f"| {c.name} | {marks[c.ok]} | {c.text} |" for c in self.checks]
-        for call in self.calls:
-            title = f"{'✅' if call.ok else '❌'} {call.name}"
-            lines += ["", f"<details><summary>{title}</summary>", "", call.to_markdown(), "", "</details>"]
-        if self.reproduce:
-            lines += ["", "```python", self.reproduce.rstrip(), "```"]
-        return "\n".join(lines)
+    def _inside(self) -> b.Section:
+        """A call as a part of the report around it."""
+        blocks = tuple(block for block in self.blocks() if not isinstance(block, b.Picture))
+        return b.Section(" ".join(filter(None, self._row()[0])), blocks, "open" if self._row()[1] else "folded")
 
     def to_json(self) -> str:
         """All of the report as JSON text. What is not finite, and a complex number, stands as a string."""
-        return json.dumps(self._plain(), indent=1)
+        return b.as_json(self._plain())
 
     def _plain(self) -> dict[str, Any]:
-        measured = {
-            name: m._asdict() for name, m in (("rule", self.rule), ("oracle", self.oracle), ("race", self.race)) if m
-        }
+        measured = {"rule": self.rule, "oracle": self.oracle, "race": self.race}
         told = {"name": self.name, "where": self.where, "enters": self.enters, "reproduce": self.reproduce}
         return {
             "ok": self.ok,
@@ -247,7 +224,7 @@ class Report:
             "verdict": self.verdict,
             "leaves": [_plain_leaf(leaf) for leaf in self.leaves],
             "total": _plain_leaf(self.total),
-            **json_ready(measured),
+            **{name: m._asdict() for name, m in measured.items() if m},
             "points": self.points,
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "calls": [call._plain() for call in self.calls],
@@ -255,27 +232,15 @@ class Report:
             **{key: value for key, value in told.items() if value},
         }
 
-    # -- as pictures ------------------------------------------------------------------------------------------------
-
     def figure(self) -> Any:
-        """A matplotlib figure: errors against autodiff's and what is allowed, error maps, time and memory."""
-        from .page import figure
+        """A matplotlib `Figure`: errors against autodiff's and what is allowed, error maps, time and memory.
 
-        return figure(self)
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """One page with pictures that needs nothing else; written to `path` if that is given."""
-        from .page import page
-
-        text = page(self)
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
-    def _repr_html_(self) -> str:
-        from .page import body
-
-        return body(self)
+        Raises `InputError` without matplotlib.
+        """
+        inside = [(f"{call.name}: {call.worst.name}", call.worst) for call in self.calls]
+        costs = [picture.cost_panel(self.rule, self.oracle, self.race)] if self.rule and self.oracle else []
+        errors, maps = picture.error_panel(self.leaves, self.total, inside), picture.map_panel(self.leaves, self.maps)
+        return picture.together(self.verdict, self.ok, [errors, *maps, *costs])
 
     # -- as a test --------------------------------------------------------------------------------------------------
 
@@ -295,44 +260,7 @@ class GradientsDisagree(AssertionError):
         self.report = report
 
 
-RULE = f"{K:g} times autodiff's error, or {FLOOR:g} ε of the dtype; in float64 {EXACT:g}"
-HEAD = ("leaf", "size", "error", "autodiff's", "allowed", "ratio", "ulps 50/99/100 %", "1−cos", "largest", "at", "")
-
-
-def _row(leaf: LeafError) -> tuple[str, ...]:
-    unit = leaf.scale or 1.0
-    return (
-        leaf.name, f"{leaf.size:,}", f"{leaf.error / unit:.1e}", f"{leaf.oracle_error / unit:.1e}",
-        f"{leaf.allowed / unit:.1e}", short(leaf.ratio), "/".join(map(short, leaf.ulps)),
-        f"{max(1 - leaf.cosine, 0):.0e}", f"{leaf.largest:.1e}", leaf.where, state(leaf),
-    )  # fmt: skip
-
-
-def state(leaf: LeafError) -> str:
-    """What the table says of a leaf: as the verdict does, and nothing where it agrees."""
-    if leaf.kind is Verdict.WRONG or leaf.kind is Verdict.UNDECIDED:
-        return leaf.kind.name
-    told = ["excused"] if leaf.excused else []
-    return ", ".join([*told, *([f"{leaf.undecided:,} UNDECIDED"] if leaf.undecided else [])])
-
-
-def _call_row(call: Report) -> tuple[str, ...]:
-    wrong = [check.name for check in call.checks if check.ok is False]
-    state = "ok" if call.kind is Verdict.AGREE else call.kind.name
-    what = call.worst.pattern or f"{short(call.worst.ratio)} times autodiff's error in {call.worst.name}"
-    return f"  {call.name}", call.where, state, ", ".join(wrong) if call.values_ok and wrong else what
-
-
-def short(value: float) -> str:
-    """A ratio in few characters."""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}" if value < 1000 else f"{value:.0e}"
-
-
-def _table(rows: Any, adjust: Any) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f(cell, w) for f, cell, w in zip(adjust, row, widths, strict=True)) for row in rows]
+ALLOWED = f"{K:g} times autodiff's error, or {FLOOR:g} ε of the dtype; in float64 {EXACT:g}"
 
 
 def _measured_line(name: str, m: Measured) -> str:
@@ -343,22 +271,11 @@ def _measured_line(name: str, m: Measured) -> str:
     )
 
 
-def _race(race: Race) -> str:
+def _raced(race: Race) -> str:
     sure = "" if race.low > 1 or race.high < 1 else "; a tie as far as this shows"
     return f"{race.ratio:.2f} times autodiff's, quartiles {race.low:.2f} to {race.high:.2f} of {race.pairs} pairs{sure}"
 
 
 def _plain_leaf(leaf: LeafError) -> Any:
     more = {k: getattr(leaf, k) for k in ("allowed", "ratio", "ok")} | {"kind": leaf.kind.name}
-    return json_ready(dataclasses.asdict(leaf) | more)
-
-
-def json_ready(value: Any) -> Any:
-    """What JSON can hold: NaN, infinity and complex numbers become strings."""
-    if isinstance(value, dict):
-        return {key: json_ready(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(part) for part in value]
-    return (
-        str(value) if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)) else value
-    )
+    return dataclasses.asdict(leaf) | more

@@ -1,43 +1,27 @@
-"""A graph painted with matplotlib, on a `Figure` of its own.
-
-Colours: Okabe & Ito, safe for the colour-blind; what they tell apart, shapes and dashes tell apart too.
-"""
+"""A graph painted with matplotlib."""
 
 import itertools
 import math
 from typing import Any
 
-import matplotlib
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
+from .. import paint
+from ..paint import BLUE, FAINT, FILLS, GREY, INK, PALE, PINK, RED
 from .columns import columns
 from .graph import Edge, Graph, Node, math_label, number
 from .layout import Placed, is_usual, numbered
 from .rows import layer_text, rows
 
-BLUE, ORANGE, INK, FAINT, GREY = "#0072B2", "#D55E00", "#333333", "#B4B4B4", "#777777"
-NOT_FINITE: Any = {"color": "#CC79A7", "lw": 1.8, "ls": (0, (1, 1))}
-FILL = {
-    "input": "#EFEFEF", "target": "#EFEFEF", "weight": "#CFE6F5", "bias": "#CFE6F5", "parameters": "#CFE6F5",
-    "rest": "#E7F2FA", "cost": "#FBE3A6", "join": "white", "split": INK, "layer": "white",
-}  # fmt: skip
-SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, "#DDDDDD", ORANGE])  # negative, zero, positive
-STYLE: Any = {
-    "font.size": 8,
-    "text.color": INK,
-    "mathtext.fontset": "stix",
-    "svg.hashsalt": "jbp",
-    "svg.fonttype": "none",  # text stays text: small files, and words can be found in them
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
-}
+NOT_FINITE: Any = {"color": PINK, "lw": 1.8, "ls": (0, (1, 1))}
+FILL = FILLS | {"join": "white", "split": INK, "layer": "white"}
+SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, PALE, RED])  # negative, zero, positive
 
 
-def figure(graph: Graph) -> Figure:
+def figure(graph: Graph) -> Any:
     """The picture of a graph, as large as it needs to be."""
     placed = columns(graph) if graph.direction == "right" else rows(graph)
     left, top, right, bottom = placed.extent()
@@ -46,8 +30,7 @@ def figure(graph: Graph) -> Figure:
     left, right = left - widened, right + widened
     ncols = max(1, min(len(handles), int((right - left) / 1.7)))
     top, bottom = top - 0.65, bottom + 0.45 + 0.17 * -(-len(handles) // ncols) + 0.3 * (scale is not None)
-    with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=(right - left, bottom - top), facecolor="white")
+    with paint.new_figure("Graph.figure", right - left, bottom - top, layout=None, **{"font.size": 8}) as drawn:
         axes = drawn.add_axes((0, 0, 1, 1))
         axes.set(xlim=(left, right), ylim=(bottom, top))
         axes.set_axis_off()
@@ -67,18 +50,11 @@ def figure(graph: Graph) -> Figure:
         for artist in (*axes.patches, *axes.texts):
             artist.set_clip_on(False)  # nothing reaches over the page, and a file without clips is smaller
         if handles:
-            drawn.legend(handles=handles, loc="lower center", ncols=ncols, frameon=False, fontsize=7.5,
-                         columnspacing=1.4, handletextpad=0.5)  # fmt: skip
+            where: Any = {"loc": "lower center", "ncols": ncols, "columnspacing": 1.4, "handletextpad": 0.5}
+            paint.legend(drawn, handles, fontsize=7.5, **where)
         if scale is not None:
             _colour_bar(drawn, scale, 0.42 if handles else 0.32)
     return drawn
-
-
-def save(drawn: Figure, file: Any, suffix: str) -> None:
-    """Write a figure to a path or a file, as svg, png or pdf; the same graph gives the same svg."""
-    metadata = {"Date": None} if suffix == "svg" else None
-    with matplotlib.rc_context(STYLE):
-        drawn.savefig(file, format=suffix, dpi=150, metadata=metadata)
 
 
 def _scale(graph: Graph) -> Any:
@@ -105,7 +81,7 @@ def _frame(axes: Any, rectangle: tuple[float, float, float, float], label: str, 
 def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Placed, scale: Any) -> None:
     usual, numbers = is_usual(graph), numbered(graph)
     source = graph.node(edge.source)
-    colour, width = (ORANGE, 1.8) if edge.highlighted else (FAINT, 0.8)
+    colour, width = (RED, 1.8) if edge.highlighted else (FAINT, 0.8)
     dashes: Any = (0, (2, 1.5)) if source.fixed and not edge.highlighted else "-"
     if edge.weight is not None and not math.isfinite(edge.weight):
         colour, width, dashes = NOT_FINITE.values()
@@ -123,7 +99,7 @@ def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Pl
     if graph.direction == "down":
         turned: dict[str, Any] = {"ha": "center", "rotation": 90} if len(path) == 4 else {"ha": "left"}
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
-        axes.text(*spot, number(edge.delta), va="center", fontsize=7, zorder=3, color=ORANGE, bbox=white, **turned)
+        axes.text(*spot, number(edge.delta), va="center", fontsize=7, zorder=3, color=RED, bbox=white, **turned)
         return
     text = number(edge.partial) if isinstance(edge.partial, float) else ""
     if usual:
@@ -131,7 +107,7 @@ def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Pl
     if text and (usual or numbers):
         axes.text(
             *spot, text, ha="center", va="center", fontsize=8 if usual else 7, zorder=3, linespacing=1.1,
-            color=ORANGE if edge.highlighted else INK if not source.fixed else GREY,
+            color=RED if edge.highlighted else INK if not source.fixed else GREY,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
 
@@ -184,7 +160,7 @@ def _head(axes: Any, path: list, colour: Any, down: bool) -> None:
 
 def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> None:
     (x, y), (w, h) = placed.at[node.id], placed.size[node.id]
-    edgecolor, lw = (ORANGE, 1.8) if node.highlighted else (INK, 0.9)
+    edgecolor, lw = (RED, 1.8) if node.highlighted else (INK, 0.9)
     outline: dict[str, Any] = {
         "facecolor": FILL.get(node.kind, "white"), "edgecolor": edgecolor, "lw": lw, "zorder": 4,
         "ls": (0, (3, 2)) if node.fixed else "-",
@@ -203,7 +179,7 @@ def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> No
     if node.kind == "join" and node.derivative is not None:
         beside: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7, "zorder": 5}
         axes.text(x - w / 2 - 0.05, y - 0.07, number(node.value), **beside)
-        axes.text(x - w / 2 - 0.05, y + 0.07, number(node.derivative), color=ORANGE, **beside)
+        axes.text(x - w / 2 - 0.05, y + 0.07, number(node.derivative), color=RED, **beside)
     if node.kind in ("neuron", "sum", "cost", "join") or (node.kind == "input" and graph.direction == "right"):
         axes.add_artist(Circle((x, y), h / 2, **outline) if w == h else _rectangle(x, y, w, h, outline))
     else:
@@ -212,14 +188,14 @@ def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> No
     if graph.direction == "down":
         lines, slope = layer_text(node)
         axes.text(x, y - (0.07 if slope else 0), lines, linespacing=1.25, **text)
-        axes.text(x, y + h / 2 - 0.12, slope, color=ORANGE, **text)
+        axes.text(x, y + h / 2 - 0.12, slope, color=RED, **text)
         return
     shown = "" if is_usual(graph) else number(node.value)
     slope = "" if node.derivative is None or node.kind == "cost" else number(node.derivative)
     if node.kind in ("weight", "bias") and shown:
         axes.text(x - w / 4, y, node.label, fontsize=10, **text)
         axes.text(x + w / 4 - 0.03, y - 0.085 if slope else y, shown, fontsize=7.5, **text)
-        axes.text(x + w / 4 - 0.03, y + 0.085, slope, fontsize=7.5, color=ORANGE, **text)
+        axes.text(x + w / 4 - 0.03, y + 0.085, slope, fontsize=7.5, color=RED, **text)
     elif node.kind == "target" and shown:
         axes.text(x, y, f"{node.label} = {shown}", **text)
     elif node.kind == "rest":
@@ -228,19 +204,19 @@ def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> No
         axes.text(x, y - (0.1 if shown else 0), node.label, fontsize=10, **text)
         axes.text(x, y + 0.12, shown, fontsize=7.5, **text)
         if slope:
-            axes.text(x, y + h / 2 + 0.1, slope, fontsize=7.5, color=ORANGE, **text)
+            axes.text(x, y + h / 2 + 0.1, slope, fontsize=7.5, color=RED, **text)
 
 
 def _rectangle(x: float, y: float, w: float, h: float, outline: dict[str, Any]) -> FancyBboxPatch:
     return FancyBboxPatch((x - w / 2, y - h / 2), w, h, "round,pad=0,rounding_size=0.06", **outline)
 
 
-def _legend(graph: Graph) -> list[Line2D]:
+def _legend(graph: Graph) -> list[dict[str, Any]]:
     """What shapes and colours mean: only of what is there."""
     kinds = {node.kind for node in graph.nodes}
     neurons = graph.direction == "right" and "cost" in kinds
     square: dict[str, Any] = {"marker": "s", "ms": 9, "mec": INK, "mew": 0.9, "ls": ""}
-    figures: dict[str, Any] = {"marker": "$0.1$", "ms": 13, "mew": 0.2, "ls": ""}
+    figures: dict[str, Any] = {"marker": r"$\mathregular{0.1}$", "ms": 13, "mew": 0.2, "ls": ""}
     marks: list[tuple[bool, str, dict[str, Any]]] = [
         (bool(kinds & {"weight", "bias", "parameters"}), "what C is a function of", {"mfc": FILL["weight"], **square}),
         (any(node.fixed for node in graph.nodes), "fixed", {"color": INK, "ls": (0, (3, 2)), "lw": 1}),
@@ -249,18 +225,18 @@ def _legend(graph: Graph) -> list[Line2D]:
         (
             any(n.derivative is not None and n.kind != "cost" for n in graph.nodes),
             "∂C/∂ of it" + "; on an edge δ coming back" * any(edge.delta is not None for edge in graph.edges),
-            {"color": ORANGE} | figures,
+            {"color": RED} | figures,
         ),
-        (any(e.highlighted for e in graph.edges), "paths to C", {"color": ORANGE, "lw": 1.8}),
+        (any(e.highlighted for e in graph.edges), "paths to C", {"color": RED, "lw": 1.8}),
         (is_usual(graph) and not all(map(math.isfinite, _weights(graph))), "not finite", NOT_FINITE),
     ]
-    return [Line2D([], [], label=text, **mark) for there, text, mark in marks if there]
+    return [{"label": text, "ls": "-", **mark} for there, text, mark in marks if there]
 
 
-def _colour_bar(drawn: Figure, scale: Any, y: float) -> None:
+def _colour_bar(drawn: Any, scale: Any, y: float) -> None:
     width, height = drawn.get_size_inches()
     bar = drawn.add_axes(((width / 2 - 1.2) / width, y / height, 2.4 / width, 0.09 / height))
-    drawn.colorbar(matplotlib.cm.ScalarMappable(scale, SIGNED), cax=bar, orientation="horizontal")
+    drawn.colorbar(ScalarMappable(scale, SIGNED), cax=bar, orientation="horizontal")
     bar.set_xticks([scale.vmin, 0, scale.vmax], [number(scale.vmin), "0", number(scale.vmax)], fontsize=7)
     bar.tick_params(length=2, pad=1)
     bar.set_title("weights (edges, thicker where larger) and biases (nodes)", fontsize=7.5, pad=3)

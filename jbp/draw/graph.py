@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import paint
 from ..layer import InputError
 
 Kind = Literal[
@@ -153,15 +154,9 @@ class Graph:
 
     def figure(self) -> Any:
         """A matplotlib `Figure` of its own: neither pyplot nor a display is touched."""
-        try:
-            from .figure import figure
-        except ModuleNotFoundError as missing:
-            if (missing.name or "").partition(".")[0] != "matplotlib":
-                raise
-            raise InputError(
-                "Graph.figure: matplotlib is not installed, and pictures need it. Write: pip install 'jbp[cli]', "
-                "or use .dot() or .mermaid(), which need nothing."
-            ) from None
+        paint.needed("Graph.figure")
+        from .figure import figure
+
         return figure(self)
 
     def dot(self) -> str:
@@ -199,9 +194,7 @@ class Graph:
             if suffix in TEXTS:
                 path.write_text(text, encoding="utf-8")
             else:
-                from .figure import save
-
-                save(drawn, path, suffix[1:])
+                paint.save(drawn, path)
         except OSError as error:
             raise InputError(
                 f"Graph.save: expected a file that can be written, got {str(path)!r} ({error.strerror}). "
@@ -217,10 +210,8 @@ class Graph:
             drawn = self.figure()
         except InputError:
             return None
-        from .figure import save
-
         file = io.StringIO()
-        save(drawn, file, "svg")
+        paint.save(drawn, file, "svg")
         return file.getvalue()
 
 

@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 from html import escape
 
+from ..paint import FILLS, INK, RED
 from .graph import Box, Edge, Graph, Node, number, split_symbol, value_text
 
 _SHAPES = {"neuron": "circle", "sum": "circle", "cost": "doublecircle", "join": "circle", "split": "point"}
-_FILLS = {"weight": "#CFE6F5", "bias": "#CFE6F5", "parameters": "#CFE6F5", "rest": "#E7F2FA", "input": "#EFEFEF",
-          "target": "#EFEFEF", "cost": "#FBE3A6"}  # fmt: skip
-_HIGHLIGHT = "#D55E00"
 
 
 def _lines(node: Node) -> list[str]:
@@ -77,8 +75,8 @@ def dot(graph: Graph) -> str:
             if what.kind != "split":
                 style, label = "filled,dashed" if what.fixed else "filled", "<BR/>".join(map(_html, _lines(what)))
                 settings = [f'label=<{label}> shape={_SHAPES.get(what.kind, "box")} style="{style}"',
-                            f'fillcolor="{_FILLS.get(what.kind, "white")}"']  # fmt: skip
-            settings += [f'color="{_HIGHLIGHT}" penwidth=2'] * what.highlighted
+                            f'fillcolor="{FILLS.get(what.kind, "white")}"']  # fmt: skip
+            settings += [f'color="{RED}" penwidth=2'] * what.highlighted
             out.append(f"{indent}{_quoted(what.id)} [{' '.join(settings)}];")
         elif isinstance(what, Box):
             frame = "" if what.frame else " color=none;"
@@ -90,7 +88,7 @@ def dot(graph: Graph) -> str:
     for edge in graph.edges:
         text = _edge_text(graph, edge)
         settings = [f"label={_quoted(text)}"] * bool(text)
-        settings += [f'color="{_HIGHLIGHT}" penwidth=2'] * edge.highlighted
+        settings += [f'color="{RED}" penwidth=2'] * edge.highlighted
         settings += ["style=dashed"] * (edge.source in fixed)
         out.append(
             f"  {_quoted(edge.source)} -> {_quoted(edge.target)}" + f" [{' '.join(settings)}]" * bool(settings) + ";"
@@ -126,8 +124,8 @@ def mermaid(graph: Graph) -> str:
         out.append(f"  {short[edge.source]} {arrow}" + f'|"{text}"|' * bool(text) + f" {short[edge.target]}")
     kinds = {"fixed" if node.fixed else node.kind for node in graph.nodes}
     for kind in sorted(kinds):
-        fill = _FILLS.get(kind, "#EFEFEF" if kind == "fixed" else "#FFFFFF")
+        fill = FILLS.get(kind, "#EFEFEF" if kind == "fixed" else "#FFFFFF")
         out.append(
-            f"  classDef {kind} fill:{fill},stroke:#333333,color:#333333" + ",stroke-dasharray:3 2" * (kind == "fixed")
+            f"  classDef {kind} fill:{fill},stroke:{INK},color:{INK}" + ",stroke-dasharray:3 2" * (kind == "fixed")
         )
     return "\n".join(out) + "\n"
