@@ -1,6 +1,8 @@
 """The map of the package: imports only point up the list below, so that a reader can take the files in its order."""
 
 import ast
+import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,61 @@ def test_the_files_are_found():
     assert of_jbp(PACKAGE / "layers" / "dense.py") == {"jbp.layer", "jbp.pair"}
     assert "jbp.layers.compose" in of_jbp(PACKAGE / "network.py")
     assert "jax" in imported(PACKAGE / "network.py")
+
+
+# -- circles and names ------------------------------------------------------------------------------------------------
+
+TWICE = {
+    "from_function",  # jbp.from_function is a layer, jbp.losses.from_function a loss
+    "run",  # a layer's, a recorded one, and what each command does
+    "Settings",  # of each command
+}
+
+
+def modules_of(path: Path) -> set[Path]:
+    """The files of jbp that a file imports, anywhere in it; of a folder, its `__init__`."""
+    found = set()
+    for module in of_jbp(path):
+        file = PACKAGE.joinpath(*module.split(".")[1:])
+        found.add(file.with_suffix(".py") if file.with_suffix(".py").exists() else file / "__init__.py")
+    return found
+
+
+def test_there_is_no_circle():
+    """Inside folders neither: the files can be read in an order in which each stands on those before it."""
+    imports = {path: modules_of(path) - {path} for path in FILES}
+    imports[PACKAGE / "reverse.py"] = {p for p in imports[PACKAGE / "reverse.py"] if p.parent.name != "compare"}
+    while free := [path for path, needs in imports.items() if not needs & imports.keys()]:
+        for path in free:
+            del imports[path]
+    assert not imports, sorted(str(path.relative_to(PACKAGE)) for path in imports)
+
+
+def test_a_public_name_is_defined_once():
+    where = defaultdict(set)
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            names = [node.name] if hasattr(node, "name") else [t.id for t in targets if isinstance(t, ast.Name)]
+            for name in names:
+                where[name].add(str(path.relative_to(PACKAGE)))
+    assert {n: files for n, files in where.items() if len(files) > 1 and n[0] != "_" and n not in TWICE} == {}
+
+
+def test_reverse_stands_on_little():
+    """Whoever reads it first need not read of comparing, drawing and fitting."""
+    seen, todo = set(), [PACKAGE / "reverse.py"]
+    while todo:
+        path = todo.pop()
+        if path not in seen and path.parent.name != "compare":
+            seen.add(path)
+            todo += modules_of(path) - {PACKAGE / "__init__.py"}
+    assert len(seen) <= 16, sorted(str(path.relative_to(PACKAGE)) for path in seen)
+
+
+def test_every_folder_is_installed():
+    """An editable install finds a folder that the wheel would lack."""
+    told = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(told) == sorted(
+        ".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")
+    )
