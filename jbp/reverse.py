@@ -37,8 +37,8 @@ from .outside import check_arrays, check_context, check_hashable, check_key, che
 from .pair import Pair
 from .reader import check_gradients, read_gradient, read_nothing
 from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
+from .record import run as recorded_run
 from .run import check_feedback, run, step, turned
-from .trace import run as recorded_run
 
 
 class Params(NamedTuple):
@@ -342,7 +342,7 @@ class Cost:
 
         def calls(arrays):
             theta = arrays[0]  # where it is wrong
-            return step_reports(recorded_run(self, theta, x, y, **settings, mark=read_gradient), self, theta, y)
+            return step_reports(recorded_run(self, theta, x, y, **settings, read=read_gradient), self, theta, y)
 
         return compare_with(
             rule, oracle, (theta, x, y), self._parts, timing, checks=checks, calls=calls, name=self.name,

@@ -9,8 +9,8 @@ import numpy as np
 from ..layer import InputError
 from ..network import Network
 from ..reader import read_gradient
+from ..record import Record, run
 from ..reverse import Cost
-from ..trace import Record, run
 from .graph import Edge, Graph, Node, math_label, number
 from .marks import shape_text
 from .program import Flow, of_layers
@@ -54,7 +54,7 @@ class Known:
 def known(cost: Cost, theta: Any, x: Any, y: Any) -> Known:
     """The numbers at one example, x `[1, *input]` and its y: the record's own, so that no large program is compiled."""
     try:
-        record = run(cost, theta, x, y, mark=read_gradient)
+        record = run(cost, theta, x, y, read=read_gradient)
     except InputError:  # a container runs a layer where its numbers can't be seen
         C, gradient = cost.value_and_grad(theta, x, y)
         return Known(np.asarray(theta), np.asarray(gradient), float(C), x, y, None)

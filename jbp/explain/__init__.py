@@ -20,8 +20,8 @@ import numpy as np
 
 from ..compare import in_float64
 from ..layer import Context, InputError, Theta
+from ..record import Record, Step, run
 from ..reverse import Cost
-from ..trace import Record, Step, run
 from .agreement import note, rounding
 from .argument import Argument, braced, contributions_of
 from .parts import Explanation as Explanation

@@ -7,14 +7,15 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..activations import Activation
 from ..layer import wide
 from ..layers.dense import Dense
 from ..pair import Outer, Pair, Sum
+from ..record import Record, Step
 from ..reverse import Cost
-from ..trace import Record, Step
 from .equations import equations_of
 from .parts import Line, Part, Term, Vector
 
@@ -50,8 +51,8 @@ class Argument:
         """From the base case to the last product."""
         last, place = self._last_product(owner, pair, where)
         below = [last]
-        for step, delta in reversed(self.record.route(owner)):
-            part, place = self._inductive_step(step, delta, place)
+        for step, delta, through in reversed(self.record.route(owner)):
+            part, place = self._inductive_step(step, delta, through, place)
             below.append(part)
         parts = [self._base_case(place), *below[::-1]]
         return self._by_layer(parts) if self.chain else parts
@@ -111,8 +112,11 @@ class Argument:
         line = Line(name + place, "", (), self._number(self.record.delta, at))
         return replace(part, given=tuple(given), lines=(line,))
 
-    def _inductive_step(self, step: Step, delta: Any, at: Place) -> tuple[Part, Place]:
-        """The part for one link of the route, and the place of the δ above it that the followed one needs most."""
+    def _inductive_step(self, step: Step, delta: Any, through: bool, at: Place) -> tuple[Part, Place]:
+        """The part for one link of the route, and the place of the δ above it that the followed one needs most.
+
+        `through`: whether δ went through the layer, and is not one that a container made for a layer in it.
+        """
         part = Part(
             f"Inductive step: back through layer {step.name}, {step.kind}",
             (step.path,),
@@ -120,7 +124,7 @@ class Argument:
             before=self._vector(self._delta(step), step.delta),
             after=self._vector(self._delta_x(step), delta),
         )
-        if delta is not step.delta_x:
+        if not through:
             title = f"Inside layer {step.name}, {step.kind}: δ for a layer in it"
             return replace(part, title=title, after=self._vector(f"δ inside {step.name}", delta)), None
         if not isinstance(step.layer, (Dense, Activation)):
@@ -135,7 +139,7 @@ class Argument:
             line = Line(left, f"Σ_i {' '.join(name('i'))}", terms, value)
             return replace(part, lines=(line,)), (*t, int(np.abs(w * d).argmax()))
         z, a = self._value("z" if self.chain else "x", step, *at), self._value("a", step, *at)
-        slope = self._number(step.layer.slope(wide(step.saved)), at)
+        slope = self._number(step.layer.slope(wide(jnp.asarray(step.saved))), at)
         term = Term((f"f′({z})", self._delta(step, *at)), (slope, self._number(step.delta, at)))
         given = (z, self._number(step.x, at)), (a, self._number(step.output, at))
         return replace(part, given=given, lines=(Line(left, " · ".join(term.names), (term,), value),)), at

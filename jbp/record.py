@@ -1,0 +1,316 @@
+"""One recorded run: what stood at each layer, and where each δ came from. `explain`, `flow`, `draw`, `compare` read it.
+
+The network is copied with names around every layer in it (`named`), and forward and hand-written reverse are traced
+once. How calls of layers are nested, and what hands δ to what, is read off the program (`lineage`); one replay of it
+hands the named values out, those of a loop turn by turn. Loops stay loops, and a layer in one has a step for each turn.
+
+The record holds every output and every δ of the batch. All δ are of the unscaled cost C_n of each example.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+
+from .layer import Context, InputError, Layer, Theta, called, wide_dtype
+from .named import Leaf, Note, named_layers, read_leaf
+from .programs.names import Hidden, Loop, Met, lineage, origins
+from .programs.program import quick
+from .programs.taps import Path, handed_out
+from .reader import Reader, readers
+
+PARTS = ("params", "x", "saved", "context", "output", "delta", "delta_x")  # of a step, handed out
+
+Turns = tuple[int, ...]  # of the loops around a step, or places in the vmaps around it, from the outermost in
+
+
+@dataclass(eq=False)
+class Step:
+    """One inductive step as it happened, its values as NumPy arrays. `parent` is the container's step around it.
+
+    `turn` counts the steps of one path, 0, 1, … going forward; it is None for a single one. `came`: the steps that this
+    step's δ came from unchanged: a container, whose own it is, or the layer that handed it on as its delta_x.
+    """
+
+    path: str
+    layer: Layer
+    parent: "Step | None"
+    params: Any
+    x: Any
+    output: Any
+    saved: Any
+    context: Context
+    delta: Any
+    delta_x: Any
+    turn: int | None = None
+    came: "tuple[Step, ...]" = ()
+
+    @property
+    def name(self) -> str:
+        """The layer's path; inside a loop with the turn, as in `0.layer.1@2`."""
+        return self.path if self.turn is None else f"{self.path}@{self.turn}"
+
+    @property
+    def kind(self) -> str:
+        """The layer's own name, or its class's."""
+        return called(self.layer)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One run: each step in the order in which the reverse pass ended them, and each leaf's pair by its name.
+
+    `forward`: the same steps as forward met them. `delta`: of C_n at the output, the base case; `values`: C_n `[N]`.
+    `factors: [N]`: of each C_n in C.
+    """
+
+    steps: list[Step]
+    forward: list[Step]
+    leaves: dict[str, Any]
+    output: Any
+    delta: Any
+    values: Any
+    factors: np.ndarray
+
+    @cached_property
+    def owned(self) -> dict[str, list[str]]:
+        """{layer's path: names of the leaves that are its own, not those of a layer inside it}."""
+        owners = {leaf.owner for leaf in self.leaves.values()}
+        return {path: [name for name, leaf in self.leaves.items() if leaf.owner == path] for path in owners}
+
+    @cached_property
+    def rows(self) -> list[Step]:
+        """The steps going forward: of layers that hold no other layer, and of those with leaves of their own."""
+        parents = {step.parent for step in self.steps}
+        return [step for step in self.forward if step not in parents or step.path in self.owned]
+
+    def route(self, step: Step) -> list[tuple[Step, Any, bool]]:
+        """How δ came from the output of the network down to `step`: (a step, the δ that it handed on, whether that is
+        its delta_x), in this order.
+
+        A container hands to a layer in it a δ that it made of its own, or its own δ unchanged: then it is not listed.
+        """
+        links: list[tuple[Step, Any, bool]] = []
+        while True:
+            if before := [other for other in step.came if other.parent is step.parent]:
+                links.append((before[-1], before[-1].delta_x, True))
+                step = before[-1]
+                continue
+            if step.parent is None:
+                return links[::-1]
+            if step.parent not in step.came:
+                links.append((step.parent, step.delta, False))
+            step = step.parent
+
+
+def run(
+    cost: Any,
+    theta: Theta,
+    x: Any,
+    y: Any,
+    *,
+    weights: Any = None,
+    context: Context = Context(),
+    read: Reader = read_leaf,
+) -> Record:
+    """The record of one forward and reverse run of a `Cost`. Raises `InputError` as `cost.check`, and under jit.
+
+    With another reader, the record's leaves are what that reads.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
+        raise InputError("a run is recorded with its numbers, so not under jit, grad or vmap. Call it outside.")
+    cost.check(theta, x, y)
+    network, y, notes = cost.network, jax.tree.map(jnp.asarray, y), list[Note]()
+    n = jax.tree.leaves(x)[0].shape[0]
+    if weights is not None and np.shape(weights) != (n,):
+        raise InputError(f"weights: expected one weight for each example, [{n}], got shape {list(np.shape(weights))}.")
+    w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    layers: Any = named_layers(network.layer.layers, notes)
+    whole = replace(layers, layer=replace(network.layer, layers=layers.layer))  # the network itself is a step too
+
+    def traced(theta: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        params = cost.layout.unflatten(theta)
+        ones = jnp.ones(n, wide_dtype(whole.inner_dtype(params)))
+        values, _, readings = cost.induction(params, None, x, y, ones, readers(params, read), context, layer=whole)
+        at_loss = lambda leaf: Leaf(leaf.pair, "loss") if isinstance(leaf, Leaf) and not leaf.owner else leaf
+        return values, list(map(at_loss, cost.layout.treedef.flatten_up_to(readings)))
+
+    args = jnp.asarray(theta), x, y
+    program, shapes = jax.make_jaxpr(traced, return_shape=True)(*args)
+    try:
+        calls = _calls(lineage(program), notes)
+    except Hidden as hidden:
+        name, kind = hidden.args
+        raise InputError(
+            f"layer {notes[name.number].layer.path}: its numbers can't be recorded, because a container runs it inside "
+            f"{kind}. Write a loop as lax.scan, or record the network with that layer by itself."
+        ) from hidden
+    chosen = {met.path: None for call in calls for met in call.handed}
+    out = lambda *arrays: handed_out(program, arrays, chosen, lambda eqn, values, _: (values, values[0]))
+    flat, taken = jax.make_jaxpr(out, return_shape=True)(*jax.tree.leaves(args))
+    outs, found = jax.tree.unflatten(jax.tree.structure(taken), _evaluated(flat, jax.tree.leaves(args)))
+    values, leaves = jax.tree.unflatten(jax.tree.structure(shapes), outs)
+    root, steps, forward = _steps(calls, jax.device_get(found), n)
+    factors = w / w.sum() if cost.reduction == "mean" else w
+    named = dict(zip(cost.layout.names, leaves, strict=True))
+    return Record(steps, forward, named, root.output, root.delta, values, factors)
+
+
+# -- from names to steps ----------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call of a layer's backward in the program, inside the call `parent`: the names that it gave, part by part.
+
+    `maps`: the sizes of the vmaps around it.
+    """
+
+    note: Note
+    parent: "_Call | None"
+    loops: tuple[Loop, ...]
+    met: dict[str, list[Met]] = field(default_factory=dict)
+    maps: tuple[int, ...] = ()
+    holds: bool = False  # whether there are calls in it
+
+    @property
+    def handed(self) -> list[Met]:
+        """The names whose values are handed out: of the network its ends; of a container not what its layers saved."""
+        left_out = (*PARTS[:4], "delta_x") if self.parent is None else ("saved",) if self.holds else ()
+        return [met for part in ("ran", *PARTS) if part not in left_out for met in self.met.get(part, ())]
+
+
+def _calls(names: Sequence[Met], notes: Sequence[Note]) -> list[_Call]:
+    """All calls of backward, from the names in the order of the program: one begins, those inside follow, it ends."""
+    calls: list[_Call] = []
+    open: list[_Call] = []
+    for met in names:
+        if met.name.what == "ran":
+            calls.append(_Call(notes[met.name.number], open[-1] if open else None, met.loops))
+            open = [*open, calls[-1]]
+            for call in open[:-1]:
+                call.holds = True
+        if open and notes[met.name.number] is open[-1].note:
+            open[-1].met.setdefault(met.name.what, []).append(met)
+            open[-1].maps = max(open[-1].maps, met.name.maps, key=len)
+        if met.name.what == "ended":
+            open = open[:-1]
+    return calls
+
+
+def _steps(calls: Sequence[_Call], found: dict[Path, np.ndarray], n: int) -> tuple[Step, list[Step], list[Step]]:
+    """(the whole network's step, all others in the order in which they ended, and as forward met them)."""
+    made: dict[tuple[_Call, Turns, Turns], Step] = {}
+    whole = {call: _examples(call, found, n) for call in calls}
+    for call in calls:
+        maps = () if whole[call] else call.maps
+        for turns, at in itertools.product(*map(_indices, ([loop.length for loop in call.loops], maps))):
+            if not found[call.met["ran"][0].path][turns]:  # in a branch that was not taken
+                continue
+            parts = {part: _value(call, part, found, turns, at, whole[call]) for part in PARTS}
+            above = call.parent and made[_inside(call.parent, turns, at, whole)]
+            layer = call.note.layer
+            made[call, turns, at] = Step(layer.path, layer.own, above, **parts)
+    root = next(iter(made.values()))
+    of = {met: call for call in calls for met in itertools.chain(*call.met.values())}
+    for (call, turns, at), step in made.items():
+        step.parent = None if step.parent is root else step.parent
+        where = dict(zip(call.loops, turns, strict=True))
+        came = [
+            (met.name.what, made.get(_inside(of[met], tuple(then[loop] for loop in of[met].loops), at, whole)))
+            for delta in call.met.get("delta", ())
+            for met, then in origins(delta.origin, where)
+        ]
+        step.came = tuple(s for what, s in came if s and s is not root and (what == "delta_x" or s is step.parent))
+    del made[next(iter(made))]
+    ended, began = (
+        [step for key, step in sorted(made.items(), key=lambda item, what=what: _moment(*item[0], what))]
+        for what in ("ended", "ran")
+    )
+    for path in {step.path for step in ended}:
+        alike = [step for step in reversed(ended) if step.path == path]
+        for turn, step in enumerate(alike):
+            step.turn = turn if len(alike) > 1 else None
+    return root, ended, began[::-1]
+
+
+def _indices(sizes: Sequence[int]) -> list[Turns]:
+    return list(np.ndindex(*sizes))
+
+
+def _inside(call: _Call, turns: Turns, at: Turns, whole: dict[_Call, bool]) -> tuple[_Call, Turns, Turns]:
+    """The step of a call that holds, or stands beside, one in these turns of loops and places of vmaps."""
+    maps = () if whole[call] else call.maps
+    return call, turns[: len(call.loops)], (*at, *[0] * len(maps))[: len(maps)]
+
+
+def _moment(call: _Call, turns: Turns, at: Turns, what: str) -> tuple[int, ...]:
+    """When a call begins ("ran") or ends in the run: its place in the program, with the turns of the loops in it."""
+    path, moment = call.met[what][0].path, list[int]()
+    order = {loop.path: loop.length - 1 - t if loop.reverse else t for loop, t in zip(call.loops, turns, strict=True)}
+    for i, place in enumerate(path):
+        moment += [place, *([order[path[: i + 1]]] if path[: i + 1] in order else [])]
+    return (*moment, *(-i for i in at))
+
+
+def _value(call: _Call, part: str, found: dict[Path, np.ndarray], turns: Turns, at: Turns, whole: bool) -> Any:
+    """A part of a step, from the values that were handed out; None where it was not."""
+    mets = call.met.get(part, [])
+    if part not in call.note.parts or any(met.path not in found for met in mets):
+        return None
+
+    def of(met: Met) -> Any:
+        array, mapped = found[met.path][turns], met.name.mapped
+        if whole:
+            return array.reshape(-1, *array.shape[2:]) if any(mapped) and array.ndim > 1 else array
+        return array[tuple(i for i, axis in zip(at[len(at) - len(mapped) :], mapped, strict=True) if axis)]
+
+    return call.note.made(part, [of(met) for met in mets])
+
+
+def _examples(call: _Call, found: dict[Path, np.ndarray], n: int) -> bool:
+    """Whether a vmap around the call goes over the examples, n in all: then its places together are one step."""
+    if len(call.maps) != 1 or any(any(met.name.mapped) for met in call.met.get("params", ())):
+        return False
+    mapped = [met for met in call.met.get("delta", ()) if any(met.name.mapped)]
+    depth = len(call.loops)
+    return bool(mapped) and all(math.prod(found[met.path].shape[depth : depth + 2]) == n for met in mapped)
+
+
+# -- the program, run once --------------------------------------------------------------------------------------------
+
+
+def _evaluated(program: ClosedJaxpr, args: list[Any]) -> list[Any]:
+    """The outputs of a program that runs once: whichever compiles less, the whole of it or each kind of operation.
+
+    Equal layers have few kinds between them.
+    """
+    kinds = {(str(eqn.primitive), str(eqn.params), *(str(v.aval) for v in eqn.invars)) for eqn in program.eqns}
+    if len(kinds) * 10 < len(program.eqns):
+        return jaxpr_as_fun(program)(*args)
+    return _at_once(jax.default_backend())(_Text(program.jaxpr, str(program.jaxpr)), program.consts, args)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A program that equals another of the same text: a network that is recorded again is not compiled again."""
+
+    jaxpr: Jaxpr = field(compare=False)  # it keeps alive what the text names by its address
+    text: str
+
+
+@cache
+def _at_once(backend: str) -> Callable[..., list[Any]]:
+    """A program that runs once, so compiled fast."""
+
+    def run(program: _Text, consts: list[Any], args: list[Any]) -> list[Any]:
+        return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*args)
+
+    return jax.jit(run, static_argnums=0, compiler_options=quick(backend))
