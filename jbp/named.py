@@ -39,6 +39,7 @@ class Note:
 
     def made(self, what: str, arrays: list[Any]) -> Any:
         """The part, of other arrays such as `take` gave."""
+        structure: Any
         types, structure = jax.tree.flatten(self.parts[what])
         whole = lambda a, of: a if hasattr(of, "dtype") else jax.random.wrap_key_data(jnp.asarray(a), impl=of)
         return structure.unflatten([whole(a, of) for a, of in zip(arrays, types, strict=True)])
@@ -59,6 +60,11 @@ class Named:
     path: str
     own: Layer
     notes: list[Note]
+
+    @property
+    def inside(self) -> "list[Named]":
+        """The named layers right in it."""
+        return [part for held in _fields(self.layer).values() for part in jax.tree.leaves(held) if _is_named(part)]
 
     def init(self, key: Any, x: Any) -> Any:
         return self.layer.init(key, x)
@@ -113,11 +119,10 @@ def _refilled(value: Any, notes: list[Note], path: tuple[str, ...]) -> Any:
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, Mapping):
         return {name: each(part, str(name)) for name, part in value.items()}
-    held = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)} if is_dataclass(value) else vars(value)
     # a tuple that is a field adds no name of its own: `Sequential.layers[0]` is layer 0, as in its params
     within = lambda name, part: () if isinstance(part, (tuple, list, Mapping)) else (name,)
-    filled = {name: each(part, *within(name, part)) for name, part in held.items()}
-    changed = {name: part for name, part in filled.items() if _holds_named(part)}
+    filled = {name: each(part, *within(name, part)) for name, part in _fields(value).items()}
+    changed = {name: part for name, part in filled.items() if any(map(_is_named, jax.tree.leaves(part)))}
     if changed and is_dataclass(value):
         return dataclasses.replace(value, **changed)  # type: ignore[type-var]
     made = copy.copy(value)
@@ -125,8 +130,14 @@ def _refilled(value: Any, notes: list[Note], path: tuple[str, ...]) -> Any:
     return made if changed else value
 
 
-def _holds_named(part: Any) -> bool:
-    return any(isinstance(leaf, Named) for leaf in jax.tree.leaves(part))
+def _fields(layer: Any) -> Mapping[str, Any]:
+    if is_dataclass(layer):
+        return {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer)}
+    return getattr(layer, "__dict__", {})
+
+
+def _is_named(part: Any) -> bool:
+    return isinstance(part, Named)
 
 
 # -- what is read at a leaf -------------------------------------------------------------------------------------------

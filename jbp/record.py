@@ -215,7 +215,7 @@ def _steps(calls: Sequence[_Call], found: dict[Path, np.ndarray], n: int) -> tup
             if not found[call.met["ran"][0].path][turns]:  # in a branch that was not taken
                 continue
             parts = {part: _value(call, part, found, turns, at, whole[call]) for part in PARTS}
-            above = call.parent and made[_inside(call.parent, turns, at, whole)]
+            above = None if call.parent is None else made[_inside(call.parent, turns, at, whole)]
             layer = call.note.layer
             made[call, turns, at] = Step(layer.path, layer.own, above, **parts)
     root = next(iter(made.values()))
@@ -230,10 +230,8 @@ def _steps(calls: Sequence[_Call], found: dict[Path, np.ndarray], n: int) -> tup
         ]
         step.came = tuple(s for what, s in came if s and s is not root and (what == "delta_x" or s is step.parent))
     del made[next(iter(made))]
-    ended, began = (
-        [step for key, step in sorted(made.items(), key=lambda item, what=what: _moment(*item[0], what))]
-        for what in ("ended", "ran")
-    )
+    when = lambda what: [made[key] for key in sorted(made, key=lambda key: _moment(*key, what))]
+    ended, began = when("ended"), when("ran")
     for path in {step.path for step in ended}:
         alike = [step for step in reversed(ended) if step.path == path]
         for turn, step in enumerate(alike):

@@ -37,7 +37,6 @@ from .outside import check_arrays, check_context, check_hashable, check_key, che
 from .pair import Pair
 from .reader import check_gradients, read_gradient, read_nothing
 from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
-from .record import run as recorded_run
 from .run import check_feedback, run, step, turned
 
 
@@ -341,6 +340,8 @@ class Cost:
             return in_blocks(summed, arrays[0], (x, y, w), total, program)
 
         def calls(arrays):
+            from .record import run as recorded_run
+
             theta = arrays[0]  # where it is wrong
             return step_reports(recorded_run(self, theta, x, y, **settings, read=read_gradient), self, theta, y)
 

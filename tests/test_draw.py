@@ -20,7 +20,7 @@ from test_explain import Loop
 
 import jbp
 from jbp import draw, losses, record
-from jbp.draw.chain import chain_of
+from jbp.chain import chain_of
 from jbp.draw.neurons import rows
 from jbp.layers.compose import Inner
 

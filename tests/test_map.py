@@ -10,9 +10,9 @@ import jbp
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
     "errors", "programs", "layer", "layout", "pair", "reader", "run", "activations", "layers", "losses", "outside",
-    "network", "readouts", "in_jax", "compare", "loss_leaves", "checking", "named", "record", "reverse", "testing", "curvature",
-    "feedback", "explain", "flow", "draw", "history", "optimizer", "stream", "descent", "state", "course", "console",
-    "fit", "data", "figure", "commands", "__main__",
+    "network", "readouts", "in_jax", "compare", "loss_leaves", "checking", "named", "record", "reverse", "chain",
+    "testing", "curvature", "feedback", "explain", "flow", "draw", "history", "optimizer", "stream", "descent",
+    "state", "course", "console", "fit", "data", "figure", "commands", "__main__",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

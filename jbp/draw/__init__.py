@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..chain import chain_of
 from ..layer import InputError, described
 from ..network import Network
 from ..reverse import Cost
 from . import layers, neurons, surgery
-from .chain import chain_of, numbers_of
 from .graph import Box as Box
 from .graph import Edge as Edge
-from .graph import Graph as Graph
 from .graph import Node as Node
+from .numbers import numbers_of
+from .output import Graph as Graph
 
 
 def network(

@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
 from .columns import columns
-from .graph import Edge, Graph, Node, math_label, number
+from .graph import Edge, Node, Plan, math_label, number
 from .layout import Placed, is_usual, numbered
 from .rows import layer_text, rows
 
@@ -37,7 +37,7 @@ STYLE: Any = {
 }
 
 
-def figure(graph: Graph) -> Figure:
+def figure(graph: Plan) -> Figure:
     """The picture of a graph, as large as it needs to be."""
     placed = columns(graph) if graph.direction == "right" else rows(graph)
     left, top, right, bottom = placed.extent()
@@ -81,7 +81,7 @@ def save(drawn: Figure, file: Any, suffix: str) -> None:
         drawn.savefig(file, format=suffix, dpi=150, metadata=metadata)
 
 
-def _scale(graph: Graph) -> Any:
+def _scale(graph: Plan) -> Any:
     """The colour scale of the usual graph with weights: of the finite ones, symmetric around 0."""
     if not is_usual(graph):
         return None
@@ -89,7 +89,7 @@ def _scale(graph: Graph) -> Any:
     return Normalize(-max(sizes, default=1) or -1.0, max(sizes, default=1) or 1.0) if sizes else None
 
 
-def _weights(graph: Graph) -> list[float]:
+def _weights(graph: Plan) -> list[float]:
     """Those of the usual graph, and its biases."""
     return [v for v in (*(e.weight for e in graph.edges), *(n.value for n in graph.nodes)) if isinstance(v, float)]
 
@@ -102,7 +102,7 @@ def _frame(axes: Any, rectangle: tuple[float, float, float, float], label: str, 
     axes.text(x0 + 0.07, y0 + 0.06, label, va="top", color=GREY)
 
 
-def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Placed, scale: Any) -> None:
+def _edge(axes: Any, graph: Plan, edge: Edge, path: list, spot: Any, placed: Placed, scale: Any) -> None:
     usual, numbers = is_usual(graph), numbered(graph)
     source = graph.node(edge.source)
     colour, width = (ORANGE, 1.8) if edge.highlighted else (FAINT, 0.8)
@@ -136,7 +136,7 @@ def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Pl
         )  # fmt: skip
 
 
-def _weight_name(graph: Graph, edge: Edge) -> str:
+def _weight_name(graph: Plan, edge: Edge) -> str:
     """`w^2_{3←7}` of an edge between two neurons of the usual graph."""
     source, target = graph.node(edge.source), graph.node(edge.target)
     j, k = (node.id.partition("_")[2].strip("{}") for node in (target, source))
@@ -182,7 +182,7 @@ def _head(axes: Any, path: list, colour: Any, down: bool) -> None:
     axes.add_artist(PathPatch(Path([*tip, tip[0]]), facecolor=colour, edgecolor="none", zorder=3))
 
 
-def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> None:
+def _node(axes: Any, graph: Plan, node: Node, placed: Placed, scale: Any) -> None:
     (x, y), (w, h) = placed.at[node.id], placed.size[node.id]
     edgecolor, lw = (ORANGE, 1.8) if node.highlighted else (INK, 0.9)
     outline: dict[str, Any] = {
@@ -235,7 +235,7 @@ def _rectangle(x: float, y: float, w: float, h: float, outline: dict[str, Any]) 
     return FancyBboxPatch((x - w / 2, y - h / 2), w, h, "round,pad=0,rounding_size=0.06", **outline)
 
 
-def _legend(graph: Graph) -> list[Line2D]:
+def _legend(graph: Plan) -> list[Line2D]:
     """What shapes and colours mean: only of what is there."""
     kinds = {node.kind for node in graph.nodes}
     neurons = graph.direction == "right" and "cost" in kinds

@@ -1,7 +1,7 @@
 """A picture before it is drawn: nodes, edges and boxes, with the numbers that stand on them.
 
 The chain rule on a graph: ∂C/∂(a node) is the sum, over all paths from the node to C, of the products of the partial
-derivatives on the path's edges. `Graph.paths` lists the paths; `Graph.derivative` is the same sum by induction from C
+derivatives on the path's edges. `Plan.paths` lists the paths; `Plan.derivative` is the same sum by induction from C
 backwards, which meets each edge once.
 """
 
@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +19,6 @@ from ..layer import InputError
 Kind = Literal[
     "input", "neuron", "sum", "weight", "bias", "rest", "target", "cost", "layer", "join", "split", "parameters"
 ]
-PICTURES, TEXTS = (".svg", ".png", ".pdf"), (".dot", ".gv", ".mmd", ".md")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +72,8 @@ class Box:
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
-    """What the three functions of `jbp.draw` return. `save(path)` draws it; a notebook shows it by itself."""
+class Plan:
+    """Nodes, edges and boxes, and the chain rule on them. Neurons stand from left to right, layers go down."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
@@ -87,9 +84,6 @@ class Graph:
 
     def __post_init__(self):
         object.__setattr__(self, "_by_id", {node.id: node for node in self.nodes})
-
-    def __repr__(self) -> str:
-        return f"<Graph: {self.title}; {len(self.nodes)} nodes, {len(self.edges)} edges>"
 
     def node(self, id: str) -> Node:
         """The node of that id. Raises `InputError` if it is not drawn."""
@@ -148,80 +142,6 @@ class Graph:
                 yield ids, float(product[0, 0]) if product.size == 1 else product.squeeze(0)
             for edge in reversed(self.out[ids[-1]]):
                 stack.append(((*ids, edge.target), _jacobian(edge) @ product))
-
-    # -- output -----------------------------------------------------------------------------------------------------
-
-    def figure(self) -> Any:
-        """A matplotlib `Figure` of its own: neither pyplot nor a display is touched."""
-        try:
-            from .figure import figure
-        except ModuleNotFoundError as missing:
-            if (missing.name or "").partition(".")[0] != "matplotlib":
-                raise
-            raise InputError(
-                "Graph.figure: matplotlib is not installed, and pictures need it. Write: pip install 'jbp[cli]', "
-                "or use .dot() or .mermaid(), which need nothing."
-            ) from None
-        return figure(self)
-
-    def dot(self) -> str:
-        """The graph in Graphviz's language."""
-        from .text import dot
-
-        return dot(self)
-
-    def mermaid(self) -> str:
-        """The graph in Mermaid's language, which Markdown viewers draw."""
-        from .text import mermaid
-
-        return mermaid(self)
-
-    def save(self, path: str | PathLike) -> Path:
-        """Write a picture (.svg, .png, .pdf) or text (.dot, .gv; .mmd, and .md with a fence around). Returns the path.
-
-        Raises `InputError` for another suffix, and where the file can't be written.
-        """
-        if not isinstance(path, (str, PathLike)):
-            raise InputError(f"Graph.save: expected a path, got {path!r}. Write for example graph.save('network.svg').")
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix not in PICTURES + TEXTS:
-            raise InputError(
-                f"Graph.save: expected a file that ends in {', '.join(PICTURES + TEXTS)}, got {str(path)!r}. "
-                f"Write for example {path.stem or 'network'}.svg."
-            )
-        if suffix in TEXTS:
-            text = self.dot() if suffix in (".dot", ".gv") else self.mermaid()
-            text = f"```mermaid\n{text}```\n" if suffix == ".md" else text
-        else:
-            drawn = self.figure()
-        try:
-            if suffix in TEXTS:
-                path.write_text(text, encoding="utf-8")
-            else:
-                from .figure import save
-
-                save(drawn, path, suffix[1:])
-        except OSError as error:
-            raise InputError(
-                f"Graph.save: expected a file that can be written, got {str(path)!r} ({error.strerror}). "
-                "Name one in a folder of yours."
-            ) from error
-        return path
-
-    def _repr_svg_(self) -> str | None:
-        """For notebooks. Without matplotlib they show the text of `repr`."""
-        import io
-
-        try:
-            drawn = self.figure()
-        except InputError:
-            return None
-        from .figure import save
-
-        file = io.StringIO()
-        save(drawn, file, "svg")
-        return file.getvalue()
 
 
 def _jacobian(edge: Edge) -> np.ndarray:

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..record import Record, Step
-from .graph import Edge, Graph, Node
+from .graph import Edge, Node
+from .output import Graph
 from .program import Program, around
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ..chain import Chain
 from ..network import Network
-from .chain import Chain, Numbers, places_of
-from .graph import Box, Edge, Graph, Node, math_label, symbol
+from .graph import Box, Edge, Node, math_label, symbol
 from .neurons import groups, letter_of, name_of, neuron, piece, rows
+from .numbers import Numbers
+from .output import Graph
+from .titles import title_of
 
 
 def _given(array: np.ndarray | None) -> np.ndarray:
@@ -37,6 +40,9 @@ class _Surgery:
     def of(self, name: str, l: int) -> Any:
         """Values of layer ℓ, or None without numbers."""
         return None if self.numbers is None else getattr(self.numbers, name)[l - (1 if name == "a" else 2)]
+
+    def g(self, l: int) -> str:
+        return ", ".join(map(title_of, self.chain.behind[l - 2]))
 
     def caption(self, label: str) -> str:
         self.boxes.append(Box(f"column {self.column}", label, frame=False))
@@ -64,7 +70,7 @@ class _Surgery:
         """A column of neurons: a^ℓ where g is element-wise or layers before are folded away, else the sums z^ℓ."""
         letter = "a" if self.chain.elementwise[l - 2] or folded else "z"
         kind: Any = "neuron" if letter == "a" else "sum"
-        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else f"\n{self.chain.g[l - 2]}"))
+        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else f"\n{self.g(l)}"))
         width = (self.chain.widths[l - 1 :] if letter == "a" else self.chain.sums[l - 2 :])[0]
         given = self.rows(width, l) if given is None else given
         return [
@@ -116,18 +122,15 @@ class _Surgery:
     def behind(self, l: int, sums: list) -> list[tuple[range, Node]]:
         """The column of a^ℓ behind the sums, where g is not element-wise."""
         self.column += 2
-        box = self.caption(f"layer {l}\n{self.chain.g[l - 2]}")
+        box = self.caption(f"layer {l}\n{self.g(l)}")
         column = [
             (row, self.add(neuron("a", l, row, self.of("a", l), kind="neuron", box=box, place=(self.column, at))))
             for at, row in enumerate(self.rows(self.chain.widths[l - 1], l))
         ]
         slope = None if self.numbers is None else self.numbers.slope[l - 2]
-        depends = _given(self.chain.depends[l - 2])
-        depends = depends if slope is None else depends | (slope != 0)
         for j, node in column:
             for k, source in sums:
-                if depends[np.ix_(j, k)].any():
-                    self.edges.append(Edge(source.id, node.id, partial=piece(slope, j, k)))
+                self.edges.append(Edge(source.id, node.id, partial=piece(slope, j, k)))
         return column
 
     def finish(self, outputs: list) -> None:
@@ -210,11 +213,11 @@ def whole(
     net: Network, chain: Chain, numbers: Numbers | None, most: int, most_layers: int, highlight: str | None
 ) -> Graph:
     """Every weight and bias a node; multiplication at nodes."""
-    keep = _kept(net, highlight)
+    keep = _kept(net, chain, highlight)
     build = _Surgery(chain, numbers, most, keep)
-    has_bias = [f"{i}.b" in net.layout.names for i in places_of(net)]
+    has_bias = [f"{i}.b" in net.layout.names for i in chain.places]
     before = build.first()
-    followed = [parts_of(net, highlight)[0]] if highlight else []
+    followed = [parts_of(net, chain, highlight)[0]] if highlight else []
     for group in groups(2, len(chain.widths), most_layers, followed):
         build.column += 1
         l = group[0]
@@ -240,7 +243,7 @@ def whole(
                 shown += 1
             for beside, (k, _) in enumerate(before):
                 if len(k) == 1:
-                    name = net.layout.symbol_at(f"{places_of(net)[l - 2]}.w", (k[0], j[0]))
+                    name = net.layout.symbol_at(f"{chain.places[l - 2]}.w", (k[0], j[0]))
                     value = piece(w, j, k)
                     build.add(Node(name, math_label(name), "weight", value, box=parameters, place=(column, at, beside)))
                     partial_ = None if slope is None else slope * float(a[k[0]])
@@ -260,27 +263,25 @@ def whole(
     return build.graph(f"The computational graph of the network {name_of(net, chain)}", highlight)
 
 
-def _kept(net: Network, highlight: str | None) -> dict[int, list[int]]:
+def _kept(net: Network, chain: Chain, highlight: str | None) -> dict[int, list[int]]:
     """{ℓ: neurons that a symbol names}."""
     if highlight is None:
         return {}
-    l, j, k = parts_of(net, highlight)
+    l, j, k = parts_of(net, chain, highlight)
     return {l: [j]} if k is None else {l: [j], l - 1: [k]}
 
 
-def parts_of(net: Network, name: str) -> tuple[int, int, int | None]:
+def parts_of(net: Network, chain: Chain, name: str) -> tuple[int, int, int | None]:
     """(ℓ, j, k) of w^ℓ_{j←k}, k None for b^ℓ_j."""
-    i = net.layout.index(name)
-    leaf = max(n for n, offset in enumerate(net.layout.offsets[:-1]) if offset <= i and net.layout.sizes[n])
-    place, _, letter = net.layout.names[leaf].partition(".")
-    where = [int(n) for n in np.unravel_index(i - net.layout.offsets[leaf], net.layout.shapes[leaf])]
-    l = places_of(net).index(int(place)) + 2
+    leaf, where = net.layout.locate(net.layout.index(name))
+    place, _, letter = leaf.partition(".")
+    l = chain.places.index(int(place)) + 2
     return (l, where[1], where[0]) if letter == "w" else (l, where[0], None)
 
 
 def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, most_layers: int, name: str) -> Graph:
     """The graph for one weight or bias: only what depends on it, and what it meets."""
-    l, j, k = parts_of(net, name)
+    l, j, k = parts_of(net, chain, name)
     build = _Surgery(chain, numbers, most, {l: [j]})
     meets = build.first(only=k, l=l - 1) if k is not None else []
     kind: Any = "weight" if k is not None else "bias"
