@@ -19,7 +19,16 @@ from .pair import Pair, Stack
 from .programs.names import entered, named
 from .reader import Reader
 
-GIVEN = ("params", "feedback", "x", "output", "saved", "context", "delta")  # named as a layer begins to run in reverse
+GIVEN = (
+    "ran",
+    "params",
+    "feedback",
+    "x",
+    "output",
+    "saved",
+    "context",
+    "delta",
+)  # named as a layer begins to run in reverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +89,14 @@ class Named:
     def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
         x, output, saved, context = saved
         number, note = self._noted()
-        given = dict(zip(GIVEN, (params, feedback, x, output, saved, context, delta), strict=True))
-        arrays = named(number, {"ran": [jnp.asarray(True)]} | {w: note.take(w, value) for w, value in given.items()})
-        params, feedback, _, _, saved, _, delta = (note.made(what, arrays[what]) for what in GIVEN)
+        given = dict(zip(GIVEN, (True, params, feedback, x, output, saved, context, delta), strict=True))
+        arrays = named(number, {what: note.take(what, value) for what, value in given.items()})
+        params, feedback, saved, delta = (
+            note.made(what, arrays[what]) for what in ("params", "feedback", "saved", "delta")
+        )
         read = jax.tree.map(lambda leaf, reader: owned(reader, self.path), params, read)
         delta_x, readings = self.layer.backward(params, feedback, saved, delta, read)
-        arrays = named(number, {"delta_x": note.take("delta_x", delta_x), "ended": [jnp.asarray(True)]})
+        arrays = named(number, {"delta_x": note.take("delta_x", delta_x), "ended": [True]})
         return note.made("delta_x", arrays["delta_x"]), readings
 
     def _noted(self) -> tuple[int, Note]:

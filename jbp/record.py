@@ -9,26 +9,25 @@ The record holds every output and every δ of the batch. All δ are of the unsca
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from .layer import Context, InputError, Layer, Theta, called, wide_dtype
 from .named import Leaf, Note, named_layers, read_leaf
 from .programs.names import Hidden, Loop, Met, lineage, origins
-from .programs.program import quick
+from .programs.once import evaluated
 from .programs.taps import Path, handed_out
 from .reader import Reader, readers
 
 PARTS = ("params", "x", "saved", "context", "output", "delta", "delta_x")  # of a step, handed out
 
-Turns = tuple[int, ...]  # of the loops around a step, or places in the vmaps around it, from the outermost in
+Turns = Mapping[Any, int]  # of the loops around a step, and places in the vmaps around it
 
 
 @dataclass(eq=False)
@@ -155,7 +154,7 @@ def run(
     chosen = {met.path: None for call in calls for met in call.handed}
     out = lambda *arrays: handed_out(program, arrays, chosen, lambda eqn, values, _: (values, values[0]))
     flat, taken = jax.make_jaxpr(out, return_shape=True)(*jax.tree.leaves(args))
-    outs, found = jax.tree.unflatten(jax.tree.structure(taken), _evaluated(flat, jax.tree.leaves(args)))
+    outs, found = jax.tree.unflatten(jax.tree.structure(taken), evaluated(flat, jax.tree.leaves(args)))
     values, leaves = jax.tree.unflatten(jax.tree.structure(shapes), outs)
     root, steps, forward = _steps(calls, jax.device_get(found), n)
     factors = w / w.sum() if cost.reduction == "mean" else w
@@ -170,7 +169,8 @@ def run(
 class _Call:
     """A call of a layer's backward in the program, inside the call `parent`: the names that it gave, part by part.
 
-    `maps`: the sizes of the vmaps around it.
+    It is run once in each turn of its `loops` and each place of its `maps`, the sizes of the vmaps around it: `Turns`
+    says which, by the loop, and of a vmap by its number from the outermost in.
     """
 
     note: Note
@@ -186,6 +186,36 @@ class _Call:
         left_out = (*PARTS[:4], "delta_x") if self.parent is None else ("saved",) if self.holds else ()
         return [met for part in ("ran", *PARTS) if part not in left_out for met in self.met.get(part, ())]
 
+    @property
+    def runs(self) -> list[Turns]:
+        """All turns of it, of a loop and of the vmaps."""
+        sizes = *(loop.length for loop in self.loops), *self.maps
+        return [dict(zip((*self.loops, *range(len(self.maps))), at, strict=True)) for at in np.ndindex(*sizes)]
+
+    def key(self, turns: Turns) -> tuple[Any, ...]:
+        """Which run of it is around, or beside, something in these turns."""
+        return self, *(turns.get(axis, 0) for axis in (*self.loops, *range(len(self.maps))))
+
+    def value(self, part: str, found: dict[Path, np.ndarray], turns: Turns) -> Any:
+        """A part as a run of it met it, from the values that were handed out; None where it was not."""
+        if part not in self.note.parts or any(met.path not in found for met in self.met.get(part, ())):
+            return None
+
+        def of(met: Met) -> Any:
+            axes = range(len(self.maps))[len(self.maps) - len(met.name.mapped) :]
+            mapped = (i for i, there in zip(axes, met.name.mapped, strict=False) if there)
+            return found[met.path][tuple(turns[axis] for axis in (*self.loops, *mapped))]
+
+        return self.note.made(part, [of(met) for met in self.met.get(part, ())])
+
+    def moment(self, what: str, turns: Turns) -> list[int]:
+        """When it begins ("ran") or ends in a run: its place in the program, with the turns of the loops in it."""
+        path, order = self.met[what][0].path, dict[Path, int]()
+        for loop in self.loops:
+            order[loop.path] = loop.length - 1 - turns[loop] if loop.reverse else turns[loop]
+        places = ((place, order.get(path[: i + 1], 0)) for i, place in enumerate(path))
+        return [*itertools.chain(*places), *(-turns[i] for i in range(len(self.maps)))]
+
 
 def _calls(names: Sequence[Met], notes: Sequence[Note]) -> list[_Call]:
     """All calls of backward, from the names in the order of the program: one begins, those inside follow, it ends."""
@@ -194,121 +224,56 @@ def _calls(names: Sequence[Met], notes: Sequence[Note]) -> list[_Call]:
     for met in names:
         if met.name.what == "ran":
             calls.append(_Call(notes[met.name.number], open[-1] if open else None, met.loops))
-            open = [*open, calls[-1]]
-            for call in open[:-1]:
-                call.holds = True
-        if open and notes[met.name.number] is open[-1].note:
+            if open:
+                open[-1].holds = True
+            open.append(calls[-1])
+        if open and notes[met.name.number] is open[-1].note:  # not one that forward gave
             open[-1].met.setdefault(met.name.what, []).append(met)
             open[-1].maps = max(open[-1].maps, met.name.maps, key=len)
         if met.name.what == "ended":
-            open = open[:-1]
+            open.pop()
     return calls
+
+
+def _join_examples(call: _Call, found: dict[Path, np.ndarray], n: int) -> None:
+    """A vmap around the call that goes over the examples, n in all, is taken away: its places together are one run."""
+    arrays = [(met, found[met.path]) for met in call.handed if any(met.name.mapped)]
+    depth, parts = len(call.loops), {met.name.what for met, _ in arrays}
+    examples = (math.prod(a.shape[depth : depth + 2]) == n for met, a in arrays if met.name.what == "delta")
+    if len(call.maps) != 1 or "delta" not in parts or "params" in parts or not all(examples):
+        return
+    call.maps = ()
+    for met, a in arrays:
+        if a.ndim > depth + 1:
+            found[met.path] = a.reshape(*a.shape[:depth], -1, *a.shape[depth + 2 :])
 
 
 def _steps(calls: Sequence[_Call], found: dict[Path, np.ndarray], n: int) -> tuple[Step, list[Step], list[Step]]:
     """(the whole network's step, all others in the order in which they ended, and as forward met them)."""
-    made: dict[tuple[_Call, Turns, Turns], Step] = {}
-    whole = {call: _examples(call, found, n) for call in calls}
+    made: dict[tuple[Any, ...], Step] = {}
+    runs: list[tuple[_Call, Turns, Step]] = []
     for call in calls:
-        maps = () if whole[call] else call.maps
-        for turns, at in itertools.product(*map(_indices, ([loop.length for loop in call.loops], maps))):
-            if not found[call.met["ran"][0].path][turns]:  # in a branch that was not taken
-                continue
-            parts = {part: _value(call, part, found, turns, at, whole[call]) for part in PARTS}
-            above = None if call.parent is None else made[_inside(call.parent, turns, at, whole)]
-            layer = call.note.layer
-            made[call, turns, at] = Step(layer.path, layer.own, above, **parts)
-    root = next(iter(made.values()))
+        _join_examples(call, found, n)
+        for turns in call.runs:
+            if call.value("ran", found, turns):  # it did not in a branch that was not taken
+                above = None if call.parent is None else made[call.parent.key(turns)]
+                layer, parts = call.note.layer, {part: call.value(part, found, turns) for part in PARTS}
+                made[call.key(turns)] = Step(layer.path, layer.own, above, **parts)
+                runs.append((call, turns, made[call.key(turns)]))
+    (_, _, root), *runs = runs
     of = {met: call for call in calls for met in itertools.chain(*call.met.values())}
-    for (call, turns, at), step in made.items():
-        step.parent = None if step.parent is root else step.parent
-        where = dict(zip(call.loops, turns, strict=True))
+    for call, turns, step in runs:
         came = [
-            (met.name.what, made.get(_inside(of[met], tuple(then[loop] for loop in of[met].loops), at, whole)))
+            (met.name.what, made.get(of[met].key(then)))
             for delta in call.met.get("delta", ())
-            for met, then in origins(delta.origin, where)
+            for met, then in origins(delta.origin, turns)
         ]
         step.came = tuple(s for what, s in came if s and s is not root and (what == "delta_x" or s is step.parent))
-    del made[next(iter(made))]
-    when = lambda what: [made[key] for key in sorted(made, key=lambda key: _moment(*key, what))]
-    ended, began = when("ended"), when("ran")
+        step.parent = None if step.parent is root else step.parent
+    when = lambda what: [step for _, _, step in sorted(runs, key=lambda run: run[0].moment(what, run[1]))]
+    ended, forward = when("ended"), when("ran")[::-1]
     for path in {step.path for step in ended}:
         alike = [step for step in reversed(ended) if step.path == path]
         for turn, step in enumerate(alike):
             step.turn = turn if len(alike) > 1 else None
-    return root, ended, began[::-1]
-
-
-def _indices(sizes: Sequence[int]) -> list[Turns]:
-    return list(np.ndindex(*sizes))
-
-
-def _inside(call: _Call, turns: Turns, at: Turns, whole: dict[_Call, bool]) -> tuple[_Call, Turns, Turns]:
-    """The step of a call that holds, or stands beside, one in these turns of loops and places of vmaps."""
-    maps = () if whole[call] else call.maps
-    return call, turns[: len(call.loops)], (*at, *[0] * len(maps))[: len(maps)]
-
-
-def _moment(call: _Call, turns: Turns, at: Turns, what: str) -> tuple[int, ...]:
-    """When a call begins ("ran") or ends in the run: its place in the program, with the turns of the loops in it."""
-    path, moment = call.met[what][0].path, list[int]()
-    order = {loop.path: loop.length - 1 - t if loop.reverse else t for loop, t in zip(call.loops, turns, strict=True)}
-    for i, place in enumerate(path):
-        moment += [place, *([order[path[: i + 1]]] if path[: i + 1] in order else [])]
-    return (*moment, *(-i for i in at))
-
-
-def _value(call: _Call, part: str, found: dict[Path, np.ndarray], turns: Turns, at: Turns, whole: bool) -> Any:
-    """A part of a step, from the values that were handed out; None where it was not."""
-    mets = call.met.get(part, [])
-    if part not in call.note.parts or any(met.path not in found for met in mets):
-        return None
-
-    def of(met: Met) -> Any:
-        array, mapped = found[met.path][turns], met.name.mapped
-        if whole:
-            return array.reshape(-1, *array.shape[2:]) if any(mapped) and array.ndim > 1 else array
-        return array[tuple(i for i, axis in zip(at[len(at) - len(mapped) :], mapped, strict=True) if axis)]
-
-    return call.note.made(part, [of(met) for met in mets])
-
-
-def _examples(call: _Call, found: dict[Path, np.ndarray], n: int) -> bool:
-    """Whether a vmap around the call goes over the examples, n in all: then its places together are one step."""
-    if len(call.maps) != 1 or any(any(met.name.mapped) for met in call.met.get("params", ())):
-        return False
-    mapped = [met for met in call.met.get("delta", ()) if any(met.name.mapped)]
-    depth = len(call.loops)
-    return bool(mapped) and all(math.prod(found[met.path].shape[depth : depth + 2]) == n for met in mapped)
-
-
-# -- the program, run once --------------------------------------------------------------------------------------------
-
-
-def _evaluated(program: ClosedJaxpr, args: list[Any]) -> list[Any]:
-    """The outputs of a program that runs once: whichever compiles less, the whole of it or each kind of operation.
-
-    Equal layers have few kinds between them.
-    """
-    kinds = {(str(eqn.primitive), str(eqn.params), *(str(v.aval) for v in eqn.invars)) for eqn in program.eqns}
-    if len(kinds) * 10 < len(program.eqns):
-        return jaxpr_as_fun(program)(*args)
-    return _at_once(jax.default_backend())(_Text(program.jaxpr, str(program.jaxpr)), program.consts, args)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A program that equals another of the same text: a network that is recorded again is not compiled again."""
-
-    jaxpr: Jaxpr = field(compare=False)  # it keeps alive what the text names by its address
-    text: str
-
-
-@cache
-def _at_once(backend: str) -> Callable[..., list[Any]]:
-    """A program that runs once, so compiled fast."""
-
-    def run(program: _Text, consts: list[Any], args: list[Any]) -> list[Any]:
-        return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*args)
-
-    return jax.jit(run, static_argnums=0, compiler_options=quick(backend))
+    return root, ended, forward

@@ -23,7 +23,7 @@ class Graph(Plan):
     def figure(self) -> Any:
         """A matplotlib `Figure` of its own: neither pyplot nor a display is touched."""
         try:
-            from . import figure
+            from .figure import figure
         except ModuleNotFoundError as missing:
             if (missing.name or "").partition(".")[0] != "matplotlib":
                 raise
@@ -31,7 +31,7 @@ class Graph(Plan):
                 "Graph.figure: matplotlib is not installed, and pictures need it. Write: pip install 'jbp[cli]', "
                 "or use .dot() or .mermaid(), which need nothing."
             ) from None
-        return figure.figure(self)
+        return figure(self)
 
     def dot(self) -> str:
         """The graph in Graphviz's language."""
