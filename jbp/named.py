@@ -16,19 +16,10 @@ import numpy as np
 
 from .layer import Context, Layer
 from .pair import Pair, Stack
-from .programs.names import entered, named
+from .programs.names import Name, entered, named
 from .reader import Reader
 
-GIVEN = (
-    "ran",
-    "params",
-    "feedback",
-    "x",
-    "output",
-    "saved",
-    "context",
-    "delta",
-)  # named as a layer begins to run in reverse
+GIVEN = ("ran", "params", "x", "output", "saved", "context", "delta")  # named as a layer begins to run in reverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +31,18 @@ class Note:
 
     layer: "Named"
     parts: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
 
     def take(self, what: str, value: Any) -> list[Any]:
         """The arrays of a part, which is written down."""
         self.parts[what] = jax.tree.map(lambda a: jax.random.key_impl(a) if _is_key(a) else jax.typeof(a), value)
-        return [jax.random.key_data(a) if _is_key(a) else a for a in jax.tree.leaves(value)]
+        arrays = [jax.random.key_data(a) if _is_key(a) else a for a in jax.tree.leaves(value)]
+        self.shapes[what] = [*map(jnp.shape, arrays)]
+        return arrays
+
+    def shape(self, name: Name) -> tuple[int, ...]:
+        """The shape of an array, as the layer met it."""
+        return self.shapes[name.what][name.leaf]
 
     def made(self, what: str, arrays: list[Any]) -> Any:
         """The part, of other arrays such as `take` gave."""
@@ -59,16 +57,34 @@ def _is_key(a: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class Notes:
+    """The notes of all calls of a network's layers, numbered as the names are.
+
+    `forward`: whether x and output are named as layers run forward, for a drawing; else all is named as they run in
+    reverse. `maps`: whether those names are moved through `jax.vmap`.
+    """
+
+    forward: bool = False
+    maps: bool = False
+    calls: list[Note] = field(default_factory=list)
+
+    def begin(self, layer: "Named") -> tuple[int, Note]:
+        """A new note, with its number."""
+        self.calls.append(Note(layer))
+        return len(self.calls) - 1, self.calls[-1]
+
+
+@dataclass(frozen=True, eq=False)
 class Named:
     """A layer that does what `layer` does, with names. Saved: x, the output and the context besides.
 
-    `own`: the layer as it was given. `notes`: those of the whole network, numbered as the names are.
+    `own`: the layer as it was given. `notes`: those of the whole network.
     """
 
     layer: Any
     path: str
     own: Layer
-    notes: list[Note]
+    notes: Notes
 
     @property
     def inside(self) -> "list[Named]":
@@ -79,7 +95,10 @@ class Named:
         return self.layer.init(key, x)
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
-        number, note = self._noted()
+        if not self.notes.forward:
+            output, saved = self.layer.forward(params, x, context)
+            return output, (x, output, saved, context)
+        number, note = self.notes.begin(self)
         note.take("params", params)
         x = note.made("x", entered(number, "x", note.take("x", x)))
         output, saved = self.layer.forward(params, x, context)
@@ -87,27 +106,23 @@ class Named:
         return output, (x, output, saved, context)
 
     def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
-        x, output, saved, context = saved
-        number, note = self._noted()
-        given = dict(zip(GIVEN, (True, params, feedback, x, output, saved, context, delta), strict=True))
-        arrays = named(number, {what: note.take(what, value) for what, value in given.items()})
-        params, feedback, saved, delta = (
-            note.made(what, arrays[what]) for what in ("params", "feedback", "saved", "delta")
-        )
+        (x, output, saved, context), maps = saved, self.notes.maps
+        number, note = self.notes.begin(self)
+        given = dict(zip(GIVEN, (True, params, x, output, saved, context, delta), strict=True))
+        arrays = named(number, {what: note.take(what, value) for what, value in given.items()}, maps)
+        params, saved, delta = (note.made(what, arrays[what]) for what in ("params", "saved", "delta"))
         read = jax.tree.map(lambda leaf, reader: owned(reader, self.path), params, read)
         delta_x, readings = self.layer.backward(params, feedback, saved, delta, read)
-        arrays = named(number, {"delta_x": note.take("delta_x", delta_x), "ended": [True]})
+        arrays = named(
+            number, {what: note.take(what, value) for what, value in (("delta_x", delta_x), ("ended", True))}, maps
+        )
         return note.made("delta_x", arrays["delta_x"]), readings
-
-    def _noted(self) -> tuple[int, Note]:
-        self.notes.append(Note(self))
-        return len(self.notes) - 1, self.notes[-1]
 
     def __getattr__(self, name: str) -> Any:  # what else a container knows of its child
         return getattr(object.__getattribute__(self, "layer"), name)
 
 
-def named_layers(layer: Layer, notes: list[Note], path: tuple[str, ...] = ()) -> Named:
+def named_layers(layer: Layer, notes: Notes, path: tuple[str, ...] = ()) -> Named:
     """The layer and all layers inside it, each with names. A container that takes no other children stays one layer."""
     try:
         inner = _refilled(layer, notes, path)
@@ -116,7 +131,7 @@ def named_layers(layer: Layer, notes: list[Note], path: tuple[str, ...] = ()) ->
     return Named(inner, ".".join(path), layer, notes)
 
 
-def _refilled(value: Any, notes: list[Note], path: tuple[str, ...]) -> Any:
+def _refilled(value: Any, notes: Notes, path: tuple[str, ...]) -> Any:
     """A container with its layers named; itself where it holds none."""
 
     def each(part: Any, *place: str) -> Any:

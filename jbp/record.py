@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layer import Context, InputError, Layer, Theta, called, wide_dtype
-from .named import Leaf, Note, named_layers, read_leaf
+from .named import Leaf, Note, Notes, named_layers, read_leaf
 from .programs.names import Hidden, Loop, Met, lineage, origins
 from .programs.once import evaluated
 from .programs.taps import Path, handed_out
@@ -126,31 +126,12 @@ def run(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
         raise InputError("a run is recorded with its numbers, so not under jit, grad or vmap. Call it outside.")
     cost.check(theta, x, y)
-    network, y, notes = cost.network, jax.tree.map(jnp.asarray, y), list[Note]()
-    n = jax.tree.leaves(x)[0].shape[0]
+    y, n = jax.tree.map(jnp.asarray, y), jax.tree.leaves(x)[0].shape[0]
     if weights is not None and np.shape(weights) != (n,):
         raise InputError(f"weights: expected one weight for each example, [{n}], got shape {list(np.shape(weights))}.")
     w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
-    layers: Any = named_layers(network.layer.layers, notes)
-    whole = replace(layers, layer=replace(network.layer, layers=layers.layer))  # the network itself is a step too
-
-    def traced(theta: Any, x: Any, y: Any) -> tuple[Any, Any]:
-        params = cost.layout.unflatten(theta)
-        ones = jnp.ones(n, wide_dtype(whole.inner_dtype(params)))
-        values, _, readings = cost.induction(params, None, x, y, ones, readers(params, read), context, layer=whole)
-        at_loss = lambda leaf: Leaf(leaf.pair, "loss") if isinstance(leaf, Leaf) and not leaf.owner else leaf
-        return values, list(map(at_loss, cost.layout.treedef.flatten_up_to(readings)))
-
     args = jnp.asarray(theta), x, y
-    program, shapes = jax.make_jaxpr(traced, return_shape=True)(*args)
-    try:
-        calls = _calls(lineage(program), notes)
-    except Hidden as hidden:
-        name, kind = hidden.args
-        raise InputError(
-            f"layer {notes[name.number].layer.path}: its numbers can't be recorded, because a container runs it inside "
-            f"{kind}. Write a loop as lax.scan, or record the network with that layer by itself."
-        ) from hidden
+    program, shapes, calls = _traced(cost, args, context, read)
     chosen = {met.path: None for call in calls for met in call.handed}
     out = lambda *arrays: handed_out(program, arrays, chosen, lambda eqn, values, _: (values, values[0]))
     flat, taken = jax.make_jaxpr(out, return_shape=True)(*jax.tree.leaves(args))
@@ -160,6 +141,38 @@ def run(
     factors = w / w.sum() if cost.reduction == "mean" else w
     named = dict(zip(cost.layout.names, leaves, strict=True))
     return Record(steps, forward, named, root.output, root.delta, values, factors)
+
+
+def _traced(
+    cost: Any, args: tuple, context: Context, read: Reader, maps: bool = False
+) -> tuple[Any, Any, "list[_Call]"]:
+    """(the program of forward and reverse with names, its outputs' types, the calls of layers in it).
+
+    It is traced once more, with `maps`, if there turns out to be a vmap around a layer.
+    """
+    n, notes = jax.tree.leaves(args[1])[0].shape[0], Notes(maps=maps)
+    layers: Any = named_layers(cost.network.layer.layers, notes)
+    whole = replace(layers, layer=replace(cost.network.layer, layers=layers.layer))  # the network itself is a step too
+
+    def run(theta: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        params = cost.layout.unflatten(theta)
+        ones = jnp.ones(n, wide_dtype(whole.inner_dtype(params)))
+        values, _, readings = cost.induction(params, None, x, y, ones, readers(params, read), context, layer=whole)
+        at_loss = lambda leaf: Leaf(leaf.pair, "loss") if isinstance(leaf, Leaf) and not leaf.owner else leaf
+        return values, list(map(at_loss, cost.layout.treedef.flatten_up_to(readings)))
+
+    program, shapes = jax.make_jaxpr(run, return_shape=True)(*args)
+    try:
+        names = lineage(program)
+    except Hidden as hidden:
+        name, kind = hidden.args
+        raise InputError(
+            f"layer {notes.calls[name.number].layer.path}: its numbers can't be recorded, because a container runs it "
+            f"inside {kind}. Write a loop as lax.scan, or record the network with that layer by itself."
+        ) from hidden
+    if not maps and any(met.shape != notes.calls[met.name.number].shape(met.name) for met in names):
+        return _traced(cost, args, context, read, maps=True)
+    return program, shapes, _calls(names, notes.calls)
 
 
 # -- from names to steps ----------------------------------------------------------------------------------------------
@@ -227,9 +240,8 @@ def _calls(names: Sequence[Met], notes: Sequence[Note]) -> list[_Call]:
             if open:
                 open[-1].holds = True
             open.append(calls[-1])
-        if open and notes[met.name.number] is open[-1].note:  # not one that forward gave
-            open[-1].met.setdefault(met.name.what, []).append(met)
-            open[-1].maps = max(open[-1].maps, met.name.maps, key=len)
+        open[-1].met.setdefault(met.name.what, []).append(met)
+        open[-1].maps = max(open[-1].maps, met.name.maps, key=len)
         if met.name.what == "ended":
             open.pop()
     return calls

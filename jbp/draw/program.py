@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from ..layer import Context, batch_of, walk
-from ..named import Named, Note, named_layers
+from ..named import Named, Note, Notes, named_layers
 from ..network import Network
 from ..programs.calls import inner_jaxprs
 from ..programs.names import entry_of
@@ -188,12 +188,12 @@ class Program:
 
 def of_layers(net: Network, title: str, depth: int, keep: str = "") -> Program:
     """The program that a network's forward is, the layer with the leaf `keep` drawn by itself."""
-    notes: list[Note] = []
+    notes = Notes(forward=True)
     network, shown = named_layers(net.layer.layers, notes), Shown()
     shown.add(network.inside, depth, keep)
     params, x = net.params_spec, batch_of(net.input)
     program = jax.make_jaxpr(lambda params, x: network.layer.forward(params, x, Context())[0])(params, x)
-    reader = _Reader(notes, shown)
+    reader = _Reader(notes.calls, shown)
     reader.nodes["x"] = Node("x", f"$x$\n{shape_text(x)}", "input", fixed=True)
     flows = [()] * len(jax.tree.leaves(params)) + [("x",)] * len(jax.tree.leaves(x))
     output = _union(replay(program, reader.step, lambda value: value if isinstance(value, tuple) else ())(*flows))

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from .calls import CALLS, INLINE, inner_jaxprs, scan_inputs
-from .replay import equations, replay
+from .replay import aval_of, equations, replay
 from .taps import Path
 
 MARK = "jbp"
@@ -49,13 +49,12 @@ class Name:
         return cls(int(number), what, int(leaf), numbers(sizes), tuple(map(bool, numbers(flags))))
 
 
-def named(number: int, values: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    """The arrays, each under its name. Under vmap, the axes of what is mapped are moved to the front.
-
-    Reverse mode can't go through it: that is what `entered` is for.
+def named(number: int, values: Mapping[str, Sequence[Any]], maps: bool) -> dict[str, list[Any]]:
+    """The arrays, each under its name. With `maps`, axes of a vmap around are moved to the front, which takes longer to
+    trace, and reverse mode can't go through it.
     """
     names = [Name(number, what, leaf) for what, arrays in values.items() for leaf in range(len(arrays))]
-    found = iter(_named(names, [a for arrays in values.values() for a in arrays]))
+    found = iter((_mapped if maps else _given)(names, [a for arrays in values.values() for a in arrays]))
     return {what: [next(found) for _ in arrays] for what, arrays in values.items()}
 
 
@@ -63,7 +62,7 @@ def entered(number: int, what: str, arrays: Sequence[Any]) -> list[Any]:
     """The arrays, each under its name, all in one call that is found by `entry_of`: they can be differentiated."""
 
     def give(*arrays: Any) -> list[Any]:
-        return [checkpoint_name(array, str(Name(number, what, leaf))) for leaf, array in enumerate(arrays)]
+        return _given([Name(number, what, leaf) for leaf in range(len(arrays))], arrays)
 
     give.__name__ = f"{MARK}|{number}|{what}"
     return jax.jit(give)(*arrays)
@@ -75,16 +74,20 @@ def entry_of(eqn: JaxprEqn) -> tuple[int, str] | None:
     return (int(parts[0]), parts[1]) if mark == MARK and len(parts) == 2 else None
 
 
-def _named(names: Sequence[Name], arrays: Sequence[Any]) -> list[Any]:
+def _given(names: Sequence[Name], arrays: Sequence[Any]) -> list[Any]:
+    return [checkpoint_name(array, str(name)) for name, array in zip(names, arrays, strict=True)]
+
+
+def _mapped(names: Sequence[Name], arrays: Sequence[Any]) -> list[Any]:
     @jax.custom_batching.custom_vmap
     def give(*arrays: Any) -> list[Any]:
-        return [checkpoint_name(array, str(name)) for name, array in zip(names, arrays, strict=True)]
+        return _given(names, arrays)
 
     @give.def_vmap
     def _(size: int, batched: Any, *arrays: Any) -> tuple[list[Any], list[bool]]:
         axes = zip(names, batched, strict=True)
         inner = [Name(n.number, n.what, n.leaf, (size, *n.maps), (bool(axis), *n.mapped)) for n, axis in axes]
-        return _named(inner, arrays), list(batched)
+        return _mapped(inner, arrays), list(batched)
 
     return give(*arrays)
 
@@ -105,9 +108,10 @@ class Loop:
 
 @dataclass(frozen=True, eq=False)
 class Met:
-    """A name where it stands in a program: `loops` around it from the outermost in; `origin` of the value."""
+    """A name where it stands in a program: `loops` around it from the outermost in, `origin` of the value."""
 
     name: Name
+    shape: tuple[int, ...]
     path: Path
     loops: tuple[Loop, ...]
     origin: Any
@@ -165,7 +169,7 @@ def _follow(
     def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
         here, kind, inner = (*path, index[eqn]), eqn.primitive.name, inner_jaxprs(eqn)
         if name := Name.of(eqn):
-            found.append(Met(name, here, loops, values[0]))
+            found.append(Met(name, aval_of(eqn.outvars[0]).shape, here, loops, values[0]))
             return found[-1:]
         if kind == "optimization_barrier":
             return values
