@@ -113,9 +113,7 @@ class Named:
         params, saved, delta = (note.made(what, arrays[what]) for what in ("params", "saved", "delta"))
         read = jax.tree.map(lambda leaf, reader: owned(reader, self.path), params, read)
         delta_x, readings = self.layer.backward(params, feedback, saved, delta, read)
-        arrays = named(
-            number, {what: note.take(what, value) for what, value in (("delta_x", delta_x), ("ended", True))}, maps
-        )
+        arrays = named(number, {"delta_x": note.take("delta_x", delta_x), "ended": note.take("ended", True)}, maps)
         return note.made("delta_x", arrays["delta_x"]), readings
 
     def __getattr__(self, name: str) -> Any:  # what else a container knows of its child
@@ -149,11 +147,11 @@ def _refilled(value: Any, notes: Notes, path: tuple[str, ...]) -> Any:
     within = lambda name, part: () if isinstance(part, (tuple, list, Mapping)) else (name,)
     filled = {name: each(part, *within(name, part)) for name, part in _fields(value).items()}
     changed = {name: part for name, part in filled.items() if any(map(_is_named, jax.tree.leaves(part)))}
-    if changed and is_dataclass(value):
-        return dataclasses.replace(value, **changed)  # type: ignore[type-var]
+    if not changed or is_dataclass(value):
+        return dataclasses.replace(value, **changed) if changed else value
     made = copy.copy(value)
     vars(made).update(changed)
-    return made if changed else value
+    return made
 
 
 def _fields(layer: Any) -> Mapping[str, Any]:

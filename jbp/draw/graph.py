@@ -7,8 +7,8 @@ backwards, which meets each edge once.
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -142,6 +142,18 @@ class Plan:
                 yield ids, float(product[0, 0]) if product.size == 1 else product.squeeze(0)
             for edge in reversed(self.out[ids[-1]]):
                 stack.append(((*ids, edge.target), _jacobian(edge) @ product))
+
+
+def highlighted(nodes: Sequence[Node], edges: Sequence[Edge], id: str | None) -> dict[str, Any]:
+    """The nodes and edges, those marked that depend on the node of that id."""
+    after, more = set[str](), {id} if id else set()
+    while more:
+        after |= more
+        more = {edge.target for edge in edges if edge.source in after} - after
+    return {
+        "nodes": tuple(replace(node, highlighted=node.id in after) for node in nodes),
+        "edges": tuple(replace(edge, highlighted=edge.source in after) for edge in edges),
+    }
 
 
 def _jacobian(edge: Edge) -> np.ndarray:

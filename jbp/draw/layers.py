@@ -10,7 +10,7 @@ from ..network import Network
 from ..reader import read_gradient
 from ..record import Record, run
 from ..reverse import Cost
-from .graph import Edge, Node, math_label, number
+from .graph import Edge, Node, highlighted, math_label, number
 from .output import Graph
 from .program import Flow, of_layers
 from .record import flat, recorded
@@ -113,9 +113,4 @@ def _ended(graph: Graph, output: Flow, numbers: Known | None, highlight: str | N
     nodes.append(Node("C", "$C$", "cost", C, None if C is None else 1.0))
     seed = numbers and numbers.record and flat([numbers.record.delta])
     edges = [*graph.edges, *(Edge(id, "C", delta=seed if len(output) == 1 else None) for id in output), Edge("y", "C")]
-    after, more = set(), {highlight} if highlight else set()
-    while more:
-        after |= more
-        more = {edge.target for edge in edges if edge.source in after} - after
-    marked = (replace(node, highlighted=node.id in after) for node in nodes)
-    return replace(graph, nodes=tuple(marked), edges=tuple(replace(e, highlighted=e.source in after) for e in edges))
+    return replace(graph, **highlighted(nodes, edges, highlight))

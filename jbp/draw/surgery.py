@@ -15,7 +15,7 @@ import numpy as np
 
 from ..chain import Chain
 from ..network import Network
-from .graph import Box, Edge, Node, math_label, symbol
+from .graph import Box, Edge, Node, highlighted, math_label, symbol
 from .neurons import groups, letter_of, name_of, neuron, piece, rows
 from .numbers import Numbers
 from .output import Graph
@@ -60,11 +60,13 @@ class _Surgery:
         letter, upper = letter_of(self.chain, l)
         given = [range(only, only + 1)] if only is not None else self.rows(self.chain.widths[l - 1], l)
         box = self.caption("input, fixed" if letter == "x" else f"layer {l}, fixed")
-        return [
-            (row, self.add(neuron(letter, upper, row, self.of("a", l), kind="input", fixed=True, box=box,
-                                   place=(self.column, at))))
-            for at, row in enumerate(given)
-        ]  # fmt: skip
+        return self.stacked(letter, upper, given, self.of("a", l), kind="input", fixed=True, box=box)
+
+    def stacked(self, letter: str, upper: int | None, given: list[range], values: Any, **settings: Any) -> list:
+        """Rows of neurons as a column: (row, node)."""
+        place = lambda at: (self.column, at)
+        made = (neuron(letter, upper, row, values, place=place(at), **settings) for at, row in enumerate(given))
+        return [(row, self.add(node)) for row, node in zip(given, made, strict=True)]
 
     def neurons(self, l: int, given: list[range] | None = None, folded: bool = False) -> list[tuple[range, Node]]:
         """A column of neurons: a^ℓ where g is element-wise or layers before are folded away, else the sums z^ℓ."""
@@ -73,10 +75,7 @@ class _Surgery:
         box = self.caption(f"layer {l}" + (", sums" if letter == "z" else f"\n{self.g(l)}"))
         width = (self.chain.widths[l - 1 :] if letter == "a" else self.chain.sums[l - 2 :])[0]
         given = self.rows(width, l) if given is None else given
-        return [
-            (row, self.add(neuron(letter, l, row, self.of(letter, l), kind=kind, box=box, place=(self.column, at))))
-            for at, row in enumerate(given)
-        ]
+        return self.stacked(letter, l, given, self.of(letter, l), kind=kind, box=box)
 
     def slope(self, l: int) -> np.ndarray | None:
         """∂(node of layer ℓ)/∂z^ℓ: the diagonal where g is element-wise, else 1 for the sums."""
@@ -122,11 +121,7 @@ class _Surgery:
     def behind(self, l: int, sums: list) -> list[tuple[range, Node]]:
         """The column of a^ℓ behind the sums, where g is not element-wise."""
         self.column += 2
-        box = self.caption(f"layer {l}\n{self.g(l)}")
-        column = [
-            (row, self.add(neuron("a", l, row, self.of("a", l), kind="neuron", box=box, place=(self.column, at))))
-            for at, row in enumerate(self.rows(self.chain.widths[l - 1], l))
-        ]
+        column = self.neurons(l, folded=True)
         slope = None if self.numbers is None else self.numbers.slope[l - 2]
         for j, node in column:
             for k, source in sums:
@@ -177,12 +172,6 @@ def _wide(array: np.ndarray, row: range) -> Any:
 
 def finished(graph: Graph, highlight: str | None, known: bool) -> Graph:
     """The graph with ∂C/∂ at its nodes, if the numbers are known, and the paths from `highlight` to C marked."""
-    after = {highlight} if highlight else set()
-    for _ in range(len(graph.nodes)):  # what depends on it
-        more = {e.target for e in graph.edges if e.source in after} - after
-        if not more:
-            break
-        after |= more
     total: dict[str, np.ndarray] = {"C": np.eye(1)}  # base case; then the induction over the reversed order
     unknown: set[str] = set()
     if known:
@@ -193,16 +182,9 @@ def finished(graph: Graph, highlight: str | None, known: bool) -> Graph:
                 continue
             parts = [total[e.target] @ np.atleast_2d(e.partial) for e in out]
             total[node.id] = np.sum(parts, axis=0)
-    nodes = tuple(
-        replace(
-            node,
-            derivative=_plain(total[node.id]) if node.id in total and known and not node.fixed else None,
-            highlighted=node.id in after,
-        )
-        for node in graph.nodes
-    )
-    edges = tuple(replace(e, highlighted=e.source in after) for e in graph.edges)
-    return Graph(nodes, edges, graph.boxes, graph.title, graph.direction)
+    known_at = lambda node: node.id in total and known and not node.fixed
+    nodes = [replace(node, derivative=_plain(total[node.id]) if known_at(node) else None) for node in graph.nodes]
+    return replace(graph, **highlighted(nodes, graph.edges, highlight))
 
 
 def _plain(row: np.ndarray) -> Any:
