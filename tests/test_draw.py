@@ -579,6 +579,51 @@ def test_a_tap_that_changes_nothing_is_not_drawn():
     assert all(chain_of(net) is not None for net in nets)
 
 
+@dataclass(frozen=True)
+class Cubed(jbp.activations.Activation):
+    """A stranger's activation: f and slope together, so the statement of the class holds."""
+
+    keeps = "z"
+
+    def f(self, z):
+        return z**3
+
+    def slope(self, saved):
+        return 3 * saved**2
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """A stranger's layer that states that its backward is its derivative, and that elements mix."""
+
+    elementwise = False
+
+    def init(self, key, x):
+        return ()
+
+    def forward(self, params, x, context):
+        return x[:, ::-1], ()
+
+    def backward(self, params, feedback, saved, delta, read):
+        return delta[:, ::-1], ()
+
+
+@pytest.mark.parametrize(("layer", "sums"), [(Cubed(), 0), (Reversed(), 4)])
+def test_a_chain_is_what_its_layers_state(layer, sums, x64):
+    cost = jbp.Cost(jbp.Network([jbp.Dense(4), layer, jbp.Dense(3)], input=(2,)), losses.HalfSquaredError())
+    theta, x, y = drawn_at_random(cost)
+    graph = draw.computation(cost, theta, x, y, max_neurons=9)
+    assert sum(node.kind == "sum" for node in graph.nodes) == sums
+    for symbol, (expected, _) in coordinates(cost, theta, x, y).items():
+        assert graph.derivative(symbol) == pytest.approx(expected, rel=1e-10, abs=1e-14)
+
+    class Again(type(layer)):
+        def backward(self, params, feedback, saved, delta, read):
+            return delta, ()
+
+    assert chain_of(jbp.Network([jbp.Dense(4), Again()], input=(2,))) is None
+
+
 # -- text -------------------------------------------------------------------------------------------------------------
 
 

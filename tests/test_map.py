@@ -1,6 +1,7 @@
 """The map of the package: imports only point up the list below, so that a reader can take the files in its order."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,11 @@ def test_the_files_are_found():
     assert of_jbp(PACKAGE / "layers" / "dense.py") == {"jbp.layer", "jbp.pair"}
     assert "jbp.layers.compose" in of_jbp(PACKAGE / "network.py")
     assert "jax" in imported(PACKAGE / "network.py")
+
+
+@pytest.mark.parametrize("folder", ["draw", "programs", "layers"])
+def test_no_circle_in_a_folder(folder: str):
+    """Whose modules do not import each other in a circle, inside functions neither."""
+    modules = {f"jbp.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"}
+    above = {name: of_jbp(path) & set(modules) for name, path in modules.items()}
+    assert len(list(TopologicalSorter(above).static_order())) == len(modules)

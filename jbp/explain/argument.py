@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..activations import Activation
+from ..chain import chain_of
 from ..layer import wide
 from ..layers.dense import Dense
 from ..pair import Outer, Pair, Sum
@@ -67,11 +68,13 @@ class Argument:
     @cached_property
     def chain(self) -> list[str]:
         """The text's ℓ of each layer's output, if at most one activation is behind each dense layer; else empty."""
-        layers = self.cost.network.layers
-        dense = [isinstance(layer, Dense) for layer in layers]
-        known = all(isinstance(layer, (Dense, Activation)) for layer in layers)
-        single = all(dense[i] or dense[i - 1] or not any(dense[:i]) for i in range(len(layers)))
-        if not (known and single and self.cost.layout.is_chain and len(self.cost.network.input.shape) == 1):
+        chain, layers = chain_of(self.cost.network), self.cost.network.layers
+        if chain is None or len(self.cost.network.input.shape) != 1 or any(len(g) > 1 for g in chain.behind):
+            return []
+        dense = [i in chain.places for i in range(len(layers))]
+        if not all(
+            isinstance(layer, Activation) for layer, is_dense in zip(layers, dense, strict=True) if not is_dense
+        ):
             return []
         return [braced(l) for l in itertools.accumulate(dense, initial=1)][1:]
 
