@@ -25,6 +25,7 @@ class Activation(ABC):
     """A layer without parameters that acts on each element alone. A leaf class states `f`, `slope` and `keeps`."""
 
     keeps: ClassVar[str] = "a"
+    elementwise: ClassVar[bool] = True
 
     @abstractmethod
     def f(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -215,6 +216,8 @@ class Softmax:
 
     For a cost, prefer `losses.SoftmaxCrossEntropy`, which takes the logits z and is stable.
     """
+
+    elementwise: ClassVar[bool] = False
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating) or not x.shape:

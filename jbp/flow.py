@@ -24,8 +24,8 @@ from .blocks import Column, PageBlock, Picture, Section, Table, Text, as_json
 from .layer import Context, InputError, Theta
 from .markup import Page
 from .reader import read_nothing, readers
+from .record import Record, Step, run
 from .reverse import Cost
-from .trace import Record, Step, run
 
 FACTOR = 100.0  # by which δ may fall or grow from the last to the first layer with leaves before a word is said
 DEAD = 0.5  # the share of dead units in a layer from which on a word is said
@@ -197,8 +197,9 @@ def _dead(step: Step) -> float | None:
     if len(above) != 1 or len(below) != 1 or above[0].shape != below[0].shape or above[0].ndim < 2:
         return None
     # backward is linear in δ: another one, nowhere 0 and no two alike, shows where it stops, whatever comes from above
-    other = jax.tree.map(lambda d: jnp.linspace(1, 2, d.size).reshape(d.shape).astype(d.dtype), step.delta)
-    through, _ = step.layer.backward(step.params, step.params, step.saved, other, readers(step.params, read_nothing))
+    other = jax.tree.map(lambda d: np.linspace(1, 2, d.size).reshape(d.shape).astype(d.dtype), step.delta)
+    params, saved, other = jax.tree.map(jnp.asarray, (step.params, step.saved, other))
+    through, _ = step.layer.backward(params, params, saved, other, readers(params, read_nothing))
     (found,) = _floats(through)
     if not all(np.isfinite(a).all() for a in (found, *above, *_floats(step.output))):
         return math.nan

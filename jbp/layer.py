@@ -101,6 +101,10 @@ class Layer(Protocol):
                                    of single examples refuses the network, and what cuts the batch does not cut it;
                                    found in the attributes of layers: who hides a child elsewhere says it himself
         own_feedback_only = True   delta can't be carried by another vector than the params: `feedback=` is refused
+        elementwise = True         each element of the output depends on one of x, and backward is the derivative;
+                                   False: backward is the derivative, but elements mix. Through layers that state one
+                                   of the two, `jbp.draw` goes neuron by neuron
+        affine = True              y = x·w + b of its leaves w `[I, O]` and b `[O]` or None, as in a dense layer
         check_values(x)            raises `InputError` where the values of x don't fit; `Cost.check` calls it with what
                                    reaches the layer, outside jit
 
@@ -181,6 +185,18 @@ def says(layer: Layer, what: str) -> str | None:
         if getattr(inner, what, False) is True:
             return f"{'.'.join(path)} ({called(inner)})" if path else called(inner)
     return None
+
+
+def stated(layer: Layer, what: str) -> Any:
+    """What a layer's class states of its mathematics, `elementwise` or `affine`; None where it states nothing.
+
+    A statement is of forward and backward as they stood: a subclass that writes one of them anew (of an activation, f
+    or slope alone) has to repeat it.
+    """
+    kinds = type(layer).__mro__
+    place = lambda name: next((i for i, kind in enumerate(kinds) if name in vars(kind)), len(kinds))
+    whole = place("forward") == place("backward") and place("f") == place("slope")
+    return getattr(layer, what) if whole and place(what) <= place("forward") and hasattr(layer, what) else None
 
 
 # -- what arrives from outside ----------------------------------------------------------------------------------------

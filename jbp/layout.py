@@ -11,6 +11,7 @@ leaf begins where, and what coordinate i is called. Its order is the order of `j
     w^ℓ_{j←k}, b^ℓ_j  `symbol(i)`, and back `index(symbol)`
 """
 
+import bisect
 import difflib
 import itertools
 import math
@@ -228,13 +229,18 @@ class Layout:
 
     def symbol(self, i: int) -> str:
         """The name of coordinate i of θ: `w^2_{3←7}`, `b^3_0`, or off a plain chain a path with an index."""
+        return self.symbol_at(*self._located("layout.symbol", i))
+
+    def locate(self, i: int) -> tuple[str, tuple[int, ...]]:
+        """(name of the leaf, index in it) of coordinate i of θ `[P]`. Raises `InputError` unless 0 ≤ i < P."""
+        return self._located("layout.locate", i)
+
+    def _located(self, who: str, i: int) -> tuple[str, tuple[int, ...]]:
         if not isinstance(i, (int, np.integer)) or not 0 <= i < self.size:
             there = f"it has coordinates 0 … {self.size - 1}" if self.size else "it has no coordinates"
-            raise InputError(f"layout.symbol: coordinate {i!r} is not in θ; {there}.")
-        # the last leaf that begins at or before i; empty leaves begin where the next one does
-        leaf = max(n for n, offset in enumerate(self.offsets[:-1]) if offset <= i and self.sizes[n])
-        where = tuple(int(k) for k in np.unravel_index(i - self.offsets[leaf], self.shapes[leaf]))
-        return self.symbol_at(self.names[leaf], where)
+            raise InputError(f"{who}: coordinate {i!r} is not in θ; {there}.")
+        leaf = bisect.bisect_right(self.offsets, i) - 1  # an empty leaf begins where the next one does
+        return self.names[leaf], tuple(int(k) for k in np.unravel_index(i - self.offsets[leaf], self.shapes[leaf]))
 
     def symbol_at(self, name: str, where: tuple[int, ...]) -> str:
         """The symbol of the element `where` of leaf `name`."""
@@ -251,12 +257,12 @@ class Layout:
 
         `<-` may stand for `←`; blanks and braces don't matter.
         """
-        leaf, where = self._locate(str(symbol))
+        leaf, where = self._parsed(str(symbol))
         if leaf is None or len(where) != len(shape := self.shapes[leaf]) or any(np.array(where) >= shape):
             raise InputError(self._unknown(str(symbol), leaf, where))
         return self.offsets[leaf] + int(np.ravel_multi_index(where, shape)) if shape else self.offsets[leaf]
 
-    def _locate(self, symbol: str) -> tuple[int | None, tuple[int, ...]]:
+    def _parsed(self, symbol: str) -> tuple[int | None, tuple[int, ...]]:
         chain, bare = self._chain or {}, "".join(symbol.split())
         if found := _WEIGHT.fullmatch(bare):
             l, j, k = map(int, found.groups())

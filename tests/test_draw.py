@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from test_explain import Loop, Mapped
+from test_explain import Loop
 
 import jbp
-from jbp import draw, losses, trace
-from jbp.draw.chain import chain_of
+from jbp import draw, losses, record
+from jbp.chain import chain_of
 from jbp.draw.neurons import rows
 from jbp.layers.compose import Inner
 
@@ -446,8 +446,8 @@ def test_equal_blocks_and_loops_have_the_numbers_of_all(x64):
     net = jbp.Network([*[block() for _ in range(3)], Loop(block(), 2), jbp.Dense(3)], input=(4,))
     cost = jbp.Cost(net, losses.HalfSquaredError())
     theta, x, y = drawn_at_random(cost)
-    graph, record = draw.computation(cost, theta, x, y), trace.run(cost, theta, x[None], y[None])
-    steps = {step.name: step for step in record.steps}
+    graph, run = draw.computation(cost, theta, x, y), record.run(cost, theta, x[None], y[None])
+    steps = {step.name: step for step in run.steps}
     for id, names in {
         "0.layer.0": [f"{i}.layer.0" for i in range(3)],
         "0.+": [str(i) for i in range(3)],
@@ -459,7 +459,7 @@ def test_equal_blocks_and_loops_have_the_numbers_of_all(x64):
     for ends, delta in {
         ("0.+", "3.layer.x"): None,  # from the last of three to the first of two
         ("3.layer.+", "4"): steps["4"].delta_x[0],
-        ("4", "C"): record.delta[0],
+        ("4", "C"): run.delta[0],
         ("0.layer.1", "0.+"): graph.node("0.+").derivative,
     }.items():
         found = graph.edge(*ends).delta
@@ -494,15 +494,32 @@ def test_a_delta_that_does_not_add_up_is_left_out(x64):
     assert graph.edge("0.layer", "0.+").delta is not None
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A container whose reverse pass runs in a `jax.lax.while_loop`, of which nobody knows how many turns it has."""
+
+    layer: Any
+
+    def init(self, key, x):
+        return Inner(self.layer.init(key, x))
+
+    def forward(self, params, x, context):
+        return self.layer.forward(params.layer, x, context)
+
+    def backward(self, params, feedback, saved, delta, read):
+        def turn(state):
+            return state[0] + 1, self.layer.backward(params.layer, feedback.layer, saved, state[1], ())[0]
+
+        return jax.lax.while_loop(lambda state: state[0] < 1, turn, (0, delta))[1], Inner(())
+
+
 def test_where_nothing_can_be_recorded_the_parameters_have_numbers():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        net = jbp.Network([block(), Mapped(jbp.Tanh()), jbp.Dense(2)], input=(4,))
-        cost = jbp.Cost(net, losses.HalfSquaredError())
-        theta, x, y = (np.float32(v) for v in drawn_at_random(cost))
-        graph = draw.computation(cost, theta, x, y)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    net = jbp.Network([block(), Waiting(jbp.Tanh()), jbp.Dense(2)], input=(4,))
+    cost = jbp.Cost(net, losses.HalfSquaredError())
+    theta, x, y = (np.float32(v) for v in drawn_at_random(cost))
+    with pytest.raises(jbp.InputError, match=r"layer 1.layer: its numbers can't be recorded, .* inside while"):
+        record.run(cost, theta, x[None], y[None])
+    graph = draw.computation(cost, theta, x, y)
     gradient = np.asarray(jax.grad(cost)(jnp.asarray(theta), x[None], y[None]))
     found = [node.derivative for node in graph.nodes if node.kind == "parameters"]
     np.testing.assert_allclose(np.concatenate(found), gradient, rtol=1e-5, atol=1e-6)
@@ -560,6 +577,51 @@ def test_a_tap_that_changes_nothing_is_not_drawn():
     dtypes = np.float32, jnp.bfloat16
     nets = [jbp.Network([jbp.Dense(4), jbp.Tap(lambda d: d), jbp.Softmax()], input=(2,), dtype=d) for d in dtypes]
     assert all(chain_of(net) is not None for net in nets)
+
+
+@dataclass(frozen=True)
+class Cubed(jbp.activations.Activation):
+    """A stranger's activation: f and slope together, so the statement of the class holds."""
+
+    keeps = "z"
+
+    def f(self, z):
+        return z**3
+
+    def slope(self, saved):
+        return 3 * saved**2
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """A stranger's layer that states that its backward is its derivative, and that elements mix."""
+
+    elementwise = False
+
+    def init(self, key, x):
+        return ()
+
+    def forward(self, params, x, context):
+        return x[:, ::-1], ()
+
+    def backward(self, params, feedback, saved, delta, read):
+        return delta[:, ::-1], ()
+
+
+@pytest.mark.parametrize(("layer", "sums"), [(Cubed(), 0), (Reversed(), 4)])
+def test_a_chain_is_what_its_layers_state(layer, sums, x64):
+    cost = jbp.Cost(jbp.Network([jbp.Dense(4), layer, jbp.Dense(3)], input=(2,)), losses.HalfSquaredError())
+    theta, x, y = drawn_at_random(cost)
+    graph = draw.computation(cost, theta, x, y, max_neurons=9)
+    assert sum(node.kind == "sum" for node in graph.nodes) == sums
+    for symbol, (expected, _) in coordinates(cost, theta, x, y).items():
+        assert graph.derivative(symbol) == pytest.approx(expected, rel=1e-10, abs=1e-14)
+
+    class Again(type(layer)):
+        def backward(self, params, feedback, saved, delta, read):
+            return delta, ()
+
+    assert chain_of(jbp.Network([jbp.Dense(4), Again()], input=(2,))) is None
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

@@ -176,3 +176,15 @@ def test_what_does_not_fit_raises():
         layout.symbol(26)
     with pytest.raises(jbp.InputError, match="l runs from 2 to L = 3"):
         layout.matrix(jnp.zeros(layout.size), 1)
+
+
+def test_locate_is_where_a_coordinate_stands():
+    net = jbp.mlp(2, 3, 2)
+    for i in range(net.layout.size):
+        name, where = net.layout.locate(i)
+        assert net.layout.symbol_at(name, where) == net.layout.symbol(i)
+        assert net.layout.leaves(np.arange(17))[net.layout.names.index(name)][where] == i
+    with pytest.raises(jbp.InputError, match=r"layout.locate: coordinate 17 is not in θ; it has coordinates 0 … 16"):
+        net.layout.locate(17)
+    empty = jbp.Layout.of({"a": np.zeros((0, 3)), "b": np.zeros(2), "c": np.zeros((0,)), "d": np.zeros(())})
+    assert [empty.locate(i) for i in range(3)] == [("b", (0,)), ("b", (1,)), ("d", ())]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import draw, paint
-from ..draw.graph import PICTURES, TEXTS
+from ..draw.output import PICTURES, TEXTS
 from ..layer import InputError
 from ..reverse import Cost
 from . import options

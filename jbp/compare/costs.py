@@ -13,7 +13,7 @@ from ..errors import InputError, described
 from ..layer import Context
 from ..programs.program import Program
 from ..reader import read_gradient
-from ..trace import run as recorded_run
+from ..record import run as recorded_run
 from .gradients import compare_with
 from .layers import step_reports
 from .parts import VALUE, Part
@@ -43,7 +43,7 @@ def compare_cost(
 
     def calls(arrays: Sequence[Any]) -> tuple[Report, ...]:
         theta = arrays[0]  # where it is wrong
-        return step_reports(recorded_run(cost, theta, x, y, **settings, mark=read_gradient), cost, theta, y)
+        return step_reports(recorded_run(cost, theta, x, y, **settings, read=read_gradient), cost, theta, y)
 
     return compare_with(
         rule, oracle, (theta, x, y), parts, timing, checks=checks, calls=calls, name=cost.name,

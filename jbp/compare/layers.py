@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import Context, wide_dtype
+from ..layer import Context, Shape, wide_dtype
 from ..programs.arguments import Arguments
 from ..programs.program import Program
 from ..reader import bound, read_gradient, readers
@@ -20,18 +20,18 @@ from .report import Report
 def step_reports(record: Any, cost: Any, theta: Any, y: Any) -> tuple[Report, ...]:
     """Reports of the base case and of each layer, in the order of the reverse pass, up to the first that is wrong.
 
-    `record`: a `trace.Record` of one run of the cost.
+    `record`: a `Record` of one run of the cost.
     """
     found: list[Report] = []
-    programs: dict[str, Program] = {}
-    for name, rule, oracle, args in _steps(record, cost, theta, y):
-
-        def shared(who: str, function: Callable, name: str = name, args: tuple = args) -> Program:
-            program = Program(f"compare: the {who} of {name}", function, args)
-            return programs.setdefault(f"{who}{program.jaxpr}", program)
-
-        both = shared("rule", rule), shared("autodiff", oracle)
-        found.append(judged(Comparison("compare", name, *both, _parts, Arguments.of(args).arrays)))
+    programs: dict[Any, tuple[Program, Program]] = {}
+    for name, layer, rule, oracle, args in _steps(record, cost, theta, y):
+        key = layer, Shape.of(args)  # the turns of a loop, and equal layers, are one program
+        if layer is None or key not in programs:
+            programs[key] = (
+                Program(f"compare: the rule of {name}", rule, args),
+                Program(f"compare: the autodiff of {name}", oracle, args),
+            )
+        found.append(judged(Comparison("compare", name, *programs[key], _parts, Arguments.of(args).arrays)))
         if not found[-1].ok:
             break
     return tuple(found)
@@ -41,8 +41,9 @@ def _parts(result: Any) -> list[Part]:
     return [part for part in named_parts(result) if jnp.issubdtype(part.array.dtype, jnp.inexact)]
 
 
-def _steps(record: Any, cost: Any, theta: Any, y: Any) -> Iterator[tuple[str, Callable, Callable, tuple]]:
-    """(name, rule, oracle, arguments) of each step of the induction."""
+def _steps(record: Any, cost: Any, theta: Any, y: Any) -> Iterator[tuple[str, Any, Callable, Callable, tuple]]:
+    """(name, what its programs depend on besides the arguments' shapes, or None, rule, oracle, arguments) of each step
+    of the induction."""
     y, loss = jax.tree.map(jnp.asarray, y), cost.loss_layer
 
     def base(params: Any, output: Any) -> dict[str, Any]:
@@ -57,7 +58,13 @@ def _steps(record: Any, cost: Any, theta: Any, y: Any) -> Iterator[tuple[str, Ca
         gradient, delta = jax.grad(total, (0, 1))(params, output)
         return {"delta of the output": delta, "params": gradient}
 
-    yield f"the base case, {type(cost.loss).__name__}", base, base_oracle, (cost.loss_params(theta), record.output)
+    yield (
+        f"the base case, {type(cost.loss).__name__}",
+        None,
+        base,
+        base_oracle,
+        (cost.loss_params(theta), record.output),
+    )
     for step in record.steps:  # a container ends after the layers in it: one that is wrong by itself is found too
         layer, context = step.layer, step.context
 
@@ -84,4 +91,5 @@ def _steps(record: Any, cost: Any, theta: Any, y: Any) -> Iterator[tuple[str, Ca
             delta_x = jax.tree.map(lambda a: next(rest) if jnp.issubdtype(a.dtype, jnp.inexact) else None, x)
             return {"delta of x": delta_x, "params": gradients}
 
-        yield f"layer {step.name} ({step.kind})", rule, oracle, (step.params, step.x, step.delta)
+        alone = None if jax.tree.leaves(context) else layer
+        yield f"layer {step.name} ({step.kind})", alone, rule, oracle, (step.params, step.x, step.delta)

@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..chain import chain_of
 from ..layer import InputError, described
 from ..network import Network
 from ..reverse import Cost
 from . import layers, neurons, surgery
-from .chain import chain_of, numbers_of
 from .graph import Box as Box
 from .graph import Edge as Edge
-from .graph import Graph as Graph
 from .graph import Node as Node
+from .numbers import numbers_of
+from .output import Graph as Graph
 
 
 def network(
@@ -64,8 +65,8 @@ def computation(
     as ⋮ and ⋯: so a wide or deep network is drawn in a second or two, its derivatives still those of all of it.
 
     Off a plain chain nodes are layers, in at most `depth` nested boxes: their values are outputs, and parameters, each
-    with ∂C/∂ of it, and edges have the δ that comes back along them (of a layer inside a container's `jax.vmap`
-    nothing is known but its parameters).
+    with ∂C/∂ of it, and edges have the δ that comes back along them (where a container runs a layer in a while loop,
+    only parameters have numbers).
 
     Raises `InputError` where something does not fit.
     """

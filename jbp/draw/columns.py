@@ -6,7 +6,7 @@ An edge that passes a column has a slot of its own there, so it meets no node, a
 import itertools
 import math
 
-from .graph import Graph, Node, number
+from .graph import Node, Plan, number
 from .layout import Placed, Point, extent_of, is_usual, numbered
 
 NAMED = 24  # edges of the usual graph that have their names beside them; more would be a tangle
@@ -15,7 +15,7 @@ NAMED = 24  # edges of the usual graph that have their names beside them; more w
 Slot = tuple[tuple[int | float, ...], Node | int]  # where in the column, and what: a node, or the number of an edge
 
 
-def columns(graph: Graph) -> Placed:
+def columns(graph: Plan) -> Placed:
     """The places of a graph of neurons."""
     done, numbers, usual = Placed(), numbered(graph), is_usual(graph)
     named = usual and len(graph.edges) <= NAMED
@@ -65,7 +65,7 @@ def _size(node: Node, numbers: bool) -> Point:
     return wide, wide
 
 
-def _table(graph: Graph) -> list[list[Slot]]:
+def _table(graph: Plan) -> list[list[Slot]]:
     """What stands in each column from top to bottom: nodes, and edges that pass it."""
     nodes = {node.id: node for node in graph.nodes}
     table: list[list[Slot]] = [[] for _ in range(1 + int(max(node.place[0] for node in graph.nodes)))]

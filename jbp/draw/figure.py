@@ -12,7 +12,7 @@ from matplotlib.path import Path
 from .. import paint
 from ..paint import BLUE, FAINT, FILLS, GREY, INK, PALE, PINK, RED
 from .columns import columns
-from .graph import Edge, Graph, Node, math_label, number
+from .graph import Edge, Node, Plan, math_label, number
 from .layout import Placed, is_usual, numbered
 from .rows import layer_text, rows
 
@@ -21,7 +21,7 @@ FILL = FILLS | {"join": "white", "split": INK, "layer": "white"}
 SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, PALE, RED])  # negative, zero, positive
 
 
-def figure(graph: Graph) -> Any:
+def figure(graph: Plan) -> Any:
     """The picture of a graph, as large as it needs to be."""
     placed = columns(graph) if graph.direction == "right" else rows(graph)
     left, top, right, bottom = placed.extent()
@@ -57,7 +57,7 @@ def figure(graph: Graph) -> Any:
     return drawn
 
 
-def _scale(graph: Graph) -> Any:
+def _scale(graph: Plan) -> Any:
     """The colour scale of the usual graph with weights: of the finite ones, symmetric around 0."""
     if not is_usual(graph):
         return None
@@ -65,7 +65,7 @@ def _scale(graph: Graph) -> Any:
     return Normalize(-max(sizes, default=1) or -1.0, max(sizes, default=1) or 1.0) if sizes else None
 
 
-def _weights(graph: Graph) -> list[float]:
+def _weights(graph: Plan) -> list[float]:
     """Those of the usual graph, and its biases."""
     return [v for v in (*(e.weight for e in graph.edges), *(n.value for n in graph.nodes)) if isinstance(v, float)]
 
@@ -78,7 +78,7 @@ def _frame(axes: Any, rectangle: tuple[float, float, float, float], label: str, 
     axes.text(x0 + 0.07, y0 + 0.06, label, va="top", color=GREY)
 
 
-def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Placed, scale: Any) -> None:
+def _edge(axes: Any, graph: Plan, edge: Edge, path: list, spot: Any, placed: Placed, scale: Any) -> None:
     usual, numbers = is_usual(graph), numbered(graph)
     source = graph.node(edge.source)
     colour, width = (RED, 1.8) if edge.highlighted else (FAINT, 0.8)
@@ -112,7 +112,7 @@ def _edge(axes: Any, graph: Graph, edge: Edge, path: list, spot: Any, placed: Pl
         )  # fmt: skip
 
 
-def _weight_name(graph: Graph, edge: Edge) -> str:
+def _weight_name(graph: Plan, edge: Edge) -> str:
     """`w^2_{3←7}` of an edge between two neurons of the usual graph."""
     source, target = graph.node(edge.source), graph.node(edge.target)
     j, k = (node.id.partition("_")[2].strip("{}") for node in (target, source))
@@ -158,7 +158,7 @@ def _head(axes: Any, path: list, colour: Any, down: bool) -> None:
     axes.add_artist(PathPatch(Path([*tip, tip[0]]), facecolor=colour, edgecolor="none", zorder=3))
 
 
-def _node(axes: Any, graph: Graph, node: Node, placed: Placed, scale: Any) -> None:
+def _node(axes: Any, graph: Plan, node: Node, placed: Placed, scale: Any) -> None:
     (x, y), (w, h) = placed.at[node.id], placed.size[node.id]
     edgecolor, lw = (RED, 1.8) if node.highlighted else (INK, 0.9)
     outline: dict[str, Any] = {
@@ -211,7 +211,7 @@ def _rectangle(x: float, y: float, w: float, h: float, outline: dict[str, Any]) 
     return FancyBboxPatch((x - w / 2, y - h / 2), w, h, "round,pad=0,rounding_size=0.06", **outline)
 
 
-def _legend(graph: Graph) -> list[dict[str, Any]]:
+def _legend(graph: Plan) -> list[dict[str, Any]]:
     """What shapes and colours mean: only of what is there."""
     kinds = {node.kind for node in graph.nodes}
     neurons = graph.direction == "right" and "cost" in kinds

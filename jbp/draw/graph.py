@@ -1,28 +1,24 @@
 """A picture before it is drawn: nodes, edges and boxes, with the numbers that stand on them.
 
 The chain rule on a graph: ∂C/∂(a node) is the sum, over all paths from the node to C, of the products of the partial
-derivatives on the path's edges. `Graph.paths` lists the paths; `Graph.derivative` is the same sum by induction from C
+derivatives on the path's edges. `Plan.paths` lists the paths; `Plan.derivative` is the same sum by induction from C
 backwards, which meets each edge once.
 """
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from .. import paint
 from ..layer import InputError
 
 Kind = Literal[
     "input", "neuron", "sum", "weight", "bias", "rest", "target", "cost", "layer", "join", "split", "parameters"
 ]
-PICTURES, TEXTS = (".svg", ".png", ".pdf"), (".dot", ".gv", ".mmd", ".md")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +72,8 @@ class Box:
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
-    """What the three functions of `jbp.draw` return. `save(path)` draws it; a notebook shows it by itself."""
+class Plan:
+    """Nodes, edges and boxes, and the chain rule on them. Neurons stand from left to right, layers go down."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
@@ -88,9 +84,6 @@ class Graph:
 
     def __post_init__(self):
         object.__setattr__(self, "_by_id", {node.id: node for node in self.nodes})
-
-    def __repr__(self) -> str:
-        return f"<Graph: {self.title}; {len(self.nodes)} nodes, {len(self.edges)} edges>"
 
     def node(self, id: str) -> Node:
         """The node of that id. Raises `InputError` if it is not drawn."""
@@ -150,69 +143,17 @@ class Graph:
             for edge in reversed(self.out[ids[-1]]):
                 stack.append(((*ids, edge.target), _jacobian(edge) @ product))
 
-    # -- output -----------------------------------------------------------------------------------------------------
 
-    def figure(self) -> Any:
-        """A matplotlib `Figure` of its own: neither pyplot nor a display is touched."""
-        paint.needed("Graph.figure")
-        from .figure import figure
-
-        return figure(self)
-
-    def dot(self) -> str:
-        """The graph in Graphviz's language."""
-        from .text import dot
-
-        return dot(self)
-
-    def mermaid(self) -> str:
-        """The graph in Mermaid's language, which Markdown viewers draw."""
-        from .text import mermaid
-
-        return mermaid(self)
-
-    def save(self, path: str | PathLike) -> Path:
-        """Write a picture (.svg, .png, .pdf) or text (.dot, .gv; .mmd, and .md with a fence around). Returns the path.
-
-        Raises `InputError` for another suffix, and where the file can't be written.
-        """
-        if not isinstance(path, (str, PathLike)):
-            raise InputError(f"Graph.save: expected a path, got {path!r}. Write for example graph.save('network.svg').")
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix not in PICTURES + TEXTS:
-            raise InputError(
-                f"Graph.save: expected a file that ends in {', '.join(PICTURES + TEXTS)}, got {str(path)!r}. "
-                f"Write for example {path.stem or 'network'}.svg."
-            )
-        if suffix in TEXTS:
-            text = self.dot() if suffix in (".dot", ".gv") else self.mermaid()
-            text = f"```mermaid\n{text}```\n" if suffix == ".md" else text
-        else:
-            drawn = self.figure()
-        try:
-            if suffix in TEXTS:
-                path.write_text(text, encoding="utf-8")
-            else:
-                paint.save(drawn, path)
-        except OSError as error:
-            raise InputError(
-                f"Graph.save: expected a file that can be written, got {str(path)!r} ({error.strerror}). "
-                "Name one in a folder of yours."
-            ) from error
-        return path
-
-    def _repr_svg_(self) -> str | None:
-        """For notebooks. Without matplotlib they show the text of `repr`."""
-        import io
-
-        try:
-            drawn = self.figure()
-        except InputError:
-            return None
-        file = io.StringIO()
-        paint.save(drawn, file, "svg")
-        return file.getvalue()
+def highlighted(nodes: Sequence[Node], edges: Sequence[Edge], id: str | None) -> dict[str, Any]:
+    """The nodes and edges, those marked that depend on the node of that id."""
+    after, more = set[str](), {id} if id else set()
+    while more:
+        after |= more
+        more = {edge.target for edge in edges if edge.source in after} - after
+    return {
+        "nodes": tuple(replace(node, highlighted=node.id in after) for node in nodes),
+        "edges": tuple(replace(edge, highlighted=edge.source in after) for edge in edges),
+    }
 
 
 def _jacobian(edge: Edge) -> np.ndarray:

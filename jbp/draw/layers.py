@@ -1,6 +1,5 @@
 """The three graphs of any network, at the level of layers."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,12 +8,13 @@ import numpy as np
 from ..layer import InputError
 from ..network import Network
 from ..reader import read_gradient
+from ..record import Record, run
 from ..reverse import Cost
-from ..trace import Record, run
-from .graph import Edge, Graph, Node, math_label, number
-from .marks import shape_text
+from .graph import Edge, Node, highlighted, math_label, number
+from .output import Graph
 from .program import Flow, of_layers
 from .record import flat, recorded
+from .titles import shape_text
 
 
 def usual(net: Network, theta: Any, depth: int) -> Graph:
@@ -24,19 +24,13 @@ def usual(net: Network, theta: Any, depth: int) -> Graph:
     if theta is None:
         return graph
     held: dict[str, list[np.ndarray]] = {}
-    for name, leaf in _leaves(net, theta):
-        held.setdefault(program.holder(name), []).append(leaf)
+    for name, leaf in zip(net.layout.names, net.layout.leaves(np.asarray(theta)), strict=True):
+        held.setdefault(program.holder(name), []).append(leaf.ravel())
     nodes = tuple(
         replace(node, value=np.concatenate(held[node.id])) if node.kind == "layer" and node.id in held else node
         for node in graph.nodes
     )
     return replace(graph, nodes=nodes)
-
-
-def _leaves(net: Network, theta: Any) -> Iterator[tuple[str, np.ndarray]]:
-    theta = np.asarray(theta)
-    for name, i, n in zip(net.layout.names, net.layout.offsets, net.layout.sizes, strict=False):
-        yield name, theta[i : i + n]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +48,7 @@ class Known:
 def known(cost: Cost, theta: Any, x: Any, y: Any) -> Known:
     """The numbers at one example, x `[1, *input]` and its y: the record's own, so that no large program is compiled."""
     try:
-        record = run(cost, theta, x, y, mark=read_gradient)
+        record = run(cost, theta, x, y, read=read_gradient)
     except InputError:  # a container runs a layer where its numbers can't be seen
         C, gradient = cost.value_and_grad(theta, x, y)
         return Known(np.asarray(theta), np.asarray(gradient), float(C), x, y, None)
@@ -65,7 +59,7 @@ def known(cost: Cost, theta: Any, x: Any, y: Any) -> Known:
 
 def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | None) -> Graph:
     """The parameters of each layer as a node of their own, y and C; given numbers, their values and ∂C/∂ of each."""
-    followed = net.layout.names[_leaf_of(net, highlight)] if highlight else ""
+    followed = net.layout.locate(net.layout.index(highlight))[0] if highlight else ""
     program = of_layers(net, "The computational graph, layer by layer", depth, keep=followed)
     graph, holder = program.graph, program.holder
     theta, gradient = (None, None) if numbers is None else (numbers.theta, numbers.gradient)
@@ -86,8 +80,8 @@ def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | No
         def pick(vector: Any, leaves: list[int] = leaves) -> Any:
             if vector is None:
                 return None
-            offsets = net.layout.offsets
-            return np.concatenate([vector[offsets[leaf] : offsets[leaf + 1]] for leaf in leaves])
+            cut = net.layout.leaves(vector)
+            return np.concatenate([cut[leaf].ravel() for leaf in leaves])
 
         node = Node(f"{at}: {short}", f"{short}\n{count:,}", "parameters", pick(theta), pick(gradient),
                     count=count, box=boxes[at])  # fmt: skip
@@ -110,11 +104,6 @@ def single(net: Network, numbers: Known | None, depth: int, name: str) -> Graph:
     return replace(graph, nodes=nodes, edges=edges, title=f"The graph of {name}, layer by layer")
 
 
-def _leaf_of(net: Network, name: str) -> int:
-    i = net.layout.index(name)
-    return max(n for n, offset in enumerate(net.layout.offsets[:-1]) if offset <= i and net.layout.sizes[n])
-
-
 def _ended(graph: Graph, output: Flow, numbers: Known | None, highlight: str | None) -> Graph:
     """With y and C, and what depends on `highlight` marked."""
     y, C = (None, None) if numbers is None else (numbers.y, numbers.C)
@@ -124,9 +113,4 @@ def _ended(graph: Graph, output: Flow, numbers: Known | None, highlight: str | N
     nodes.append(Node("C", "$C$", "cost", C, None if C is None else 1.0))
     seed = numbers and numbers.record and flat([numbers.record.delta])
     edges = [*graph.edges, *(Edge(id, "C", delta=seed if len(output) == 1 else None) for id in output), Edge("y", "C")]
-    after, more = set(), {highlight} if highlight else set()
-    while more:
-        after |= more
-        more = {edge.target for edge in edges if edge.source in after} - after
-    marked = (replace(node, highlighted=node.id in after) for node in nodes)
-    return replace(graph, nodes=tuple(marked), edges=tuple(replace(e, highlighted=e.source in after) for e in edges))
+    return replace(graph, **highlighted(nodes, edges, highlight))

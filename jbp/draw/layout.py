@@ -6,7 +6,7 @@ Two arrangements: `columns` for neurons, `rows` for layers.
 import re
 from dataclasses import dataclass, field
 
-from .graph import Graph
+from .graph import Plan
 
 Point = tuple[float, float]
 
@@ -42,10 +42,10 @@ def extent_of(text: str) -> Point:
     return longest * 0.067, len(lines) * 0.15
 
 
-def numbered(graph: Graph) -> bool:
+def numbered(graph: Plan) -> bool:
     return any(node.value is not None for node in graph.nodes)
 
 
-def is_usual(graph: Graph) -> bool:
+def is_usual(graph: Plan) -> bool:
     """Whether it is the usual graph of neurons: without C."""
     return graph.direction == "right" and all(node.kind != "cost" for node in graph.nodes)

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ..chain import Chain
 from ..network import Network
-from .chain import Chain, pieces_of, places_of
-from .graph import Box, Edge, Graph, Node, math_label, symbol
+from .graph import Box, Edge, Node, math_label, symbol
+from .output import Graph
 
 # -- wide columns -----------------------------------------------------------------------------------------------------
 
@@ -70,7 +71,7 @@ def usual(net: Network, chain: Chain, theta: Any, most: int, most_layers: int) -
     edges: list[Edge] = []
     boxes: list[Box] = []
     L = len(chain.widths)
-    leaves = {} if theta is None else dict(zip(net.layout.names, pieces_of(net, np.asarray(theta)), strict=True))
+    leaves = {} if theta is None else dict(zip(net.layout.names, net.layout.leaves(np.asarray(theta)), strict=True))
     before: list[tuple[range, Node]] = []
     widths = [chain.widths[0], *chain.sums]
     for at_column, group in enumerate(groups(1, L, most_layers)):
@@ -86,7 +87,7 @@ def usual(net: Network, chain: Chain, theta: Any, most: int, most_layers: int) -
             continue
         role = "input" if l == 1 else "output" if l == L else "hidden"
         boxes.append(Box(f"layer {l}", f"layer {l}, {role}\n{_plural(width, 'neuron')}", frame=False))
-        w, b = (leaves.get(f"{places_of(net)[l - 2]}.{name}") if l > 1 else None for name in "wb")
+        w, b = (leaves.get(f"{chain.places[l - 2]}.{name}") if l > 1 else None for name in "wb")
         column = []
         for at, row in enumerate(rows(width, most)):
             letter, upper = letter_of(chain, l)

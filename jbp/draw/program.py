@@ -1,124 +1,153 @@
-"""What flows from layer to layer, found by looking at the program that forward is, with its layers marked.
+"""What flows from layer to layer, read off the program that forward is, with names at each layer's x and output.
 
-In the jaxpr of the network's forward each layer is one call, a container's call holds its children's, and what flows
-between them can be read off: a skip connection is an addition of two flows. What a container does to a single flow
-(reshape, scale) is not drawn.
+A skip connection is an addition of two flows. What a container does to a single flow (reshape, scale) is not drawn.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+import numpy as np
+from jax.extend.core import JaxprEqn
 
-from ..layer import Context, batch_of
+from ..layer import Context, batch_of, walk
+from ..named import Named, Note, Notes, named_layers
 from ..network import Network
-from .graph import Box, Edge, Graph, Node
-from .marks import MARK, Note, mark, shape_text, title_of
+from ..programs.calls import inner_jaxprs
+from ..programs.names import entry_of
+from ..programs.replay import equations, replay
+from .graph import Box, Edge, Node
+from .output import Graph
+from .titles import same, shape_text, title_of
 
 _JOINS = {"add": "+", "add_any": "+", "sub": "−", "mul": "×", "div": "÷", "concatenate": "concat", "dot_general": "·"}
 
 Flow = tuple[str, ...]  # ids of the nodes that a value comes from; none for what does not come from x
 
 
-class _Reader:
-    """Walks a jaxpr and collects nodes, edges and boxes."""
+@dataclass(frozen=True)
+class Shown:
+    """How the layer at each path is drawn; one that is not here is inside another that is drawn as one.
 
-    def __init__(self, notes: dict[int, Note]):
-        self.notes = notes
+    `boxes`: as a box around the layers in it. `nodes`: as one node, with so many layers inside. `folded`: not at all,
+    because an equal one stands for it, at that path.
+    """
+
+    boxes: set[str] = field(default_factory=set)
+    nodes: dict[str, int] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+
+    def add(self, layers: Sequence[Named], depth: int, keep: str) -> None:
+        """Layers beside each other, in at most `depth` boxes.
+
+        Of equal containers one after another the first stands for all, but for the one that holds the leaf `keep`.
+        """
+        before = dict[str, Named]()  # by the path of the one that follows
+        for layer in layers:
+            place, _, number = layer.path.rpartition(".")
+            within, last = len(list(walk(layer.own))) - 1, before.get(layer.path)
+            kept = any(other and keep.startswith(f"{other.path}.") for other in (layer, last))
+            if last and within and not kept and same(layer.own, last.own):
+                self.folded[layer.path] = self.folded.get(last.path, last.path)
+            elif layer.inside and depth > 0:
+                self.boxes.add(layer.path)
+                self.add(layer.inside, depth - 1, keep)
+            else:
+                self.nodes[layer.path] = within
+            if number.isdigit():
+                before[f"{place}{'.' * bool(place)}{int(number) + 1}"] = layer
+
+
+class _Reader:
+    """Walks a program and collects nodes, edges and boxes."""
+
+    def __init__(self, notes: Sequence[Note], shown: Shown):
+        self.notes, self.shown = notes, shown
         self.nodes: dict[str, Node] = {}
         self.edges: dict[tuple[str, str], Edge] = {}
         self.boxes: dict[str, Box] = {}
-        self.made: dict[int, Flow] = {}  # where the flow left a layer that may be repeated
-        self.of_note: dict[str, int] = {}  # node or box id -> note
+        self.box: str | None = None  # in which we are
+        self.as_one: dict[int, Flow] = {}  # what a layer without a box of its own gives
+        self.made: dict[str, Flow] = {}  # by path: where the flow left a container that may be repeated
+        self.layers: dict[str, str] = {}  # node or box id -> the layer's path
         self.starts: dict[str, str] = {}  # a split -> the path of the container whose x it is
         self.ends: dict[str, str] = {}  # a join -> the path of the container whose output it is
 
-    def add(self, id: str, label: str, kind: Any, box: str | None, inputs: Flow, **settings: Any) -> str:
+    def free(self, id: str) -> str:
         while id in self.nodes or id in self.boxes:  # a layer that is called again
             id += "'"
-        self.nodes[id] = Node(id, label, kind, box=box, **settings)
-        for source in inputs:
-            self.edges[source, id] = Edge(source, id)
         return id
 
-    def read(self, jaxpr: Any, flows: Sequence[Flow], box: str | None) -> list[Flow]:
-        """The flows of a jaxpr's outputs from those of its inputs."""
-        jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-        env: dict[Any, Flow] = dict(zip(jaxpr.invars, flows, strict=True))
-        look = lambda v: () if isinstance(v, Literal) else env.get(v, ())
-        for eqn in jaxpr.eqns:
-            inputs = [look(v) for v in eqn.invars]
-            env.update(zip(eqn.outvars, self.step(eqn, inputs, box), strict=True))
-        return [look(v) for v in jaxpr.outvars]
+    def add(self, id: str, label: str, kind: Any, inputs: Flow) -> str:
+        id = self.free(id)
+        self.nodes[id] = Node(id, label, kind, box=self.box)
+        self.edges |= {(source, id): Edge(source, id) for source in inputs}
+        return id
 
-    def step(self, eqn: Any, inputs: list[Flow], box: str | None) -> list[Flow]:
+    def step(self, eqn: JaxprEqn, inputs: list[Flow], again: Callable) -> Sequence[Flow]:
         """The flows of one equation's outputs."""
-        name = str(eqn.params.get("name", ""))
-        if name.startswith(MARK):
-            return self.layer(int(name.removeprefix(MARK)), eqn, inputs, box)
-        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if isinstance(inner, (Jaxpr, ClosedJaxpr)) and len(_invars(inner)) == len(inputs):
-            if eqn.primitive.name == "scan" and _marks(inner):
-                id = f"{box or ''}/×{eqn.params['length']}"
-                self.boxes[id] = Box(id, f"× {eqn.params['length']}", box, times=eqn.params["length"])
-                box = id
-            return self.read(inner, inputs, box)
+        if entry := entry_of(eqn):
+            number, what = entry
+            return (self.enter if what == "x" else self.leave)(number, self.notes[number].layer.path, inputs)
+        inner, box = inner_jaxprs(eqn), self.box
+        if eqn.primitive.name == "cond":
+            return [_union(flows) for flows in zip(*(again(part)(*inputs[1:]) for part in inner), strict=True)]
+        if len(inner) == 1 and len(getattr(inner[0], "jaxpr", inner[0]).invars) == len(inputs):
+            if eqn.primitive.name == "scan" and any(map(entry_of, equations(inner[0]))):
+                self.box, times = f"{box or ''}/×{eqn.params['length']}", eqn.params["length"]
+                self.boxes[self.box] = Box(self.box, f"× {times}", box, times=times)
+            found = again(inner[0])(*inputs)
+            self.box = box
+            return found
         sources = _union(inputs)
-        flowing = {flow for flow in inputs if flow}
-        if len(flowing) > 1:  # two flows meet
+        if len({flow for flow in inputs if flow}) > 1:  # two flows meet
             label = _JOINS.get(eqn.primitive.name, eqn.primitive.name)
-            sources = (self.add(f"{box + '.' if box else ''}{label}", label, "join", box, sources),)
+            sources = (self.add(f"{box + '.' if box else ''}{label}", label, "join", sources),)
         return [sources] * len(eqn.outvars)
 
-    def layer(self, number: int, eqn: Any, inputs: list[Flow], box: str | None) -> list[Flow]:
+    def enter(self, number: int, path: str, inputs: list[Flow]) -> list[Flow]:
+        """The flows in a layer, from those of its x."""
+        sources, first = _union(inputs), self.shown.folded.get(path)
+        if first is not None and self.made.get(first) == sources:
+            id = next(id for id, drawn in self.layers.items() if drawn == first)
+            self.boxes[id] = replace(self.boxes[id], times=self.boxes[id].times + 1)
+            self.as_one[number] = sources
+        elif first is not None or path in self.shown.nodes:
+            id = self.add(path, self.label(number), "layer", sources)
+            self.layers[id] = path
+            self.as_one[number] = (id,)
+        elif path in self.shown.boxes:
+            id = self.free(path)
+            self.boxes[id] = Box(id, title_of(self.notes[number].layer.own), self.box)
+            self.box, self.layers[id] = id, path
+            if len(sources) == 1:  # one flow comes in: if it splits inside, the box shows where
+                split = self.add(f"{id}.x", "", "split", sources)
+                self.starts[split] = path
+                return [(split,) if flow else () for flow in inputs]
+        return [self.as_one.get(number, flow) for flow in inputs]
+
+    def leave(self, number: int, path: str, inputs: list[Flow]) -> list[Flow]:
+        """The flows behind a layer, from those of its output."""
+        if number not in self.as_one and path in self.shown.boxes and self.box is not None:
+            self.box = self.boxes[self.box].parent
+            self.made[path] = output = _union(inputs)
+            if len(output) == 1 and self.nodes[output[0]].kind == "join":
+                self.ends.setdefault(output[0], path)
+        return [self.as_one.get(number, flow) for flow in inputs]
+
+    def label(self, number: int) -> str:
         note = self.notes[number]
-        sources = _union(inputs)
-        if note.repeats is not None and self.made.get(note.repeats) == sources:
-            first = next(id for id, n in self.of_note.items() if n == note.repeats)
-            self.boxes[first] = replace(self.boxes[first], times=self.boxes[first].times + 1)
-            return [sources] * len(eqn.outvars)
-        if not note.container:
-            lines = [title_of(note.layer), note.shapes]
-            lines += [f"{note.parameters:,} parameters"] * bool(note.parameters)
-            lines += [f"{note.inside:,} layer{'s' * (note.inside > 1)} inside"] * bool(note.inside)
-            id = self.add(note.path, "\n".join(line.replace("$", r"\$") for line in lines), "layer", box, sources)
-            self.of_note[id] = number
-            return [(id,)] * len(eqn.outvars)
-        id = note.path
-        while id in self.boxes or id in self.nodes:
-            id += "'"
-        self.boxes[id] = Box(id, title_of(note.layer), box)
-        self.of_note[id] = number
-        if len(sources) == 1:  # one flow comes in: if it splits inside, the box shows where
-            split = self.add(f"{id}.x", "", "split", id, sources)
-            self.starts[split] = note.path
-            inputs = [(split,) if flow else () for flow in inputs]
-        found = self.read(eqn.params["jaxpr"], inputs, id)
-        self.made[number] = output = _union(found[: note.outputs])
-        if len(output) == 1 and self.nodes[output[0]].kind == "join":
-            self.ends.setdefault(output[0], note.path)
-        return found
+        parameters = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(note.parts["params"]))
+        inside = self.shown.nodes.get(note.layer.path, 0)
+        lines = [title_of(note.layer.own), f"{shape_text(note.parts['x'])} → {shape_text(note.parts['output'])}"]
+        lines += [f"{parameters:,} parameters"] * bool(parameters)
+        lines += [f"{inside:,} layer{'s' * (inside > 1)} inside"] * bool(inside)
+        return "\n".join(line.replace("$", r"\$") for line in lines)
 
 
 def _union(flows: Sequence[Flow]) -> Flow:
     return tuple(dict.fromkeys(id for flow in flows for id in flow))
-
-
-def _invars(jaxpr: Any) -> Any:
-    return jaxpr.jaxpr.invars if isinstance(jaxpr, ClosedJaxpr) else jaxpr.invars
-
-
-def _marks(jaxpr: Any) -> bool:
-    """Whether there is a marked layer somewhere in a jaxpr."""
-    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    for eqn in jaxpr.eqns:
-        if str(eqn.params.get("name", "")).startswith(MARK):
-            return True
-        if any(_marks(p) for p in eqn.params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))):
-            return True
-    return False
 
 
 @dataclass(frozen=True)
@@ -159,19 +188,19 @@ class Program:
 
 def of_layers(net: Network, title: str, depth: int, keep: str = "") -> Program:
     """The program that a network's forward is, the layer with the leaf `keep` drawn by itself."""
-    notes: dict[int, Note] = {}
-    marked = mark(net.layer.layers, (), notes, depth + 1, keep)
-    theta = jax.ShapeDtypeStruct((net.layout.size,), net.dtype)
-    params, x = jax.eval_shape(net.layout.unflatten, theta), batch_of(net.input)
-    closed = jax.make_jaxpr(lambda params, x: marked.layer.forward(params, x, Context())[0])(params, x)
-    reader = _Reader(notes)
+    notes = Notes(forward=True)
+    network, shown = named_layers(net.layer.layers, notes), Shown()
+    shown.add(network.inside, depth, keep)
+    params, x = net.params_spec, batch_of(net.input)
+    program = jax.make_jaxpr(lambda params, x: network.layer.forward(params, x, Context())[0])(params, x)
+    reader = _Reader(notes.calls, shown)
     reader.nodes["x"] = Node("x", f"$x$\n{shape_text(x)}", "input", fixed=True)
     flows = [()] * len(jax.tree.leaves(params)) + [("x",)] * len(jax.tree.leaves(x))
-    output = _union(reader.read(closed, flows, None))
+    output = _union(replay(program, reader.step, lambda value: value if isinstance(value, tuple) else ())(*flows))
     graph = _tidied(reader, output, title)
     there = {node.id for node in graph.nodes} | {box.id for box in graph.boxes}
-    layers = {id: notes[n].path for id, n in reader.of_note.items() if id in there}
-    folded = {n.path: notes[n.repeats].path for n in notes.values() if n.repeats is not None and n.path not in there}
+    layers = {id: path for id, path in reader.layers.items() if id in there}
+    folded = {path: first for path, first in shown.folded.items() if path not in there}
     return Program(graph, output, layers, reader.starts, reader.ends, folded)
 
 
@@ -203,7 +232,7 @@ def _tidied(reader: _Reader, output: Flow, title: str) -> Graph:
     used = {box for node in nodes.values() for box in around(node.box, reader.boxes)}
     boxes = [box for box in reader.boxes.values() if box.id in used]
     boxes = [
-        replace(box, label=f"{box.label}  × {box.times}") if box.times > 1 and box.id in reader.of_note else box
+        replace(box, label=f"{box.label}  × {box.times}") if box.times > 1 and box.id in reader.layers else box
         for box in boxes
     ]  # a loop's box says so already
     return Graph(tuple(nodes.values()), tuple(edges.values()), tuple(boxes), title, "down")

@@ -17,15 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..trace import Record, Step
-from .graph import Edge, Graph, Node
+from ..record import Record, Step
+from .graph import Edge, Node
+from .output import Graph
 from .program import Program, around
 
 
 def recorded(program: Program, record: Record) -> Graph:
     """The program's graph with the numbers of a record of one example."""
     steps: dict[str, list[Step]] = {}
-    for step in sorted(record.steps, key=lambda step: -step.began):  # going forward
+    for step in record.forward:
         steps.setdefault(program.drawn(step.path), []).append(step)
     calls: dict[str, list[str]] = {}  # the nodes of a layer that is called more than once
     for id, path in program.layers.items():

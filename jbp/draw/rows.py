@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .graph import Edge, Graph, Node, number, value_text
+from .graph import Edge, Node, Plan, number, value_text
 from .layout import Placed, Point, extent_of
 
 BESIDE = ("parameters", "target", "weight")  # at the level of layers: stand at the left of what they go into
@@ -52,7 +52,7 @@ class _Part:
         )  # fmt: skip
 
 
-def rows(graph: Graph) -> Placed:
+def rows(graph: Plan) -> Placed:
     done = Placed(smooth=False)
     done.size = {node.id: _layer_size(node) for node in graph.nodes}
     parent = {box.id: box.parent for box in graph.boxes} | {node.id: node.box for node in graph.nodes}
@@ -115,7 +115,7 @@ def rows(graph: Graph) -> Placed:
     return done
 
 
-def _spot(graph: Graph, edge: Edge, path: list[Point]) -> Point | None:
+def _spot(graph: Plan, edge: Edge, path: list[Point]) -> Point | None:
     """Where δ along an edge is written: only where a value goes to several places, else its node says the same."""
     if edge.delta is None or len(graph.out[edge.source]) < 2:
         return None
@@ -212,7 +212,7 @@ def _wrapped(whole: _Part) -> list[tuple[float, float, int]]:
 
 
 def _route(
-    graph: Graph,
+    graph: Plan,
     edge: Edge,
     done: Placed,
     lane: list[Point] | None,

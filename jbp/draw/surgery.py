@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ..chain import Chain
 from ..network import Network
-from .chain import Chain, Numbers, places_of
-from .graph import Box, Edge, Graph, Node, math_label, symbol
+from .graph import Box, Edge, Node, highlighted, math_label, symbol
 from .neurons import groups, letter_of, name_of, neuron, piece, rows
+from .numbers import Numbers
+from .output import Graph
+from .titles import title_of
 
 
 def _given(array: np.ndarray | None) -> np.ndarray:
@@ -38,6 +41,9 @@ class _Surgery:
         """Values of layer ℓ, or None without numbers."""
         return None if self.numbers is None else getattr(self.numbers, name)[l - (1 if name == "a" else 2)]
 
+    def g(self, l: int) -> str:
+        return ", ".join(map(title_of, self.chain.behind[l - 2]))
+
     def caption(self, label: str) -> str:
         self.boxes.append(Box(f"column {self.column}", label, frame=False))
         return f"column {self.column}"
@@ -54,23 +60,22 @@ class _Surgery:
         letter, upper = letter_of(self.chain, l)
         given = [range(only, only + 1)] if only is not None else self.rows(self.chain.widths[l - 1], l)
         box = self.caption("input, fixed" if letter == "x" else f"layer {l}, fixed")
-        return [
-            (row, self.add(neuron(letter, upper, row, self.of("a", l), kind="input", fixed=True, box=box,
-                                   place=(self.column, at))))
-            for at, row in enumerate(given)
-        ]  # fmt: skip
+        return self.stacked(letter, upper, given, self.of("a", l), kind="input", fixed=True, box=box)
+
+    def stacked(self, letter: str, upper: int | None, given: list[range], values: Any, **settings: Any) -> list:
+        """Rows of neurons as a column: (row, node)."""
+        place = lambda at: (self.column, at)
+        made = (neuron(letter, upper, row, values, place=place(at), **settings) for at, row in enumerate(given))
+        return [(row, self.add(node)) for row, node in zip(given, made, strict=True)]
 
     def neurons(self, l: int, given: list[range] | None = None, folded: bool = False) -> list[tuple[range, Node]]:
         """A column of neurons: a^ℓ where g is element-wise or layers before are folded away, else the sums z^ℓ."""
         letter = "a" if self.chain.elementwise[l - 2] or folded else "z"
         kind: Any = "neuron" if letter == "a" else "sum"
-        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else f"\n{self.chain.g[l - 2]}"))
+        box = self.caption(f"layer {l}" + (", sums" if letter == "z" else f"\n{self.g(l)}"))
         width = (self.chain.widths[l - 1 :] if letter == "a" else self.chain.sums[l - 2 :])[0]
         given = self.rows(width, l) if given is None else given
-        return [
-            (row, self.add(neuron(letter, l, row, self.of(letter, l), kind=kind, box=box, place=(self.column, at))))
-            for at, row in enumerate(given)
-        ]
+        return self.stacked(letter, l, given, self.of(letter, l), kind=kind, box=box)
 
     def slope(self, l: int) -> np.ndarray | None:
         """∂(node of layer ℓ)/∂z^ℓ: the diagonal where g is element-wise, else 1 for the sums."""
@@ -116,18 +121,11 @@ class _Surgery:
     def behind(self, l: int, sums: list) -> list[tuple[range, Node]]:
         """The column of a^ℓ behind the sums, where g is not element-wise."""
         self.column += 2
-        box = self.caption(f"layer {l}\n{self.chain.g[l - 2]}")
-        column = [
-            (row, self.add(neuron("a", l, row, self.of("a", l), kind="neuron", box=box, place=(self.column, at))))
-            for at, row in enumerate(self.rows(self.chain.widths[l - 1], l))
-        ]
+        column = self.neurons(l, folded=True)
         slope = None if self.numbers is None else self.numbers.slope[l - 2]
-        depends = _given(self.chain.depends[l - 2])
-        depends = depends if slope is None else depends | (slope != 0)
         for j, node in column:
             for k, source in sums:
-                if depends[np.ix_(j, k)].any():
-                    self.edges.append(Edge(source.id, node.id, partial=piece(slope, j, k)))
+                self.edges.append(Edge(source.id, node.id, partial=piece(slope, j, k)))
         return column
 
     def finish(self, outputs: list) -> None:
@@ -174,12 +172,6 @@ def _wide(array: np.ndarray, row: range) -> Any:
 
 def finished(graph: Graph, highlight: str | None, known: bool) -> Graph:
     """The graph with ∂C/∂ at its nodes, if the numbers are known, and the paths from `highlight` to C marked."""
-    after = {highlight} if highlight else set()
-    for _ in range(len(graph.nodes)):  # what depends on it
-        more = {e.target for e in graph.edges if e.source in after} - after
-        if not more:
-            break
-        after |= more
     total: dict[str, np.ndarray] = {"C": np.eye(1)}  # base case; then the induction over the reversed order
     unknown: set[str] = set()
     if known:
@@ -190,16 +182,9 @@ def finished(graph: Graph, highlight: str | None, known: bool) -> Graph:
                 continue
             parts = [total[e.target] @ np.atleast_2d(e.partial) for e in out]
             total[node.id] = np.sum(parts, axis=0)
-    nodes = tuple(
-        replace(
-            node,
-            derivative=_plain(total[node.id]) if node.id in total and known and not node.fixed else None,
-            highlighted=node.id in after,
-        )
-        for node in graph.nodes
-    )
-    edges = tuple(replace(e, highlighted=e.source in after) for e in graph.edges)
-    return Graph(nodes, edges, graph.boxes, graph.title, graph.direction)
+    known_at = lambda node: node.id in total and known and not node.fixed
+    nodes = [replace(node, derivative=_plain(total[node.id]) if known_at(node) else None) for node in graph.nodes]
+    return replace(graph, **highlighted(nodes, graph.edges, highlight))
 
 
 def _plain(row: np.ndarray) -> Any:
@@ -210,11 +195,11 @@ def whole(
     net: Network, chain: Chain, numbers: Numbers | None, most: int, most_layers: int, highlight: str | None
 ) -> Graph:
     """Every weight and bias a node; multiplication at nodes."""
-    keep = _kept(net, highlight)
+    keep = _kept(net, chain, highlight)
     build = _Surgery(chain, numbers, most, keep)
-    has_bias = [f"{i}.b" in net.layout.names for i in places_of(net)]
+    has_bias = [f"{i}.b" in net.layout.names for i in chain.places]
     before = build.first()
-    followed = [parts_of(net, highlight)[0]] if highlight else []
+    followed = [parts_of(net, chain, highlight)[0]] if highlight else []
     for group in groups(2, len(chain.widths), most_layers, followed):
         build.column += 1
         l = group[0]
@@ -240,7 +225,7 @@ def whole(
                 shown += 1
             for beside, (k, _) in enumerate(before):
                 if len(k) == 1:
-                    name = net.layout.symbol_at(f"{places_of(net)[l - 2]}.w", (k[0], j[0]))
+                    name = net.layout.symbol_at(f"{chain.places[l - 2]}.w", (k[0], j[0]))
                     value = piece(w, j, k)
                     build.add(Node(name, math_label(name), "weight", value, box=parameters, place=(column, at, beside)))
                     partial_ = None if slope is None else slope * float(a[k[0]])
@@ -260,27 +245,25 @@ def whole(
     return build.graph(f"The computational graph of the network {name_of(net, chain)}", highlight)
 
 
-def _kept(net: Network, highlight: str | None) -> dict[int, list[int]]:
+def _kept(net: Network, chain: Chain, highlight: str | None) -> dict[int, list[int]]:
     """{ℓ: neurons that a symbol names}."""
     if highlight is None:
         return {}
-    l, j, k = parts_of(net, highlight)
+    l, j, k = parts_of(net, chain, highlight)
     return {l: [j]} if k is None else {l: [j], l - 1: [k]}
 
 
-def parts_of(net: Network, name: str) -> tuple[int, int, int | None]:
+def parts_of(net: Network, chain: Chain, name: str) -> tuple[int, int, int | None]:
     """(ℓ, j, k) of w^ℓ_{j←k}, k None for b^ℓ_j."""
-    i = net.layout.index(name)
-    leaf = max(n for n, offset in enumerate(net.layout.offsets[:-1]) if offset <= i and net.layout.sizes[n])
-    place, _, letter = net.layout.names[leaf].partition(".")
-    where = [int(n) for n in np.unravel_index(i - net.layout.offsets[leaf], net.layout.shapes[leaf])]
-    l = places_of(net).index(int(place)) + 2
+    leaf, where = net.layout.locate(net.layout.index(name))
+    place, _, letter = leaf.partition(".")
+    l = chain.places.index(int(place)) + 2
     return (l, where[1], where[0]) if letter == "w" else (l, where[0], None)
 
 
 def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, most_layers: int, name: str) -> Graph:
     """The graph for one weight or bias: only what depends on it, and what it meets."""
-    l, j, k = parts_of(net, name)
+    l, j, k = parts_of(net, chain, name)
     build = _Surgery(chain, numbers, most, {l: [j]})
     meets = build.first(only=k, l=l - 1) if k is not None else []
     kind: Any = "weight" if k is not None else "bias"

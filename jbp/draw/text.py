@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from ..paint import FILLS, INK, RED
-from .graph import Box, Edge, Graph, Node, number, split_symbol, value_text
+from .graph import Box, Edge, Node, Plan, number, split_symbol, value_text
 
 _SHAPES = {"neuron": "circle", "sum": "circle", "cost": "doublecircle", "join": "circle", "split": "point"}
 
@@ -24,14 +24,14 @@ def _lines(node: Node) -> list[str]:
     )
 
 
-def _edge_text(graph: Graph, edge: Edge) -> str:
+def _edge_text(graph: Plan, edge: Edge) -> str:
     value = edge.weight if edge.weight is not None else edge.partial
     if edge.delta is not None and len(graph.out[edge.source]) > 1:
         return f"δ {number(edge.delta)}"
     return number(value) if isinstance(value, float) else ""
 
 
-def _inside(graph: Graph) -> Iterator[tuple[str, Node | Box | None]]:
+def _inside(graph: Plan) -> Iterator[tuple[str, Node | Box | None]]:
     """(indent, what) of each node, of each box before what is inside it, and None where a box ends."""
     nodes: dict[str | None, list[Node]] = {}
     boxes: dict[str | None, list[Box]] = {}
@@ -65,7 +65,7 @@ def _html(line: str) -> str:
     return f"<I>{letter}</I>" + f"<SUP>{upper}</SUP>" * bool(upper) + f"<SUB>{lower}</SUB>" * bool(lower)
 
 
-def dot(graph: Graph) -> str:
+def dot(graph: Plan) -> str:
     title = _quoted(graph.title)
     out = ["digraph {", f"  rankdir={'LR' if graph.direction == 'right' else 'TB'}; label={title}; labelloc=t;",
            '  node [shape=box style=filled fillcolor=white fontsize=11]; edge [fontsize=9];']  # fmt: skip
@@ -103,7 +103,7 @@ def _mermaid_text(text: str) -> str:
     return text.replace("&", "#amp;").replace('"', "#quot;").replace("<", "#lt;").replace(">", "#gt;")
 
 
-def mermaid(graph: Graph) -> str:
+def mermaid(graph: Plan) -> str:
     short = {node.id: f"n{i}" for i, node in enumerate(graph.nodes)}
     out = [f"flowchart {'LR' if graph.direction == 'right' else 'TB'}"]
     numbers = iter(range(len(graph.boxes)))

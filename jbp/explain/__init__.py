@@ -20,8 +20,8 @@ import numpy as np
 
 from ..compare import in_float64
 from ..layer import Context, InputError, Theta
+from ..record import Record, Step, run
 from ..reverse import Cost
-from ..trace import Record, Step, run
 from .agreement import note, rounding
 from .argument import Argument, braced, contributions_of
 from .parts import Explanation as Explanation
@@ -74,10 +74,9 @@ def explain(
 def _located(cost: Cost, record: Record, i: int) -> tuple[Step, Any, tuple[int, ...]]:
     """Coordinate i: the step of the layer (in a loop, of the turn) that it is used in, its leaf's pair, where in it."""
     layout = cost.layout
-    k = max(k for k, offset in enumerate(layout.offsets[:-1]) if offset <= i and layout.sizes[k])
-    name, shape = layout.names[k], layout.shapes[k]
-    where = tuple(int(j) for j in np.unravel_index(i - layout.offsets[k], shape))
-    leaf, loops = record.leaves[name], shape[: record.leaves[name].depth]
+    name, where = layout.locate(i)
+    leaf = record.leaves[name]
+    loops = layout.shapes[layout.names.index(name)][: leaf.depth]
     turns = sorted((step for step in record.steps if step.path == leaf.owner), key=lambda step: step.turn or 0)
     if len(turns) != math.prod(loops):
         raise InputError(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..layers.compose import Tap
 from ..pair import Outer, Pair, Sum
-from ..trace import Record, Step
+from ..record import Record, Step
 from .argument import contributions_of, numbers
 
 ULPS = 2  # of δ at each layer: half of one going forward, for f′, for the product, and for the sum
@@ -26,7 +26,7 @@ def rounding(
     """
     counts = _counts(pair, where, _norms(owner.delta))
     size = counts * _norms(owner.delta)
-    for step, delta in reversed(record.route(owner)):  # from the leaf up: what δ counts in ∂C_n/∂w, by its norms
+    for step, delta, _ in reversed(record.route(owner)):  # from the leaf up: what δ counts in ∂C_n/∂w, by its norms
         before, after = _norms(step.delta), _norms(delta)
         size += counts * np.maximum(before, after)  # a layer's terms may be as large as δ above it, and cancel
         counts = counts * _ratio(after, before)

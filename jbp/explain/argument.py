@@ -7,14 +7,16 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..activations import Activation
+from ..chain import chain_of
 from ..layer import wide
 from ..layers.dense import Dense
 from ..pair import Outer, Pair, Sum
+from ..record import Record, Step
 from ..reverse import Cost
-from ..trace import Record, Step
 from .equations import equations_of
 from .parts import Line, Part, Term, Vector
 
@@ -50,8 +52,8 @@ class Argument:
         """From the base case to the last product."""
         last, place = self._last_product(owner, pair, where)
         below = [last]
-        for step, delta in reversed(self.record.route(owner)):
-            part, place = self._inductive_step(step, delta, place)
+        for step, delta, through in reversed(self.record.route(owner)):
+            part, place = self._inductive_step(step, delta, through, place)
             below.append(part)
         parts = [self._base_case(place), *below[::-1]]
         return self._by_layer(parts) if self.chain else parts
@@ -66,11 +68,13 @@ class Argument:
     @cached_property
     def chain(self) -> list[str]:
         """The text's ℓ of each layer's output, if at most one activation is behind each dense layer; else empty."""
-        layers = self.cost.network.layers
-        dense = [isinstance(layer, Dense) for layer in layers]
-        known = all(isinstance(layer, (Dense, Activation)) for layer in layers)
-        single = all(dense[i] or dense[i - 1] or not any(dense[:i]) for i in range(len(layers)))
-        if not (known and single and self.cost.layout.is_chain and len(self.cost.network.input.shape) == 1):
+        chain, layers = chain_of(self.cost.network), self.cost.network.layers
+        if chain is None or len(self.cost.network.input.shape) != 1 or any(len(g) > 1 for g in chain.behind):
+            return []
+        dense = [i in chain.places for i in range(len(layers))]
+        if not all(
+            isinstance(layer, Activation) for layer, is_dense in zip(layers, dense, strict=True) if not is_dense
+        ):
             return []
         return [braced(l) for l in itertools.accumulate(dense, initial=1)][1:]
 
@@ -111,8 +115,11 @@ class Argument:
         line = Line(name + place, "", (), self._number(self.record.delta, at))
         return replace(part, given=tuple(given), lines=(line,))
 
-    def _inductive_step(self, step: Step, delta: Any, at: Place) -> tuple[Part, Place]:
-        """The part for one link of the route, and the place of the δ above it that the followed one needs most."""
+    def _inductive_step(self, step: Step, delta: Any, through: bool, at: Place) -> tuple[Part, Place]:
+        """The part for one link of the route, and the place of the δ above it that the followed one needs most.
+
+        `through`: whether δ went through the layer, and is not one that a container made for a layer in it.
+        """
         part = Part(
             f"Inductive step: back through layer {step.name}, {step.kind}",
             (step.path,),
@@ -120,7 +127,7 @@ class Argument:
             before=self._vector(self._delta(step), step.delta),
             after=self._vector(self._delta_x(step), delta),
         )
-        if delta is not step.delta_x:
+        if not through:
             title = f"Inside layer {step.name}, {step.kind}: δ for a layer in it"
             return replace(part, title=title, after=self._vector(f"δ inside {step.name}", delta)), None
         if not isinstance(step.layer, (Dense, Activation)):
@@ -135,7 +142,7 @@ class Argument:
             line = Line(left, f"Σ_i {' '.join(name('i'))}", terms, value)
             return replace(part, lines=(line,)), (*t, int(np.abs(w * d).argmax()))
         z, a = self._value("z" if self.chain else "x", step, *at), self._value("a", step, *at)
-        slope = self._number(step.layer.slope(wide(step.saved)), at)
+        slope = self._number(step.layer.slope(wide(jnp.asarray(step.saved))), at)
         term = Term((f"f′({z})", self._delta(step, *at)), (slope, self._number(step.delta, at)))
         given = (z, self._number(step.x, at)), (a, self._number(step.output, at))
         return replace(part, given=given, lines=(Line(left, " · ".join(term.names), (term,), value),)), at

@@ -259,6 +259,15 @@ class Tap:
                 f"Tap: expected fn as a function of delta, got {self.fn!r}. As in Tap(lambda delta: delta)."
             )
 
+    @property
+    def elementwise(self) -> bool | None:
+        """True where `fn` hands δ on unchanged, as its own program says; else unknown, as backward is no derivative."""
+        try:
+            program = jax.make_jaxpr(self.fn)(jax.ShapeDtypeStruct((1, 1), jnp.result_type(float)))
+        except Exception:  # it takes a δ of another shape, or looks at its values
+            return None
+        return program.jaxpr.outvars == program.jaxpr.invars or None
+
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         return ()
 

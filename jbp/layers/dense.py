@@ -10,7 +10,7 @@ Source: the text's induction; Rumelhart, Hinton & Williams 1986.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,7 @@ class Dense:
     bias: bool = True
     weights: str | Initializer = "lecun_normal"
     biases: str | Initializer = "zeros"
+    affine: ClassVar[bool] = True
 
     def __post_init__(self):
         if not isinstance(self.width, (int, np.integer)) or isinstance(self.width, bool) or self.width < 1:

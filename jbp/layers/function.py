@@ -8,7 +8,7 @@ Saved: x; the function runs again in reverse. The other way, a layer as a JAX fu
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Function:
     apply: Callable[[Any, Any], Any]
     mixes_examples: bool = False
     name: str | None = None
+    elementwise: ClassVar[bool] = False
 
     def __post_init__(self):
         for name, given in (("init", self.init_params), ("apply", self.apply)):

@@ -24,6 +24,7 @@ SHARDED = "shard_map"
 LINEAR = ("custom_lin", "call_hi_primitive_linearized")
 # The parameter that holds what is called: of calls without a rule for a derivative, and of all.
 PLAIN = dict.fromkeys(("closed_call", "core_call", "eval_jaxpr"), "call_jaxpr") | {VMAP: "call"}
+INLINE = ("jit", "pjit", *PLAIN, "checkpoint", "remat2", "compute_on", "xla_metadata_call")  # nothing but a call
 CALLS = PLAIN | dict.fromkeys(RULES.values(), "call_jaxpr") | {"remat_opt": "fwd_jaxpr"}  # of optimize_remat=True
 
 _HiPrim: Any = getattr(hijax, "HiPrim", None) or getattr(hijax, "VJPHiPrimitive", None)

@@ -7,19 +7,18 @@ the call in the reverse pass. In a loop (`lax.scan`) both are stacked turn by tu
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from .calls import PLAIN, SHARDED, argument_names, has_rule, inner_jaxprs, name_of, primal_of, scan_inputs, source_of
-from .replay import aval_of, bind, equations, replay
+from .calls import INLINE, SHARDED, argument_names, has_rule, inner_jaxprs, name_of, primal_of, source_of
+from .replay import bind, equations
+from .taps import Path, handed_out
 
-INLINE = ("jit", "pjit", *PLAIN, "checkpoint", "remat2", "compute_on", "xla_metadata_call")
 PASSED = ("cond", "scan")
 LIBRARIES = (
     "/jax/_src/",
@@ -28,8 +27,6 @@ LIBRARIES = (
     "/jbp/programs/",
     "<string>",
 )
-
-Path = tuple[int, ...]  # of an equation: its place in the jaxpr, which inner jaxpr of it, the place in there, …
 
 
 @dataclass(frozen=True)
@@ -152,74 +149,16 @@ class Tapped:
         return [[_zeros(site.loops, v.aval) for v in site.eqn.outvars] for site in self.sites]
 
     def __call__(self, args: Sequence[Any], probes: Sequence[Sequence[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
-        outs, taps = self._run(self.jaxpr, (), args, dict(enumerate(probes)))
-        return outs, [taps[i][0] for i in range(len(self.sites))], [taps[i][1] for i in range(len(self.sites))]
+        def at(eqn: JaxprEqn, values: list[Any], zeros: Sequence[Any]) -> tuple[Sequence[Any], Any]:
+            outs = [out if z is None else out + z for out, z in zip(bind(eqn, values), zeros, strict=True)]
+            return outs, (list(values), jnp.asarray(True))
 
-    def _run(
-        self, jaxpr: Any, path: Path, args: Sequence[Any], probes: dict[int, Any]
-    ) -> tuple[list[Any], dict[int, Any]]:
-        taps: dict[int, Any] = {}
-        index = {id(eqn): i for i, eqn in enumerate(jaxpr.eqns)}
-
-        def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
-            here, name = (*path, index[id(eqn)]), eqn.primitive.name
-            inside = [i for i, site in enumerate(self.sites) if site.path[: len(here)] == here]
-            if inside and self.sites[inside[0]].path == here:
-                taps[inside[0]] = list(values), jnp.asarray(True)
-                zeros = probes[inside[0]]
-                return [out if z is None else out + z for out, z in zip(bind(eqn, values), zeros, strict=True)]
-            if not inside:
-                return bind(eqn, values)
-            run = self._loop if name == "scan" else self._branches if name == "cond" else self._inline
-            outs, more = run(eqn, here, values, {i: probes[i] for i in inside})
-            taps.update(more)
-            return outs
-
-        return replay(jaxpr, change)(*args), taps
-
-    def _inline(self, eqn: JaxprEqn, path: Path, values: list[Any], probes: dict[int, Any]) -> tuple[Any, Any]:
-        return self._run(inner_jaxprs(eqn)[0], (*path, 0), values, probes)
-
-    def _branches(self, eqn: JaxprEqn, path: Path, values: list[Any], probes: dict[int, Any]) -> tuple[Any, Any]:
-        index, *operands = values
-
-        def nothing(i: int) -> tuple[list[Any], Any]:
-            site, done = self.sites[i], _depth(probes[i], self.sites[i])
-            loops = site.loops[done:]
-            avals = [aval_of(v) for v in site.eqn.invars]
-            return [jnp.zeros((*loops, *a.shape), a.dtype) for a in avals], jnp.zeros(loops, bool)
-
-        def branch(k: int, jaxpr: Any) -> Callable:
-            def run(probes: dict[int, Any], *operands: Any) -> tuple[Any, Any]:
-                outs, taps = self._run(jaxpr, (*path, k), operands, probes)
-                return outs, {i: taps[i] if i in taps else nothing(i) for i in probes}
-
-            return run
-
-        return jax.lax.switch(index, [branch(*kj) for kj in enumerate(inner_jaxprs(eqn))], probes, *operands)
-
-    def _loop(self, eqn: JaxprEqn, path: Path, values: list[Any], probes: dict[int, Any]) -> tuple[Any, Any]:
-        p, (first, count) = eqn.params, scan_inputs(eqn)
-        consts, carry, xs = values[:first], values[first:][:count], values[first + count :]
-
-        def body(carry: Any, turn: Any) -> tuple[Any, Any]:
-            xs, some = turn
-            outs, taps = self._run(p["jaxpr"], (*path, 0), [*consts, *carry, *xs], some)
-            return outs[:count], (outs[count:], taps)
-
-        carry, (ys, taps) = jax.lax.scan(body, carry, (xs, probes), p["length"], p["reverse"])
-        return [*carry, *ys], taps
+        chosen = {site.path: given for site, given in zip(self.sites, probes, strict=True)}
+        outs, taps = handed_out(self.jaxpr, args, chosen, at)
+        return outs, [taps[site.path][0] for site in self.sites], [taps[site.path][1] for site in self.sites]
 
 
 def _zeros(loops: tuple[int, ...], aval: Any) -> Any:
     if not jnp.issubdtype(aval.dtype, jnp.inexact):
         return None
     return jnp.zeros((*loops, *aval.shape), aval.dtype)
-
-
-def _depth(probes: Sequence[Any], site: Site) -> int:
-    """How many loops around a site we are in, told by what its probes have lost of their first axes."""
-    for probe, v in zip(probes, site.eqn.outvars, strict=True):
-        if probe is not None:
-            return len(site.loops) - (probe.ndim - len(aval_of(v).shape))
-    return len(site.loops)
