@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from .descent import Descent
 from .history import Best, History, Search, plain_numbers
 from .layer import described
-from .state import End, State, named
+from .state import End, State, by_name
 from .stream import Batches, Block, Shuffled
 
 SECONDS_PER_CALL = 1.0  # after about this long the program comes back to Python: for the bar, Ctrl-C, the cost
@@ -155,7 +155,7 @@ class Course:
         if search.best and search.best.epoch > len(records):  # it went back behind that epoch
             search = Search(search.by, None, len(records))
         return replace(
-            self.origin, leaves=named("theta", self.descent.params) | named("optimizer", self.descent.state), step=step,
+            self.origin, leaves=by_name("theta", self.descent.params) | by_name("optimizer", self.descent.state), step=step,
             seconds=self.seconds, history=History(self.costs[0][:step], records), search=search, owed=self.owed,
         )  # fmt: skip
 

@@ -22,7 +22,7 @@ BACK_SECONDS, BACK_STEPS, BACK_BYTES = 10.0, 32, 4 * BLOCK_BYTES
 
 # From so many parameters on, each step is a call: in a loop, XLA copies most weights before it writes them anew. A call
 # costs about 0.1 ms, such a step many times that.
-MANY = 1 << 25
+LARGE_THETA = 1 << 25
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Descent:
 
     def _run(self, block: Block, i: int, stop: int) -> np.ndarray:
         program, inputs = (self.cost, self._rule(block), self.steer, block.cut), self._inputs(block, self.step - i)
-        if self.cost.layout.size < MANY:
+        if self.cost.layout.size < LARGE_THETA:
             self.params, self.state, costs = _advance(*program, *inputs, self.params, self.state, i, stop)
             return np.asarray(costs)[i:stop]
         Cs = []

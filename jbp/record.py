@@ -20,7 +20,7 @@ import numpy as np
 
 from .layer import Context, InputError, Layer, Theta, called, wide_dtype
 from .named import Leaf, Note, Notes, named_layers, read_leaf
-from .programs.names import Hidden, Loop, Met, lineage, origins
+from .programs.names import Hidden, Loop, NamedValue, lineage, origins
 from .programs.once import evaluated
 from .programs.taps import Path, handed_out
 from .reader import Reader, readers
@@ -189,12 +189,12 @@ class _Call:
     note: Note
     parent: "_Call | None"
     loops: tuple[Loop, ...]
-    met: dict[str, list[Met]] = field(default_factory=dict)
+    met: dict[str, list[NamedValue]] = field(default_factory=dict)
     maps: tuple[int, ...] = ()
     holds: bool = False  # whether there are calls in it
 
     @property
-    def handed(self) -> list[Met]:
+    def handed(self) -> list[NamedValue]:
         """The names whose values are handed out: of the network its ends; of a container not what its layers saved."""
         left_out = (*PARTS[:4], "delta_x") if self.parent is None else ("saved",) if self.holds else ()
         return [met for part in ("ran", *PARTS) if part not in left_out for met in self.met.get(part, ())]
@@ -214,7 +214,7 @@ class _Call:
         if part not in self.note.parts or any(met.path not in found for met in self.met.get(part, ())):
             return None
 
-        def of(met: Met) -> Any:
+        def of(met: NamedValue) -> Any:
             axes = range(len(self.maps))[len(self.maps) - len(met.name.mapped) :]
             mapped = (i for i, there in zip(axes, met.name.mapped, strict=False) if there)
             return found[met.path][tuple(turns[axis] for axis in (*self.loops, *mapped))]
@@ -230,7 +230,7 @@ class _Call:
         return [*itertools.chain(*places), *(-turns[i] for i in range(len(self.maps)))]
 
 
-def _calls(names: Sequence[Met], notes: Sequence[Note]) -> list[_Call]:
+def _calls(names: Sequence[NamedValue], notes: Sequence[Note]) -> list[_Call]:
     """All calls of backward, from the names in the order of the program: one begins, those inside follow, it ends."""
     calls: list[_Call] = []
     open: list[_Call] = []

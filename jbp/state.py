@@ -76,7 +76,7 @@ class State:
         return theta, self._placed("optimizer", optimizer)
 
     def _placed(self, part: str, specs: Any) -> Any:
-        due = named(part, specs)
+        due = by_name(part, specs)
         here = {name: leaf for name, leaf in self.leaves.items() if _part(name) == part}
         what, remedy = ("layout", "network") if part == "theta" else ("optimizer", "optimizer")
         for name in [*due, *here]:
@@ -241,7 +241,7 @@ def _write(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
         np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
-def named(part: str, tree: Any) -> dict[str, Any]:
+def by_name(part: str, tree: Any) -> dict[str, Any]:
     """{part.path: leaf} of a tree. Raises `InputError` if two have the same name."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     names = [".".join(filter(None, (part, jax.tree_util.keystr(p, simple=True, separator=".")))) for p, _ in paths]

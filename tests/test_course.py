@@ -366,7 +366,7 @@ def the_way_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(DESCENT, "BACK_SECONDS", 0.0)
         monkeypatch.setattr(DESCENT, "BACK_STEPS", 1)
     if request.param == "each step a call":
-        monkeypatch.setattr(DESCENT, "MANY", 0)
+        monkeypatch.setattr(DESCENT, "LARGE_THETA", 0)
 
 
 @pytest.mark.parametrize("at", range(11))

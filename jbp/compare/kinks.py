@@ -36,7 +36,7 @@ from .sides import Choices, Shares, places_to_exchange
 
 CHOSEN_AT_ONCE = 16  # choices that are run by one call
 MOST = 512  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
-ROUNDS = 8  # of least squares: one is enough unless kinks stand behind one another
+SOLVES = 8  # of least squares: one is enough unless kinks stand behind one another
 JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
 FIRM = 1e4  # what a condition on shares weighs beside the largest derivative by one
 
@@ -140,7 +140,7 @@ class Kinks:
             """(distance, shares, derivative) where the kinks of a group have one share."""
             nonlocal live
             best = math.inf, share, list[Any]()
-            for _ in range(ROUNDS):
+            for _ in range(SOLVES):
                 count = int(group.max()) + 1
                 here = np.array([share[group == k][0] for k in range(count)])
                 ones = np.repeat(here[None], 2 * count + 1, 0)

@@ -42,7 +42,9 @@ def network(
         net.layout.check(theta)
     chain = chain_of(net)
     return (
-        layers.usual(net, theta, depth) if chain is None else neurons.usual(net, chain, theta, max_neurons, max_layers)
+        layers.usual_by_layer(net, theta, depth)
+        if chain is None
+        else neurons.usual_by_neuron(net, chain, theta, max_neurons, max_layers)
     )
 
 

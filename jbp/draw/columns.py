@@ -6,10 +6,10 @@ An edge that passes a column has a slot of its own there, so it meets no node, a
 import itertools
 import math
 
-from .graph import Node, Plan, number
+from .graph import Node, Plan
 from .layout import Placed, Point, extent_of, is_usual, numbered
 
-NAMED = 24  # edges of the usual graph that have their names beside them; more would be a tangle
+NAMES_UP_TO = 24  # edges of the usual graph that have their names beside them; more would be a tangle
 
 
 Slot = tuple[tuple[int | float, ...], Node | int]  # where in the column, and what: a node, or the number of an edge
@@ -18,7 +18,7 @@ Slot = tuple[tuple[int | float, ...], Node | int]  # where in the column, and wh
 def columns(graph: Plan) -> Placed:
     """The places of a graph of neurons."""
     done, numbers, usual = Placed(), numbered(graph), is_usual(graph)
-    named = usual and len(graph.edges) <= NAMED
+    named = usual and len(graph.edges) <= NAMES_UP_TO
     done.size = {node.id: _size(node, numbers and not usual) for node in graph.nodes}
     table = _table(graph)
     heights = _heights(table, done, numbers, usual, named)
@@ -51,7 +51,7 @@ def columns(graph: Plan) -> Placed:
 
 def _size(node: Node, numbers: bool) -> Point:
     """Around its texts, and at least as large as such nodes are."""
-    shown = [number(v) for v in (node.value, node.derivative) if numbers and isinstance(v, float)]
+    shown = [number_text(v) for v in (node.value, node.derivative) if numbers and isinstance(v, float)]
     label, value = extent_of(node.label)[0], max((extent_of(text)[0] for text in shown), default=0.0)
     if node.kind == "rest":
         return max(1.25, label + 0.16), 0.62 if numbers or node.count > 1 else 0.44

@@ -12,7 +12,7 @@ from matplotlib.path import Path
 from .. import paint
 from ..paint import BLUE, FAINT, FILLS, GREY, INK, PALE, PINK, RED
 from .columns import columns
-from .graph import Edge, Node, Plan, math_label, number
+from .graph import Edge, Node, Plan, math_label
 from .layout import Placed, is_usual, numbered
 from .rows import layer_text, rows
 
@@ -99,11 +99,11 @@ def _edge(axes: Any, graph: Plan, edge: Edge, path: list, spot: Any, placed: Pla
     if graph.direction == "down":
         turned: dict[str, Any] = {"ha": "center", "rotation": 90} if len(path) == 4 else {"ha": "left"}
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
-        axes.text(*spot, number(edge.delta), va="center", fontsize=7, zorder=3, color=RED, bbox=white, **turned)
+        axes.text(*spot, number_text(edge.delta), va="center", fontsize=7, zorder=3, color=RED, bbox=white, **turned)
         return
-    text = number(edge.partial) if isinstance(edge.partial, float) else ""
+    text = number_text(edge.partial) if isinstance(edge.partial, float) else ""
     if usual:
-        text = _weight_name(graph, edge) + (f"\n{number(edge.weight)}" if edge.weight is not None else "")
+        text = _weight_name(graph, edge) + (f"\n{number_text(edge.weight)}" if edge.weight is not None else "")
     if text and (usual or numbers):
         axes.text(
             *spot, text, ha="center", va="center", fontsize=8 if usual else 7, zorder=3, linespacing=1.1,
@@ -178,8 +178,8 @@ def _node(axes: Any, graph: Plan, node: Node, placed: Placed, scale: Any) -> Non
         return
     if node.kind == "join" and node.derivative is not None:
         beside: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7, "zorder": 5}
-        axes.text(x - w / 2 - 0.05, y - 0.07, number(node.value), **beside)
-        axes.text(x - w / 2 - 0.05, y + 0.07, number(node.derivative), color=RED, **beside)
+        axes.text(x - w / 2 - 0.05, y - 0.07, number_text(node.value), **beside)
+        axes.text(x - w / 2 - 0.05, y + 0.07, number_text(node.derivative), color=RED, **beside)
     if node.kind in ("neuron", "sum", "cost", "join") or (node.kind == "input" and graph.direction == "right"):
         axes.add_artist(Circle((x, y), h / 2, **outline) if w == h else _rectangle(x, y, w, h, outline))
     else:
@@ -190,8 +190,8 @@ def _node(axes: Any, graph: Plan, node: Node, placed: Placed, scale: Any) -> Non
         axes.text(x, y - (0.07 if slope else 0), lines, linespacing=1.25, **text)
         axes.text(x, y + h / 2 - 0.12, slope, color=RED, **text)
         return
-    shown = "" if is_usual(graph) else number(node.value)
-    slope = "" if node.derivative is None or node.kind == "cost" else number(node.derivative)
+    shown = "" if is_usual(graph) else number_text(node.value)
+    slope = "" if node.derivative is None or node.kind == "cost" else number_text(node.derivative)
     if node.kind in ("weight", "bias") and shown:
         axes.text(x - w / 4, y, node.label, fontsize=10, **text)
         axes.text(x + w / 4 - 0.03, y - 0.085 if slope else y, shown, fontsize=7.5, **text)
@@ -237,6 +237,6 @@ def _colour_bar(drawn: Any, scale: Any, y: float) -> None:
     width, height = drawn.get_size_inches()
     bar = drawn.add_axes(((width / 2 - 1.2) / width, y / height, 2.4 / width, 0.09 / height))
     drawn.colorbar(ScalarMappable(scale, SIGNED), cax=bar, orientation="horizontal")
-    bar.set_xticks([scale.vmin, 0, scale.vmax], [number(scale.vmin), "0", number(scale.vmax)], fontsize=7)
+    bar.set_xticks([scale.vmin, 0, scale.vmax], [number_text(scale.vmin), "0", number_text(scale.vmax)], fontsize=7)
     bar.tick_params(length=2, pad=1)
     bar.set_title("weights (edges, thicker where larger) and biases (nodes)", fontsize=7.5, pad=3)

@@ -199,12 +199,12 @@ def math_label(name: str) -> str:
     return f"${letter}{upper}{lower}$".replace("←", r"\leftarrow ").replace("…", r"\ldots ")
 
 
-def number(value: Any) -> str:
+def number_text(value: Any) -> str:
     """Three digits, with the signs of mathematics: 0.0123, −1.5, 3.2·10⁻⁷. An array: its root mean square."""
     if value is None:
         return ""
     if np.ndim(value):
-        return f"rms {number(math.sqrt(float(np.mean(np.square(np.asarray(value, np.float64))))))}"
+        return f"rms {number_text(math.sqrt(float(np.mean(np.square(np.asarray(value, np.float64))))))}"
     text = f"{float(value) + 0.0:.3g}"  # −0.0 + 0.0 is 0.0
     if "e" in text:
         mantissa, exponent = text.split("e")
@@ -217,7 +217,7 @@ def value_text(node: Node) -> str:
     if node.value is None:
         return ""
     what = "" if node.kind != "layer" else "weights " if node.derivative is None else "output "
-    return what + number(node.value)
+    return what + number_text(node.value)
 
 
 _UPPER = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

@@ -10,14 +10,14 @@ from ..network import Network
 from ..reader import read_gradient
 from ..record import Record, run
 from ..reverse import Cost
-from .graph import Edge, Node, highlighted, math_label, number
+from .graph import Edge, Node, highlighted, math_label
 from .output import Graph
-from .program import Flow, of_layers
+from .program import Sources, of_layers
 from .record import flat, recorded
 from .titles import shape_text
 
 
-def usual(net: Network, theta: Any, depth: int) -> Graph:
+def usual_by_layer(net: Network, theta: Any, depth: int) -> Graph:
     """Layers, and what flows between them; given θ, each layer's weights as one value (their array)."""
     program = of_layers(net, "The network, layer by layer", depth)
     graph = program.graph
@@ -95,7 +95,7 @@ def surgery(net: Network, numbers: Known | None, depth: int, highlight: str | No
     return _ended(replace(graph, nodes=tuple(nodes), edges=tuple(edges)), program.output, numbers, highlight)
 
 
-def single(net: Network, numbers: Known | None, depth: int, name: str) -> Graph:
+def single_by_layer(net: Network, numbers: Known | None, depth: int, name: str) -> Graph:
     """One coordinate as a node; all others folded into their layers."""
     graph = surgery(net, numbers, depth, name)
     nodes = tuple(node for node in graph.nodes if node.kind != "parameters")
@@ -104,11 +104,11 @@ def single(net: Network, numbers: Known | None, depth: int, name: str) -> Graph:
     return replace(graph, nodes=nodes, edges=edges, title=f"The graph of {name}, layer by layer")
 
 
-def _ended(graph: Graph, output: Flow, numbers: Known | None, highlight: str | None) -> Graph:
+def _ended(graph: Graph, output: Sources, numbers: Known | None, highlight: str | None) -> Graph:
     """With y and C, and what depends on `highlight` marked."""
     y, C = (None, None) if numbers is None else (numbers.y, numbers.C)
     one = y is not None and np.size(y) == 1
-    shown = "" if y is None else f"\n{number(np.asarray(y).item())}" if one else f"\n{shape_text(y)}"
+    shown = "" if y is None else f"\n{number_text(np.asarray(y).item())}" if one else f"\n{shape_text(y)}"
     nodes = [*graph.nodes, Node("y", f"$y${shown}", "target", None if one else flat([y]), fixed=True)]
     nodes.append(Node("C", "$C$", "cost", C, None if C is None else 1.0))
     seed = numbers and numbers.record and flat([numbers.record.delta])

@@ -13,7 +13,7 @@ from .output import Graph
 # -- wide columns -----------------------------------------------------------------------------------------------------
 
 
-def rows(width: int, most: int, keep: Sequence[int] = ()) -> list[range]:
+def shown_rows(width: int, most: int, keep: Sequence[int] = ()) -> list[range]:
     """The rows of a column of neurons: at most `most` one by one (those in `keep`, the first ones, the last), and
     ranges of the others between them, each drawn as ⋮."""
     if width <= most + 1:  # a ⋮ for one neuron would save nothing
@@ -31,7 +31,7 @@ def rows(width: int, most: int, keep: Sequence[int] = ()) -> list[range]:
 
 def groups(first: int, last: int, most: int, keep: Sequence[int] = ()) -> list[range]:
     """The layers from `first` to `last`: at most `most` one by one, and ranges of the others, each drawn as one (⋯)."""
-    found = rows(last - first + 1, most, [l - first for l in keep])
+    found = shown_rows(last - first + 1, most, [l - first for l in keep])
     return [range(row[0] + first, row[-1] + first + 1) for row in found]
 
 
@@ -57,7 +57,7 @@ def _plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def name_of(net: Network, chain: Chain) -> str:
+def chain_name(net: Network, chain: Chain) -> str:
     widths = [str(width) for width in (chain.widths[0], *chain.sums)]
     return "-".join(widths if len(widths) <= 12 else [*widths[:4], "…", widths[-1]])
 
@@ -65,7 +65,7 @@ def name_of(net: Network, chain: Chain) -> str:
 # -- the usual graph --------------------------------------------------------------------------------------------------
 
 
-def usual(net: Network, chain: Chain, theta: Any, most: int, most_layers: int) -> Graph:
+def usual_by_neuron(net: Network, chain: Chain, theta: Any, most: int, most_layers: int) -> Graph:
     """Neurons in columns, weights on the edges between them."""
     nodes: list[Node] = []
     edges: list[Edge] = []
@@ -89,7 +89,7 @@ def usual(net: Network, chain: Chain, theta: Any, most: int, most_layers: int) -
         boxes.append(Box(f"layer {l}", f"layer {l}, {role}\n{_plural(width, 'neuron')}", frame=False))
         w, b = (leaves.get(f"{chain.places[l - 2]}.{name}") if l > 1 else None for name in "wb")
         column = []
-        for at, row in enumerate(rows(width, most)):
+        for at, row in enumerate(shown_rows(width, most)):
             letter, upper = letter_of(chain, l)
             node = neuron(
                 letter, upper, row, b, kind="input" if l == 1 else "neuron", box=f"layer {l}", place=(at_column, at)
@@ -101,4 +101,4 @@ def usual(net: Network, chain: Chain, theta: Any, most: int, most_layers: int) -
                     edges.append(Edge(node_before.id, node.id, weight=weight))
         nodes += [node for _, node in column]
         before = column
-    return Graph(tuple(nodes), tuple(edges), tuple(boxes), f"The network {name_of(net, chain)}")
+    return Graph(tuple(nodes), tuple(edges), tuple(boxes), f"The network {chain_name(net, chain)}")

@@ -23,14 +23,14 @@ from .titles import same, shape_text, title_of
 
 _JOINS = {"add": "+", "add_any": "+", "sub": "−", "mul": "×", "div": "÷", "concatenate": "concat", "dot_general": "·"}
 
-Flow = tuple[str, ...]  # ids of the nodes that a value comes from; none for what does not come from x
+Sources = tuple[str, ...]  # ids of the nodes that a value comes from; none for what does not come from x
 
 
 @dataclass(frozen=True)
 class Shown:
     """How the layer at each path is drawn; one that is not here is inside another that is drawn as one.
 
-    `boxes`: as a box around the layers in it. `nodes`: as one node, with so many layers inside. `folded`: not at all,
+    `boxes`: as a box boxes_around the layers in it. `nodes`: as one node, with so many layers inside. `folded`: not at all,
     because an equal one stands for it, at that path.
     """
 
@@ -68,8 +68,8 @@ class _Reader:
         self.edges: dict[tuple[str, str], Edge] = {}
         self.boxes: dict[str, Box] = {}
         self.box: str | None = None  # in which we are
-        self.as_one: dict[int, Flow] = {}  # what a layer without a box of its own gives
-        self.made: dict[str, Flow] = {}  # by path: where the flow left a container that may be repeated
+        self.as_one: dict[int, Sources] = {}  # what a layer without a box of its own gives
+        self.made: dict[str, Sources] = {}  # by path: where the flow left a container that may be repeated
         self.layers: dict[str, str] = {}  # node or box id -> the layer's path
         self.starts: dict[str, str] = {}  # a split -> the path of the container whose x it is
         self.ends: dict[str, str] = {}  # a join -> the path of the container whose output it is
@@ -79,13 +79,13 @@ class _Reader:
             id += "'"
         return id
 
-    def add(self, id: str, label: str, kind: Any, inputs: Flow) -> str:
+    def add(self, id: str, label: str, kind: Any, inputs: Sources) -> str:
         id = self.free(id)
         self.nodes[id] = Node(id, label, kind, box=self.box)
         self.edges |= {(source, id): Edge(source, id) for source in inputs}
         return id
 
-    def step(self, eqn: JaxprEqn, inputs: list[Flow], again: Callable) -> Sequence[Flow]:
+    def step(self, eqn: JaxprEqn, inputs: list[Sources], again: Callable) -> Sequence[Sources]:
         """The flows of one equation's outputs."""
         if entry := entry_of(eqn):
             number, what = entry
@@ -106,7 +106,7 @@ class _Reader:
             sources = (self.add(f"{box + '.' if box else ''}{label}", label, "join", sources),)
         return [sources] * len(eqn.outvars)
 
-    def enter(self, number: int, path: str, inputs: list[Flow]) -> list[Flow]:
+    def enter(self, number: int, path: str, inputs: list[Sources]) -> list[Sources]:
         """The flows in a layer, from those of its x."""
         sources, first = _union(inputs), self.shown.folded.get(path)
         if first is not None and self.made.get(first) == sources:
@@ -127,7 +127,7 @@ class _Reader:
                 return [(split,) if flow else () for flow in inputs]
         return [self.as_one.get(number, flow) for flow in inputs]
 
-    def leave(self, number: int, path: str, inputs: list[Flow]) -> list[Flow]:
+    def leave(self, number: int, path: str, inputs: list[Sources]) -> list[Sources]:
         """The flows behind a layer, from those of its output."""
         if number not in self.as_one and path in self.shown.boxes and self.box is not None:
             self.box = self.boxes[self.box].parent
@@ -146,12 +146,12 @@ class _Reader:
         return "\n".join(line.replace("$", r"\$") for line in lines)
 
 
-def _union(flows: Sequence[Flow]) -> Flow:
+def _union(flows: Sequence[Sources]) -> Sources:
     return tuple(dict.fromkeys(id for flow in flows for id in flow))
 
 
 @dataclass(frozen=True)
-class Program:
+class Drawing:
     """A network's forward as a graph, and what stands for which layer in it. `output`: ids of the nodes it ends in.
 
     `layers`, `starts`, `ends`: the path of a layer by the id of its node or box; of the container whose x a split is,
@@ -159,7 +159,7 @@ class Program:
     """
 
     graph: Graph
-    output: Flow
+    output: Sources
     layers: dict[str, str]
     starts: dict[str, str]
     ends: dict[str, str]
@@ -181,12 +181,12 @@ class Program:
         if found in boxes:  # not inside one child by name: into what the container does itself, or its first layer
             nodes = self.graph.nodes
             joins = [node.id for node in nodes if node.kind == "join" and node.box == found]
-            inside = [node.id for node in nodes if node.kind == "layer" and found in around(node.box, boxes)]
+            inside = [node.id for node in nodes if node.kind == "layer" and found in boxes_around(node.box, boxes)]
             found = next(iter(joins + inside), "")
         return found
 
 
-def of_layers(net: Network, title: str, depth: int, keep: str = "") -> Program:
+def of_layers(net: Network, title: str, depth: int, keep: str = "") -> Drawing:
     """The program that a network's forward is, the layer with the leaf `keep` drawn by itself."""
     notes = Notes(forward=True)
     network, shown = named_layers(net.layer.layers, notes), Shown()
@@ -201,15 +201,15 @@ def of_layers(net: Network, title: str, depth: int, keep: str = "") -> Program:
     there = {node.id for node in graph.nodes} | {box.id for box in graph.boxes}
     layers = {id: path for id, path in reader.layers.items() if id in there}
     folded = {path: first for path, first in shown.folded.items() if path not in there}
-    return Program(graph, output, layers, reader.starts, reader.ends, folded)
+    return Drawing(graph, output, layers, reader.starts, reader.ends, folded)
 
 
-def around(box: str | None, boxes: dict[str, Box]) -> list[str]:
-    """A box and those around it, the innermost first."""
-    return [] if box is None else [box, *around(boxes[box].parent, boxes)]
+def boxes_around(box: str | None, boxes: dict[str, Box]) -> list[str]:
+    """A box and those boxes_around it, the innermost first."""
+    return [] if box is None else [box, *boxes_around(boxes[box].parent, boxes)]
 
 
-def _tidied(reader: _Reader, output: Flow, title: str) -> Graph:
+def _tidied(reader: _Reader, output: Sources, title: str) -> Graph:
     """Only what the output depends on, and no splits that do not split."""
     nodes, edges = dict(reader.nodes), dict(reader.edges)
     into: dict[str, list[str]] = {}
@@ -229,7 +229,7 @@ def _tidied(reader: _Reader, output: Flow, title: str) -> Graph:
             edges = {ends: edge for ends, edge in edges.items() if id not in ends}
             edges |= {(s, t): Edge(s, t) for s in sources for t in targets}
             del nodes[id]
-    used = {box for node in nodes.values() for box in around(node.box, reader.boxes)}
+    used = {box for node in nodes.values() for box in boxes_around(node.box, reader.boxes)}
     boxes = [box for box in reader.boxes.values() if box.id in used]
     boxes = [
         replace(box, label=f"{box.label}  × {box.times}") if box.times > 1 and box.id in reader.layers else box

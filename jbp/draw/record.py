@@ -20,10 +20,10 @@ import numpy as np
 from ..record import Record, Step
 from .graph import Edge, Node
 from .output import Graph
-from .program import Program, around
+from .program import Drawing, boxes_around
 
 
-def recorded(program: Program, record: Record) -> Graph:
+def recorded(program: Drawing, record: Record) -> Graph:
     """The program's graph with the numbers of a record of one example."""
     steps: dict[str, list[Step]] = {}
     for step in record.forward:
@@ -57,7 +57,7 @@ def recorded(program: Program, record: Record) -> Graph:
     boxes = {box.id: box for box in graph.boxes}
 
     def repeated(node: Node) -> list[str]:
-        return [id for id in around(node.box, boxes) if boxes[id].times > 1]
+        return [id for id in boxes_around(node.box, boxes) if boxes[id].times > 1]
 
     def along(edge: Edge) -> Any:
         """As the source has it, if it goes nowhere else; or as the target hands it on; to be checked below."""

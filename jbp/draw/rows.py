@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .graph import Edge, Node, Plan, number, value_text
+from .graph import Edge, Node, Plan, number_text, value_text
 from .layout import Placed, Point, extent_of
 
 BESIDE = ("parameters", "target", "weight")  # at the level of layers: stand at the left of what they go into
@@ -17,7 +17,7 @@ def layer_text(node: Node) -> tuple[str, str]:
     """What stands in a node at the level of layers, and ∂C/∂ of it. That of a split or a join stands beside it."""
     if node.kind in ("split", "join"):
         return node.label, ""
-    slope = number(node.derivative) if node.kind != "cost" else ""
+    slope = number_text(node.derivative) if node.kind != "cost" else ""
     return "\n".join(filter(None, (node.label, value_text(node)))), slope
 
 

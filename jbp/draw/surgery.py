@@ -16,7 +16,7 @@ import numpy as np
 from ..chain import Chain
 from ..network import Network
 from .graph import Box, Edge, Node, highlighted, math_label, symbol
-from .neurons import groups, letter_of, name_of, neuron, piece, rows
+from .neurons import chain_name, groups, letter_of, neuron, piece, shown_rows
 from .numbers import Numbers
 from .output import Graph
 from .titles import title_of
@@ -49,7 +49,7 @@ class _Surgery:
         return f"column {self.column}"
 
     def rows(self, width: int, l: int) -> list[range]:
-        return rows(width, self.most, self.keep.get(l, ()))
+        return shown_rows(width, self.most, self.keep.get(l, ()))
 
     def add(self, node: Node) -> Node:
         self.nodes.append(node)
@@ -161,7 +161,7 @@ class _Surgery:
 
     def graph(self, title: str, highlight: str | None) -> Graph:
         graph = Graph(tuple(self.nodes), tuple(self.edges), tuple(self.boxes), title)
-        return finished(graph, highlight, self.numbers is not None)
+        return completed(graph, highlight, self.numbers is not None)
 
 
 def _wide(array: np.ndarray, row: range) -> Any:
@@ -170,7 +170,7 @@ def _wide(array: np.ndarray, row: range) -> Any:
     return part if isinstance(part, float) else part[None]
 
 
-def finished(graph: Graph, highlight: str | None, known: bool) -> Graph:
+def completed(graph: Graph, highlight: str | None, known: bool) -> Graph:
     """The graph with ∂C/∂ at its nodes, if the numbers are known, and the paths from `highlight` to C marked."""
     total: dict[str, np.ndarray] = {"C": np.eye(1)}  # base case; then the induction over the reversed order
     unknown: set[str] = set()
@@ -242,7 +242,7 @@ def whole(
         build.carry(group, before, after)
         before = after if chain.elementwise[l - 2] else build.behind(l, after)
     build.finish(before)
-    return build.graph(f"The computational graph of the network {name_of(net, chain)}", highlight)
+    return build.graph(f"The computational graph of the network {chain_name(net, chain)}", highlight)
 
 
 def _kept(net: Network, chain: Chain, highlight: str | None) -> dict[int, list[int]]:
@@ -261,7 +261,9 @@ def parts_of(net: Network, chain: Chain, name: str) -> tuple[int, int, int | Non
     return (l, where[1], where[0]) if letter == "w" else (l, where[0], None)
 
 
-def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, most_layers: int, name: str) -> Graph:
+def single_by_neuron(
+    net: Network, chain: Chain, numbers: Numbers | None, most: int, most_layers: int, name: str
+) -> Graph:
     """The graph for one weight or bias: only what depends on it, and what it meets."""
     l, j, k = parts_of(net, chain, name)
     build = _Surgery(chain, numbers, most, {l: [j]})
@@ -291,4 +293,4 @@ def single(net: Network, chain: Chain, numbers: Numbers | None, most: int, most_
     before = after if chain.elementwise[l - 2] else build.behind(l, after)
     before = build.layers(l + 1, before, most_layers)
     build.finish(before)
-    return build.graph(f"The graph of {name} in the network {name_of(net, chain)}", name)
+    return build.graph(f"The graph of {name} in the network {chain_name(net, chain)}", name)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from ..paint import FILLS, INK, RED
-from .graph import Box, Edge, Node, Plan, number, split_symbol, value_text
+from .graph import Box, Edge, Node, Plan, number_text, split_symbol, value_text
 
 _SHAPES = {"neuron": "circle", "sum": "circle", "cost": "doublecircle", "join": "circle", "split": "point"}
 
@@ -20,15 +20,15 @@ def _lines(node: Node) -> list[str]:
     return (
         name
         + [value_text(node)] * (node.value is not None)
-        + ([f"{of} {number(node.derivative)}"] * (node.derivative is not None and node.kind != "cost"))
+        + ([f"{of} {number_text(node.derivative)}"] * (node.derivative is not None and node.kind != "cost"))
     )
 
 
 def _edge_text(graph: Plan, edge: Edge) -> str:
     value = edge.weight if edge.weight is not None else edge.partial
     if edge.delta is not None and len(graph.out[edge.source]) > 1:
-        return f"δ {number(edge.delta)}"
-    return number(value) if isinstance(value, float) else ""
+        return f"δ {number_text(edge.delta)}"
+    return number_text(value) if isinstance(value, float) else ""
 
 
 def _inside(graph: Plan) -> Iterator[tuple[str, Node | Box | None]]:

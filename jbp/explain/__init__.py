@@ -25,7 +25,7 @@ from ..reverse import Cost
 from .agreement import note, rounding
 from .argument import Argument, braced, contributions_of
 from .parts import Explanation as Explanation
-from .parts import Line, Part, Term
+from .parts import Line, Paragraph, Term
 
 
 def explain(
@@ -118,7 +118,7 @@ def _central_difference(
     return best[0], float(least), best[1], str(dtype)
 
 
-def _batch(cost: Cost, record: Record, each: np.ndarray, symbol: str, weights: Any) -> list[Part]:
+def _batch(cost: Cost, record: Record, each: np.ndarray, symbol: str, weights: Any) -> list[Paragraph]:
     """The part that sums ∂C_n/∂w of each example with its factor in C; none for a single one that counts fully."""
     N = len(each)
     if N == 1 and record.factors[0] == 1:
@@ -136,4 +136,4 @@ def _batch(cost: Cost, record: Record, each: np.ndarray, symbol: str, weights: A
         for at, f, g in zip(map(braced, range(N)), record.factors, each, strict=True)
     )
     line = Line(f"∂C/∂{symbol}", f"{right} ∂C_n/∂{symbol}", terms, float((record.factors * each).sum()))
-    return [Part(f"Over the {N} examples", lines=(line,))]
+    return [Paragraph(f"Over the {N} examples", lines=(line,))]

@@ -18,7 +18,7 @@ from ..pair import Outer, Pair, Sum
 from ..record import Record, Step
 from ..reverse import Cost
 from .equations import equations_of
-from .parts import Line, Part, Term, Vector
+from .parts import Line, Paragraph, Term, Vector
 
 
 def contributions_of(pair: Pair, where: tuple[int, ...]) -> np.ndarray:
@@ -48,7 +48,7 @@ class Argument:
     n: int
     symbol: str
 
-    def parts(self, owner: Step, pair: Pair, where: tuple[int, ...]) -> list[Part]:
+    def parts(self, owner: Step, pair: Pair, where: tuple[int, ...]) -> list[Paragraph]:
         """From the base case to the last product."""
         last, place = self._last_product(owner, pair, where)
         below = [last]
@@ -96,11 +96,11 @@ class Argument:
 
     # -- the steps --------------------------------------------------------------------------------------------------
 
-    def _base_case(self, at: Place) -> Part:
+    def _base_case(self, at: Place) -> Paragraph:
         name, a, place = "δ", "output", _bracketed(at or ())
         if self.chain:
             name, a, place = self._at_output(-1), f"a^{self.chain[-1]}", _lowered(at or ())
-        part = Part(
+        part = Paragraph(
             f"Base case: ${name}$ at the output, from {type(self.cost.loss).__name__}",
             equations=equations_of(self.cost.loss),
             after=self._vector(name, self.record.delta),
@@ -115,12 +115,12 @@ class Argument:
         line = Line(name + place, "", (), self._number(self.record.delta, at))
         return replace(part, given=tuple(given), lines=(line,))
 
-    def _inductive_step(self, step: Step, delta: Any, through: bool, at: Place) -> tuple[Part, Place]:
+    def _inductive_step(self, step: Step, delta: Any, through: bool, at: Place) -> tuple[Paragraph, Place]:
         """The part for one link of the route, and the place of the δ above it that the followed one needs most.
 
         `through`: whether δ went through the layer, and is not one that a container made for a layer in it.
         """
-        part = Part(
+        part = Paragraph(
             f"Inductive step: back through layer {step.name}, {step.kind}",
             (step.path,),
             equations=equations_of(step.layer),
@@ -147,7 +147,7 @@ class Argument:
         given = (z, self._number(step.x, at)), (a, self._number(step.output, at))
         return replace(part, given=given, lines=(Line(left, " · ".join(term.names), (term,), value),)), at
 
-    def _last_product(self, owner: Step, pair: Pair, where: tuple[int, ...]) -> tuple[Part, Place]:
+    def _last_product(self, owner: Step, pair: Pair, where: tuple[int, ...]) -> tuple[Paragraph, Place]:
         """The part at the leaf, and the place of the δ at the layer's output that is needed most, if it is known."""
         name: Callable[[object], tuple[str, ...]] = lambda t: ()
         factors = np.zeros((0, 0))
@@ -165,15 +165,15 @@ class Argument:
         law = f"Σ_t {' '.join(name('t'))}" if len(terms) > 1 else " · ".join(name(None))
         line = Line(f"∂{self.C}/∂{self.symbol}", law, terms, self._number(contributions_of(pair, where), ()))
         title = f"Last product: at the leaf of layer {owner.name}, {owner.kind}"
-        part = Part(title, (owner.path,), equations=equations_of(owner.layer), lines=(line,))
+        part = Paragraph(title, (owner.path,), equations=equations_of(owner.layer), lines=(line,))
         if not isinstance(owner.layer, Dense):
             return part, None
         t = int(np.abs(factors.prod(1)).argmax())
         return part, (*(int(i) for i in np.unravel_index(t, owner.delta.shape[1:-1])), where[-1])
 
-    def _by_layer(self, parts: list[Part]) -> list[Part]:
+    def _by_layer(self, parts: list[Paragraph]) -> list[Paragraph]:
         """A plain chain's parts, each activation's with the part above: δ^ℓ from δ^{ℓ+1} in one step."""
-        steps: list[Part] = []
+        steps: list[Paragraph] = []
         for part in parts:
             if part.before is None:
                 steps.append(part)
@@ -187,7 +187,7 @@ class Argument:
                 steps.append(replace(part, **both, given=given, equations=f, before=above.before))
         return [self._in_symbols(part) for part in steps]
 
-    def _in_symbols(self, part: Part) -> Part:
+    def _in_symbols(self, part: Paragraph) -> Paragraph:
         """A plain chain's part with the text's title and law."""
         if part.after is None:
             return replace(part, title="Last product", equations=())

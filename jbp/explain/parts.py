@@ -49,7 +49,7 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Part:
+class Paragraph:
     """A paragraph of the argument: one step of the induction, or its beginning or end.
 
     `layers`: paths of the layers that it goes through. `law`: what it does in symbols; `equations`: what the layers'
@@ -95,7 +95,7 @@ class Explanation(Page):
     cost: float
     reduction: str
     example: int
-    parts: tuple[Part, ...]
+    parts: tuple[Paragraph, ...]
     contributions: np.ndarray
     value: float
     oracles: dict[str, float]

@@ -107,7 +107,7 @@ class Loop:
 
 
 @dataclass(frozen=True, eq=False)
-class Met:
+class NamedValue:
     """A name where it stands in a program: `loops` around it from the outermost in, `origin` of the value."""
 
     name: Name
@@ -127,13 +127,13 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Either:
+class OneOf:
     """The origin of a value that one of several branches gives."""
 
     origins: tuple[Any, ...]
 
 
-def origins(origin: Any, turns: Mapping[Loop, int]) -> Iterator[tuple[Met, Mapping[Loop, int]]]:
+def origins(origin: Any, turns: Mapping[Loop, int]) -> Iterator[tuple[NamedValue, Mapping[Loop, int]]]:
     """(a named value, the turns of the loops in which it stands): one that a value may be in the turns given."""
     while isinstance(origin, Carried):
         loop, step = origin.loop, -1 if origin.loop.reverse else 1
@@ -142,7 +142,7 @@ def origins(origin: Any, turns: Mapping[Loop, int]) -> Iterator[tuple[Met, Mappi
         begins = not loop.length or (not origin.behind and turns[loop] == first)
         turns = {other: t for other, t in turns.items() if other is not loop} | ({} if begins else {loop: turn})
         origin = (loop.entering if begins else loop.leaving)[origin.place]
-    if isinstance(origin, Either):
+    if isinstance(origin, OneOf):
         for one in origin.origins:
             yield from origins(one, turns)
     elif origin is not None:
@@ -153,15 +153,15 @@ class Hidden(Exception):
     """A name that stands in what can't be looked into, as a while loop: (the name, the primitive)."""
 
 
-def lineage(jaxpr: ClosedJaxpr) -> list[Met]:
+def lineage(jaxpr: ClosedJaxpr) -> list[NamedValue]:
     """All names in a program, in its order. Raises `Hidden` where one stands in a while loop or the like."""
-    found: list[Met] = []
+    found: list[NamedValue] = []
     _follow(jaxpr, [None] * len(jaxpr.jaxpr.invars), (), (), found)
     return found
 
 
 def _follow(
-    jaxpr: ClosedJaxpr | Jaxpr, values: Sequence[Any], path: Path, loops: tuple[Loop, ...], found: list[Met]
+    jaxpr: ClosedJaxpr | Jaxpr, values: Sequence[Any], path: Path, loops: tuple[Loop, ...], found: list[NamedValue]
 ) -> list[Any]:
     """The origins of a program's outputs from those of its inputs."""
     index = {eqn: i for i, eqn in enumerate(jaxpr.eqns)}
@@ -169,7 +169,7 @@ def _follow(
     def change(eqn: JaxprEqn, values: list[Any], again: Callable) -> Sequence[Any]:
         here, kind, inner = (*path, index[eqn]), eqn.primitive.name, inner_jaxprs(eqn)
         if name := Name.of(eqn):
-            found.append(Met(name, aval_of(eqn.outvars[0]).shape, here, loops, values[0]))
+            found.append(NamedValue(name, aval_of(eqn.outvars[0]).shape, here, loops, values[0]))
             return found[-1:]
         if kind == "optimization_barrier":
             return values
@@ -183,11 +183,13 @@ def _follow(
             return [*(Carried(loop, i, True) for i in range(count)), *[None] * len(outs[count:])]
         if kind == "cond":
             each = [_follow(branch, values[1:], (*here, k), loops, found) for k, branch in enumerate(inner)]
-            return [Either(outs) for outs in zip(*each, strict=True)]
+            return [OneOf(outs) for outs in zip(*each, strict=True)]
         if kind in (*INLINE, *CALLS):
             return _follow(inner[0], values, (*here, 0), loops, found)
         if hidden := [name for part in inner for e in equations(part) if (name := Name.of(e))]:
             raise Hidden(hidden[0], kind)
         return [None] * len(eqn.outvars)
 
-    return replay(jaxpr, change, lambda value: value if isinstance(value, (Met, Carried, Either)) else None)(*values)
+    return replay(jaxpr, change, lambda value: value if isinstance(value, (NamedValue, Carried, OneOf)) else None)(
+        *values
+    )
