@@ -155,7 +155,8 @@ class Course:
         if search.best and search.best.epoch > len(records):  # it went back behind that epoch
             search = Search(search.by, None, len(records))
         return replace(
-            self.origin, leaves=by_name("theta", self.descent.params) | by_name("optimizer", self.descent.state), step=step,
+            self.origin, step=step,
+            leaves=by_name("theta", self.descent.params) | by_name("optimizer", self.descent.state),
             seconds=self.seconds, history=History(self.costs[0][:step], records), search=search, owed=self.owed,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from test_explain import Loop
 import jbp
 from jbp import draw, losses, record
 from jbp.chain import chain_of
-from jbp.draw.neurons import rows
+from jbp.draw.neurons import shown_rows
 from jbp.layers.compose import Inner
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_the_usual_graph_has_the_weights_on_its_edges():
     ("width", "most", "keep"), [(64, 10, ()), (64, 3, (17,)), (5, 4, ()), (6, 1, (2,)), (3, 1, ())]
 )
 def test_rows_cover_a_column_once(width, most, keep):
-    found = rows(width, most, keep)
+    found = shown_rows(width, most, keep)
     assert [j for row in found for j in row] == list(range(width))
     alone = [row[0] for row in found if len(row) == 1]
     assert set(keep) <= set(alone)

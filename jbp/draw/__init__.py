@@ -114,11 +114,11 @@ def _computation(who, cost, theta, x, y, symbol, max_neurons, max_layers, depth,
     chain = chain_of(net)
     if chain is not None:
         numbers = numbers_of(cost, chain, theta, x, y) if all(given) else None
-        draw = surgery.single if alone else surgery.whole
+        draw = surgery.single_by_neuron if alone else surgery.whole
         graph = draw(net, chain, numbers, max_neurons, max_layers, symbol)
     else:
         known = layers.known(cost, theta, x, y) if all(given) else None
-        graph = (layers.single if alone else layers.surgery)(net, known, depth, symbol)
+        graph = (layers.single_by_layer if alone else layers.surgery)(net, known, depth, symbol)
     return _naming(graph, cost.loss) if isinstance(cost, Cost) else graph
 
 

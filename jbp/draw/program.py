@@ -30,7 +30,7 @@ Sources = tuple[str, ...]  # ids of the nodes that a value comes from; none for 
 class Shown:
     """How the layer at each path is drawn; one that is not here is inside another that is drawn as one.
 
-    `boxes`: as a box boxes_around the layers in it. `nodes`: as one node, with so many layers inside. `folded`: not at all,
+    `boxes`: as a box around the layers in it. `nodes`: as one node, with so many layers inside. `folded`: not at all,
     because an equal one stands for it, at that path.
     """
 

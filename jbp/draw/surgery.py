@@ -161,7 +161,7 @@ class _Surgery:
 
     def graph(self, title: str, highlight: str | None) -> Graph:
         graph = Graph(tuple(self.nodes), tuple(self.edges), tuple(self.boxes), title)
-        return completed(graph, highlight, self.numbers is not None)
+        return highlighted_graph(graph, highlight, self.numbers is not None)
 
 
 def _wide(array: np.ndarray, row: range) -> Any:
@@ -170,7 +170,7 @@ def _wide(array: np.ndarray, row: range) -> Any:
     return part if isinstance(part, float) else part[None]
 
 
-def completed(graph: Graph, highlight: str | None, known: bool) -> Graph:
+def highlighted_graph(graph: Graph, highlight: str | None, known: bool) -> Graph:
     """The graph with ∂C/∂ at its nodes, if the numbers are known, and the paths from `highlight` to C marked."""
     total: dict[str, np.ndarray] = {"C": np.eye(1)}  # base case; then the induction over the reversed order
     unknown: set[str] = set()
