@@ -6,7 +6,7 @@ An edge that passes a column has a slot of its own there, so it meets no node, a
 import itertools
 import math
 
-from .graph import Node, Plan
+from .graph import Node, Plan, number_text
 from .layout import Placed, Point, extent_of, is_usual, numbered
 
 NAMES_UP_TO = 24  # edges of the usual graph that have their names beside them; more would be a tangle

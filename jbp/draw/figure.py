@@ -12,7 +12,7 @@ from matplotlib.path import Path
 from .. import paint
 from ..paint import BLUE, FAINT, FILLS, GREY, INK, PALE, PINK, RED
 from .columns import columns
-from .graph import Edge, Node, Plan, math_label
+from .graph import Edge, Node, Plan, math_label, number_text
 from .layout import Placed, is_usual, numbered
 from .rows import layer_text, rows
 

@@ -10,7 +10,7 @@ from ..network import Network
 from ..reader import read_gradient
 from ..record import Record, run
 from ..reverse import Cost
-from .graph import Edge, Node, highlighted, math_label
+from .graph import Edge, Node, highlighted, math_label, number_text
 from .output import Graph
 from .program import Sources, of_layers
 from .record import flat, recorded
