@@ -115,7 +115,7 @@ def test_the_other_terms_are_summed_and_a_zero_has_no_sign():
     theta = np.float32([0.3, 0, 0.7, 0, -0.4, 0])
     graph = draw.single(cost, "w^2_{0←0}", theta, np.float32([0.1]), np.float32([0.2]))
     assert graph.node("rest").value == 0
-    assert draw.graph.number(-0.0) == "0"
+    assert draw.graph.number_text(-0.0) == "0"
     cost = sigmoid_half_squared(2, 3, 2)
     theta, x, y = drawn_at_random(cost)
     for symbol, rest in {"w^2_{1←0}": theta[4] * x[1] + theta[7], "b^2_1": theta[1] * x[0] + theta[4] * x[1]}.items():

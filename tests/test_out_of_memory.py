@@ -102,7 +102,7 @@ def test_a_custom_vjp_without_memory(memory: Callable):
 
 
 def test_no_memory_for_one_operation_either(memory: Callable, monkeypatch: pytest.MonkeyPatch):
-    def recast(jaxpr: Any, to: Any) -> Callable:
+    def recast(jaxpr: Any) -> Callable:
         def run(*args: Any) -> Any:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
 
