@@ -1,4 +1,23 @@
-"""Backpropagation written out by hand on JAX: readable, steerable, and measured against `jax.grad`."""
+"""Backpropagation written out by hand on JAX: readable, steerable, and measured against `jax.grad`.
+
+Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`, what is read at each parameter.
+
+    errors blocks markup paint    errors; a page as data and its writers; the one look of all figures
+    programs/                     programs as JAX traces them: run again in float64, tapped, timed; they know no layer
+    layer layout pair reader run  the contract: a layer, θ and its leaves, (a, δ) at a leaf, and who reads it
+    activations layers/ losses    the steps of the induction, and its base case
+    network readouts reverse      a network, quantities over pairs, `Cost`
+    in_jax                        layers in anybody's model
+    named record chain            one recorded run; which networks are drawn neuron by neuron
+    compare/                      a rule against autodiff: evidence → leaf errors → verdict → report
+    explain/ flow draw/           a run in words, in numbers, in pictures
+    fit (course descent state …)  a descent that goes on where it stopped
+    commands/ __main__            the command line
+
+Where to change what: a kind of call that JAX gains, `programs/calls`; the rule of what is allowed, `compare/error`; a
+pattern's name, `compare/patterns`; why a leaf differs, `compare/why`; a primitive that compares its arguments,
+`compare/sides`; a column of the report's table, `compare/table`; a colour, `paint`; a page's look, `markup`.
+"""
 
 from . import data as data
 from . import draw as draw
