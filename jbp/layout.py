@@ -257,9 +257,15 @@ class Layout:
 
         `<-` may stand for `←`; blanks and braces don't matter.
         """
-        leaf, where = self._parsed(str(symbol))
+        if not isinstance(symbol, str):
+            example = self.symbol(0) if self.size else "w"
+            raise InputError(
+                f"layout.index: expected a symbol, a str like {example!r}, got {described(symbol)}. "
+                "Of a coordinate's number, layout.symbol(i) gives it."
+            )
+        leaf, where = self._parsed(symbol)
         if leaf is None or len(where) != len(shape := self.shapes[leaf]) or any(np.array(where) >= shape):
-            raise InputError(self._unknown(str(symbol), leaf, where))
+            raise InputError(self._unknown(symbol, leaf, where))
         return self.offsets[leaf] + int(np.ravel_multi_index(where, shape)) if shape else self.offsets[leaf]
 
     def _parsed(self, symbol: str) -> tuple[int | None, tuple[int, ...]]:

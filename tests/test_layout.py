@@ -155,6 +155,11 @@ def test_an_unknown_symbol_is_told_the_nearest(symbol: str, says: str):
     assert str(error.value) == f"layout.index: unknown symbol {symbol!r}. {says}"
 
 
+def test_what_is_no_symbol_is_not_printed_whole():
+    with pytest.raises(jbp.InputError, match=r"expected a symbol, a str like .*, got int32\[64, 10\]\."):
+        layout_of(3, 4, 2).index(jnp.zeros((64, 10), jnp.int32))
+
+
 def test_what_does_not_fit_raises():
     layout = layout_of(3, 4, 2)
     tree = layout.unflatten(jnp.zeros(layout.size))
