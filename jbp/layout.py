@@ -252,7 +252,7 @@ class Layout:
                 return f"b^{_braced(l)}_{_braced(where[0])}"
         return f"{self.names[leaf]}[{','.join(map(str, where))}]" if where else self.names[leaf]
 
-    def index(self, symbol: str) -> int:
+    def index(self, symbol: Any) -> int:
         """The coordinate of a symbol: inverse of `symbol`. Raises `InputError` if unknown.
 
         `<-` may stand for `←`; blanks and braces don't matter.
