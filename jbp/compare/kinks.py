@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from scipy.optimize import nnls
+from scipy.sparse import csr_array
 
 from ..programs.arguments import filled, is_float
 from ..programs.program import Program, quickly
@@ -116,9 +117,14 @@ class Kinks:
         run = self._derivative(met)
         flat = [np.flatnonzero(m) for m in met.where if m is not None]
         some = [(m, kind is Shares.EXCHANGES) for m, kind in zip(met.where, self.kinds, strict=True) if m is not None]
-        keys = [(i, k % m.shape[-1] if many else 0) for i, (m, many) in enumerate(some) for k in flat[i]]
-        of = np.unique(keys, axis=0, return_inverse=True)[1].ravel()  # those that have one share
+        shift = np.cumsum([0, *(m.shape[-1] if many else 1 for m, many in some)])[:-1]
+        keys = [
+            first + (at % m.shape[-1] if many else 0 * at)
+            for first, at, (m, many) in zip(shift, flat, some, strict=True)
+        ]
+        of = np.unique(np.concatenate(keys), return_inverse=True)[1].ravel()  # those that have one share
         leaves, comes = _exchanges(some, flat)
+        exchanged = leaves.sum(0) > 0
         most = 1 / np.maximum(1, leaves.T @ (1 + leaves.sum(1)))  # a share that all may have at once
         live = np.ones(len(of), bool)  # kinks, not jumps
         target = self._vector(result, units)
@@ -160,17 +166,17 @@ class Kinks:
                 best = distance, share, derivative
                 if distance < 1e-3 or not columns.any():
                     break
-                one = np.eye(count)[group]
-                share = _least(columns, off, here, leaves @ one, comes @ one)[group]
+                one = csr_array((np.ones(len(group)), (np.arange(len(group)), group)), (len(group), count))
+                share = _least(columns, off, here, (leaves @ one).toarray(), (comes @ one).toarray())[group]
             return best
 
         together = math.inf, most / 2, list[Any]()
-        for start in (0.5, 0.0, 1.0):  # at 0 all equal numbers have been sorted the other way round
+        for start in (0.5, 0.0, 1.0):
             if not together[0] < FLOOR:
                 together = min(together, solved(of, start * most), key=lambda found: found[0])
         if together[0] < FLOOR or len(of) > MOST:
             return together[2]
-        begin = np.where(leaves.any(0), most / 2, np.clip(together[1], 0.1, 0.9))
+        begin = np.where(exchanged, most / 2, np.clip(together[1], 0.1, 0.9))
         return min(together, solved(np.arange(len(of)), begin), key=lambda found: found[0])[2]
 
     def pieces(self, derivatives: Sequence[Any]) -> list[np.ndarray]:
@@ -260,7 +266,7 @@ def _where(where: Sequence[Any], flat: Sequence[np.ndarray], live: np.ndarray) -
     return found
 
 
-def _exchanges(some: Sequence[tuple[np.ndarray, bool]], flat: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _exchanges(some: Sequence[tuple[np.ndarray, bool]], flat: Sequence[np.ndarray]) -> tuple[csr_array, csr_array]:
     """[places, kinks] twice: which kink's share leaves a place of a sorted array, and which comes to it."""
     leaves, comes, kink, base = [], [], [], 0
     begin = np.cumsum([0, *map(len, flat)])
@@ -271,13 +277,12 @@ def _exchanges(some: Sequence[tuple[np.ndarray, bool]], flat: Sequence[np.ndarra
             comes.append(base + at // k + places_to_exchange(n)[at % k])
             kink.append(first + np.arange(len(at)))
             base += m.size // k
-    if not kink:
-        return np.zeros((0, begin[-1])), np.zeros((0, begin[-1]))
-    used, place = np.unique(np.concatenate([*leaves, *comes]), return_inverse=True)
-    matrices = np.zeros((2, len(used), begin[-1]))
-    for matrix, rows in zip(matrices, np.split(place.ravel(), 2), strict=True):
-        matrix[rows, np.concatenate(kink)] = 1
-    return matrices[0], matrices[1]
+    places = np.concatenate([*leaves, *comes]) if kink else np.zeros(0, int)
+    used, place = np.unique(places, return_inverse=True)
+    kinks, shape = np.concatenate(kink) if kink else places, (len(used), int(begin[-1]))
+    matrix = lambda rows: csr_array((np.ones(len(kinks)), (rows, kinks)), shape)
+    left, come = np.split(place.ravel(), 2)
+    return matrix(left), matrix(come)
 
 
 def _least(columns: np.ndarray, off: np.ndarray, here: np.ndarray, leaves: np.ndarray, comes: np.ndarray) -> Any:
