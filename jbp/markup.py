@@ -1,6 +1,7 @@
 """Blocks as Markdown with LaTeX, as HTML that needs nothing else, and in a notebook: `Page`, what reports inherit."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
@@ -12,12 +13,12 @@ MARKS = {True: ("✅", "✓ PASSES", "verdict right"), False: ("❌", "✗ FAILS
 TALL = 20  # rows, above which a table of a page scrolls by itself, and has those first that are wrong
 
 
-class Page:
+class Page(ABC):
     """A report that is shown by its blocks: print it, leave it to a notebook, or write it to a file."""
 
+    @abstractmethod
     def blocks(self) -> Iterable[PageBlock]:
         """What it says, from top to bottom."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return as_text(self.blocks())

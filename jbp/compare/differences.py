@@ -226,10 +226,6 @@ class Probe:
     slope: Slope
 
 
-# The third oracle: probes of one leaf at some of its elements and as a whole, or (None) of all, at given arrays.
-Third = Callable[[int | None, Sequence[tuple[int, ...]], Sequence[Any]], Iterator[Probe]]
-
-
 def vjp_probes(
     slopes: Slopes, leaf: int | None, places: Sequence[tuple[int, ...]] = (), arrays: Sequence[Any] | None = None
 ) -> Iterator[Probe]:

@@ -107,8 +107,7 @@ def evidence_at(comparison: Comparison, arrays: Sequence[Any], given: bool = Tru
     for parts in (got, plain, exact):  # what is right is left out of the sums
         parts[:] = [_zeroed(p, answers[i].right) if i in answers else p for i, p in enumerate(parts)]
     evidence = Evidence(arrays, got, plain, exact, answers)
-    evidence = replace(evidence, leaves=tuple(_errors(evidence)))
-    return evidence if evidence.ok else _with_noise(comparison, evidence)
+    return replace(evidence, leaves=tuple(_errors(evidence)))
 
 
 def _zeroed(part: Part, out: np.ndarray) -> Part:
@@ -168,8 +167,8 @@ def _answered(
     places = [tuple(map(int, at)) for at in np.argwhere(absent)]
     if len(places) > ASKED:
         places = [places[k] for k in np.linspace(0, len(places) - 1, ASKED).astype(int)]
-    asked = given and comparison.behind is not None and not np.iscomplexobj(true)
-    probes = comparison.behind.probes(i - count_of_values(exact), places, arrays) if asked else ()  # type: ignore[union-attr]
+    behind = comparison.behind if given and not np.iscomplexobj(true) else None
+    probes = () if behind is None else behind.probes(i - count_of_values(exact), places, arrays)
     ones = [np.ones_like(np.asarray(p.array)) for p in exact if p.name != VALUE]
     epsilon = float(jnp.finfo(got[i].array.dtype).eps)
     for at, probe in zip(places, probes, strict=False):
@@ -204,13 +203,14 @@ def _answered(
 # -- kinks ------------------------------------------------------------------------------------------------------------
 
 
-def at_kinks(comparison: Comparison, evidence: Evidence, met: Met | None) -> Evidence:
-    """With the derivative that is right and nearest to the rule in the place of the shadow's, where kinks are met.
+def measured(comparison: Comparison, evidence: Evidence, met: Met | None) -> Evidence:
+    """The evidence with what its errors are to be measured by: the kinks that are met, else the shadow's own noise.
 
-    Autodiff's own error is measured from the one that is nearest to autodiff's: a slope of its own choice is no error.
+    At a kink the derivative that is right and nearest to the rule stands in the place of the shadow's. Autodiff's own
+    error is measured from the one that is nearest to autodiff's: a slope of its own choice is no error.
     """
     if met is None:
-        return evidence
+        return evidence if evidence.ok else _with_noise(comparison, evidence)
     assert comparison.behind is not None
     kinks, first = comparison.behind.kinks, count_of_values(evidence.exact)
     exact = [np.asarray(part.array) for part in evidence.exact[first:]]

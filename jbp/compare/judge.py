@@ -13,7 +13,7 @@ point makes it wrong.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from ..programs.clock import race
 from ..programs.program import Program
 from .comparison import Comparison
 from .error import LeafError, pooled
-from .evidence import Evidence, at_kinks, evidence_at, worst
+from .evidence import Evidence, evidence_at, measured, worst
 from .parts import VALUE, Part
 from .points import NEAR, around, nearby
 from .report import Check, Report
@@ -76,22 +76,22 @@ def judged(
 def _gathered(comparison: Comparison) -> tuple[list[Evidence], list[Evidence]]:
     """(what stands at the points that decide, the first the given one; at others, for luck)."""
     arrays, behind = comparison.arrays, comparison.behind
-    given = evidence_at(comparison, arrays)
-    points = [given]
+    given, met = evidence_at(comparison, arrays), None
+    moved = cache(lambda: _movable(comparison, given))
+    at = lambda near, met=None: measured(comparison, evidence_at(comparison, near, given=False), met)
+    beside: list[list[Any]] = []
     if isinstance(comparison.oracle, Program) and behind is not None and behind.kinks.any:
-        moved = _movable(comparison, given)
-        narrow = max((float(jnp.finfo(arrays[i].dtype).eps) for i in moved), default=0.0)
-        beside = around(arrays, moved, BESIDE_A_KINK, min(max(NEAR, 16 * narrow), 0.25)) if moved else []
-        if (met := behind.kinks.met(arrays, beside[:2])) is not None:
-            points = [given := at_kinks(comparison, given, met)]
-            for near in beside:
-                found = evidence_at(comparison, near, given=False)
-                points.append(at_kinks(comparison, found, behind.kinks.met(near, [arrays])))
+        narrow = max((float(jnp.finfo(arrays[i].dtype).eps) for i in moved()), default=0.0)
+        beside = around(arrays, moved(), BESIDE_A_KINK, min(max(NEAR, 16 * narrow), 0.25)) if moved() else []
+        met = behind.kinks.met(arrays, beside[:2])
+    points = [measured(comparison, given, met)]
+    if behind is not None and met is not None:
+        points += [at(near, behind.kinks.met(near, [arrays])) for near in beside]
     if comparison.elsewhere:
-        points.append(evidence_at(comparison, around(arrays, [0], 2, OFF)[0], given=False))
-    if given.met is not None or all(point.ok for point in points):
+        points.append(at(around(arrays, [0], 2, OFF)[0]))
+    if met is not None or all(point.ok for point in points):
         return points, []
-    return points, [evidence_at(comparison, n, given=False) for n in nearby(arrays, _movable(comparison, given))]
+    return points, list(map(at, nearby(arrays, moved())))
 
 
 def _pooled(points: Sequence[Evidence], lucky: Sequence[Evidence]) -> list[LeafError]:
