@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from ..errors import InputError
-from .calls import HIJAX, PLAIN, SHARDED, VMAP, has_rule, inner_jaxprs, is_call, primal_of, sharded
+from .calls import HIJAX, OURS, PLAIN, SHARDED, VMAP, has_rule, inner_jaxprs, is_call, primal_of, sharded
 
 # What `change` gets: an equation, the values that go in, and `again`, which makes an inner jaxpr a function under the
 # same change. It returns the values that come out.
@@ -274,6 +274,6 @@ def line_of(eqn: JaxprEqn) -> str:
     """Where in the user's code an equation comes from, as `file.py:12, function`; empty if that is not known."""
     frames = getattr(eqn.source_info.traceback, "frames", ()) or ()
     for frame in frames:
-        if not any(place in frame.file_name for place in ("/jax/", "/jbp/compare/", "/jbp/programs/", "<")):
+        if not any(place in frame.file_name for place in ("/jax/", *OURS, "<")):
             return f"{frame.file_name.rpartition('/')[2]}:{frame.line_num}, {frame.function_name.rpartition('.')[2]}"
     return ""

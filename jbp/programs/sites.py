@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from .calls import INLINE, SHARDED, argument_names, has_rule, inner_jaxprs, name_of, primal_of, source_of
+from .calls import INLINE, OURS, SHARDED, argument_names, has_rule, inner_jaxprs, name_of, primal_of, source_of
 from .replay import bind, equations
 from .taps import Path, handed_out
 
@@ -23,8 +23,7 @@ PASSED = ("cond", "scan")
 LIBRARIES = (
     "/jax/_src/",
     *(f"-packages/{name}/" for name in ("jax", "equinox", "flax")),
-    "/jbp/compare/",
-    "/jbp/programs/",
+    *OURS,
     "<string>",
 )
 
