@@ -34,6 +34,8 @@ Turns = Mapping[Any, int]  # of the loops around a step, and places in the vmaps
 class Step:
     """One inductive step as it happened, its values as NumPy arrays. `parent` is the container's step around it.
 
+    The whole network's step knows its output and delta alone; the rest is None there.
+
     `turn` counts the steps of one path, 0, 1, … going forward; it is None for a single one. `came`: the steps that this
     step's δ came from unchanged: a container, whose own it is, or the layer that handed it on as its delta_x.
     """
@@ -45,7 +47,7 @@ class Step:
     x: Any
     output: Any
     saved: Any
-    context: Context
+    context: Context | None
     delta: Any
     delta_x: Any
     turn: int | None = None

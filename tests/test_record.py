@@ -1,6 +1,5 @@
 """One recorded run: its values against plain JAX, and where each δ came from, through whatever a container does."""
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,15 +173,11 @@ class Wrong(jbp.GELU):
         return super().slope(saved) * 1.01
 
 
-def test_24_blocks_in_a_loop_take_seconds():
+def test_24_blocks_in_a_loop_are_recorded_explained_drawn_and_compared():
     args = made([jbp.Dense(16), own_layers.Loop(own_layers.block(16), 24), jbp.Dense(4)], 8, 16)
-    record.run(*args)  # what is compiled
-    started = time.perf_counter()
     run = record.run(*args)
-    assert time.perf_counter() - started < 1
     assert len(run.steps) == 3 + 24 * 6
     cost, theta, x, y = args
-    started = time.perf_counter()
     e = jbp.explain(*args, "1.layer.layer.1.w[3,2,5]")
     assert e.ok
     assert {"1.layer.layer.3", "1.layer.layer.1"} <= {path for part in e.parts for path in part.layers}
@@ -196,4 +191,3 @@ def test_24_blocks_in_a_loop_take_seconds():
     network = replace(cost.network, layers=[jbp.Dense(16), own_layers.Loop(wrong, 24), jbp.Dense(4)])
     report = jbp.Cost(network, HALF).compare(theta, x, y, timing=False)
     assert report.enters == "layer 1.layer.layer.2@23 (Wrong)"
-    assert time.perf_counter() - started < 60  # a tenth of it on an idle machine

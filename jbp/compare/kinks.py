@@ -10,8 +10,8 @@ G(t) for some t.
     G(t)      found by least squares within the box: ‖G(t) − result‖ least
     a jump    a comparison whose sides give other values (a step function) is no kink, and stays as it is
 
-Equal numbers that are sorted may stand in any order: place i takes in the share F_ij what stands at place j, at most
-REACH places away. What leaves a place comes back to it, Σ_j F_ij = Σ_j F_ji ≤ 1, so that the least squares find the
+Equal numbers that are sorted may stand in any order: place i takes in the share F_ij what stands at place j, not
+further away than the array's size allows. What leaves a place comes back to it, Σ_j F_ij = Σ_j F_ji ≤ 1, so that the least squares find the
 nearest mixture of orders. Floor, round, argmax and equality itself jump: they are met, and have no shares. `while`
 loops, and branches of `cond` inside, stay as they are.
 """
@@ -33,21 +33,23 @@ from ..programs.program import Program, quickly
 from .choices import dead_of, has_choices, softened
 from .differences import Slopes
 from .error import FLOOR
-from .sides import Choices, Shares, places_to_exchange
+from .sides import Choices, Shares, steps_of
 
 CHOSEN_AT_ONCE = 16  # choices that are run by one call
-MOST = 512  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
+MOST = 2048  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
+LARGEST = 2**25  # numbers in the matrix of what each kink's share moves: they are fewer where the derivative is large
 SOLVES = 8  # of least squares: one is enough unless kinks stand behind one another
 JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
 FIRM = 1e4  # what a condition on shares weighs beside the largest derivative by one
 
 
 class Met(NamedTuple):
-    """The kinks met at one point: for each comparison where, or None; and whether all of them have shares."""
+    """The kinks met at one point: for each comparison where, or None."""
 
     where: list[Any]
     number: int
-    shared: bool
+    shared: bool  # each has a share of its own
+    ordered: bool  # equal numbers are sorted, and not all of their orders are mixtures of the exchanges
 
 
 class Kinks:
@@ -105,14 +107,23 @@ class Kinks:
         count = sum(int(f.sum()) // n for f, n in zip(found, twice, strict=True))
         if not count:
             return None
-        shared = all(k is not Shares.NONE or not f.any() for k, f in zip(self.kinds, found, strict=True))
+        few = count <= self._most
+        shared = few and all(k is not Shares.NONE or not f.any() for k, f in zip(self.kinds, found, strict=True))
         where = [f if f.any() and k is not Shares.NONE else None for k, f in zip(self.kinds, found, strict=True)]
-        return Met(where, count, shared)
+        tied = [f for f, kind in zip(found, self.kinds, strict=True) if kind is Shares.EXCHANGES and f.any()]
+        far = any(f.shape[-1] < 2 * (f.shape[-2] - 1) and (f[..., 0] | f[..., -1]).any() for f in tied)
+        return Met(where, count, shared and not far, far or bool(tied) and not few)
+
+    @property
+    def _most(self) -> int:
+        """The kinks whose shares are chosen one by one."""
+        size = sum(np.size(self.slopes.arrays[i]) for i in self.slopes.moving)
+        return min(MOST, LARGEST // max(1, size))
 
     def nearest(self, met: Met, arrays: Sequence[Any], result: Sequence[Any], units: Sequence[float]) -> list[Any]:
         """The derivative at these kinks that is nearest to a result in float64; distances in a unit for each leaf.
 
-        Where there are more than `MOST` kinks, those of one comparison have one share (exchanges: of one distance).
+        Where there are too many kinks, those of one comparison have one share (exchanges: of one distance).
         """
         run = self._derivative(met)
         flat = [np.flatnonzero(m) for m in met.where if m is not None]
@@ -174,7 +185,7 @@ class Kinks:
         for start in (0.5, 0.0, 1.0):
             if not together[0] < FLOOR:
                 together = min(together, solved(of, start * most), key=lambda found: found[0])
-        if together[0] < FLOOR or len(of) > MOST:
+        if together[0] < FLOOR or len(of) > self._most:
             return together[2]
         begin = np.where(exchanged, most / 2, np.clip(together[1], 0.1, 0.9))
         return min(together, solved(np.arange(len(of)), begin), key=lambda found: found[0])[2]
@@ -266,15 +277,15 @@ def _where(where: Sequence[Any], flat: Sequence[np.ndarray], live: np.ndarray) -
     return found
 
 
-def _exchanges(some: Sequence[tuple[np.ndarray, bool]], flat: Sequence[np.ndarray]) -> tuple[csr_array, csr_array]:
+def _exchanges(some: Sequence[tuple[Any, bool]], flat: Sequence[np.ndarray]) -> tuple[csr_array, csr_array]:
     """[places, kinks] twice: which kink's share leaves a place of a sorted array, and which comes to it."""
     leaves, comes, kink, base = [], [], [], 0
     begin = np.cumsum([0, *map(len, flat)])
     for (m, exchanges), at, first in zip(some, flat, begin, strict=False):
         if exchanges:
-            n, k = m.shape[-2:]
+            k = m.shape[-1]
             leaves.append(base + at // k)
-            comes.append(base + at // k + places_to_exchange(n)[at % k])
+            comes.append(base + at // k + steps_of(k)[at % k])
             kink.append(first + np.arange(len(at)))
             base += m.size // k
     places = np.concatenate([*leaves, *comes]) if kink else np.zeros(0, int)

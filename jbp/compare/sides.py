@@ -16,7 +16,8 @@ from jax.extend.core import JaxprEqn
 
 from ..programs.replay import aval_of, bind
 
-REACH = 16  # places that an element of a sorted array may be moved by
+REACH = 16  # places that an element of a sorted array may be moved by, and further while
+EXCHANGED = 2**18  # exchanges in one array are not exceeded
 
 
 class Shares(enum.Enum):
@@ -167,7 +168,8 @@ def _sort(choices: Choices, eqn: JaxprEqn, *values: Any) -> list[Any]:
 def _exchanged(choices: Choices, out: Any) -> Any:
     """An array that is sorted along its last axis: places of equal numbers may exchange what stands there."""
     n = out.shape[-1]
-    if not (steps := places_to_exchange(n)).size:
+    reach = max(REACH, EXCHANGED // max(1, 2 * out.size))
+    if not (steps := steps_of(2 * min(reach, n - 1))).size:
         return out
     other = np.arange(n)[:, None] + steps
     inside = (other >= 0) & (other < n)
@@ -178,10 +180,9 @@ def _exchanged(choices: Choices, out: Any) -> Any:
     return out + jnp.where(met, share * far, 0).sum(-1)
 
 
-def places_to_exchange(n: int) -> np.ndarray:
-    """From a place among n to those that it may exchange with."""
-    reach = min(REACH, n - 1)
-    return np.array([k for k in range(-reach, reach + 1) if k], int)
+def steps_of(count: int) -> np.ndarray:
+    """From a place to so many others that it may exchange with, half of them on each side."""
+    return np.array([k for k in range(-(count // 2), count // 2 + 1) if k], int)
 
 
 def _top(choices: Choices, eqn: JaxprEqn, x: Any) -> list[Any]:

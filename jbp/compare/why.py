@@ -213,9 +213,12 @@ def _asked(
     if not answers:
         return Cause.UNKNOWN, slope
     rules, oracles = zip(*answers, strict=True)
+    met = point.met
+    if kinks and met is not None and met.ordered:
+        return Cause.KINK, slope
     if all(rules) and all(oracles):
         if kinks:
-            return Cause.CHOICE if point.met is not None and point.met.shared else Cause.KINK, slope
+            return Cause.CHOICE if met is not None and met.shared else Cause.KINK, slope
         return Cause.ELEMENTS if leaf.wrong else _same(rule[i], oracle[i], leaf) or Cause.DIFFERENCES, slope
     if all(rules):
         free = comparison.behind.unstopped(point.arrays)
