@@ -64,10 +64,13 @@ def test_equal_elements_may_be_sorted_in_any_order():
     assert not jbp.compare_vjp(by(lambda x: jnp.argsort(-x)), x, timing=False, checks=False).ok
 
 
-@pytest.mark.parametrize("equal", [3, 8, 16])
+@pytest.mark.parametrize("equal", [3, 8, 16, 40, 120])
 @pytest.mark.parametrize("last", [False, True], ids=["each once", "one twice"])
 def test_many_equal_elements_may_stand_in_a_random_order_but_each_once(equal: int, last: bool):
-    """What one of them takes twice, another lacks: the sum over them stays, and no mixture of orders gives it."""
+    """What one of them takes twice, another lacks: the sum over them stays, and no mixture of orders gives it.
+
+    Of 120 equal ones there are more exchanges than are tried.
+    """
     x = np.random.default_rng(equal).permutation(np.append(np.full(equal, 1.5, np.float32), numbers(4, 4)))
     ties = np.random.default_rng(1).permutation(x.size)
 
@@ -80,7 +83,19 @@ def test_many_equal_elements_may_stand_in_a_random_order_but_each_once(equal: in
     f = jax.custom_vjp(lambda x: jnp.sort(x))
     f.defvjp(lambda x: (jnp.sort(x), order(x)), lambda at, d: (jnp.zeros_like(d).at[at].add(d),))
     weights = np.arange(1.0, x.size + 1).astype(np.float32) ** 1.5
-    assert jbp.compare_vjp(lambda x: f(x) @ weights, x, timing=False, checks=False).ok is not last
+    report = jbp.compare_vjp(lambda x: f(x) @ weights, x, timing=False, checks=False)
+    assert report.kind is (jbp.Verdict.UNDECIDED if equal > 100 else jbp.Verdict.WRONG if last else jbp.Verdict.AGREE)
+
+
+@pytest.mark.parametrize("most", [0.3, 2.0])
+def test_more_kinks_than_are_chosen_one_by_one(most: float):
+    """A slope at each that is one of its own is not known to be wrong; one that no kink has is wrong."""
+    slopes = np.random.default_rng(0).uniform(0, most, 5000).astype(np.float32)
+    f = jax.custom_vjp(jax.nn.relu)
+    f.defvjp(lambda x: (jax.nn.relu(x), x), lambda x, d: (d * jnp.where(x == 0, slopes, (x > 0).astype(d.dtype)),))
+    report = jbp.compare_vjp(f, np.zeros(5000, np.float32), timing=False, checks=False)
+    assert report.kind is (jbp.Verdict.WRONG if most > 1 else jbp.Verdict.UNDECIDED)
+    assert most > 1 or "so many kinks are met at once" in report.verdict
 
 
 # -- gradients that are 0 because their terms cancel ------------------------------------------------------------------

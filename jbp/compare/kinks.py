@@ -11,9 +11,9 @@ G(t) for some t.
     a jump    a comparison whose sides give other values (a step function) is no kink, and stays as it is
 
 Equal numbers that are sorted may stand in any order: place i takes in the share F_ij what stands at place j, not
-further away than the array's size allows. What leaves a place comes back to it, Σ_j F_ij = Σ_j F_ji ≤ 1, so that the least squares find the
-nearest mixture of orders. Floor, round, argmax and equality itself jump: they are met, and have no shares. `while`
-loops, and branches of `cond` inside, stay as they are.
+further away than the array's size allows. What leaves a place comes back to it, Σ_j F_ij = Σ_j F_ji ≤ 1, so that the
+least squares find the nearest mixture of orders. Floor, round, argmax and equality itself jump: they are met, and have
+no shares. `while` loops, and branches of `cond` inside, stay as they are.
 """
 
 import math
@@ -36,7 +36,7 @@ from .error import FLOOR
 from .sides import Choices, Shares, steps_of
 
 CHOSEN_AT_ONCE = 16  # choices that are run by one call
-MOST = 2048  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
+MOST = 4096  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
 LARGEST = 2**25  # numbers in the matrix of what each kink's share moves: they are fewer where the derivative is large
 SOLVES = 8  # of least squares: one is enough unless kinks stand behind one another
 JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
@@ -48,8 +48,9 @@ class Met(NamedTuple):
 
     where: list[Any]
     number: int
-    shared: bool  # each has a share of its own
-    ordered: bool  # equal numbers are sorted, and not all of their orders are mixtures of the exchanges
+    shared: bool  # each has a share
+    many: bool  # too many for a choice of each by itself, or sorted numbers too far apart for an exchange
+    ordered: bool  # some of them are equal numbers that are sorted
 
 
 class Kinks:
@@ -107,12 +108,13 @@ class Kinks:
         count = sum(int(f.sum()) // n for f, n in zip(found, twice, strict=True))
         if not count:
             return None
-        few = count <= self._most
-        shared = few and all(k is not Shares.NONE or not f.any() for k, f in zip(self.kinds, found, strict=True))
+        shared = all(k is not Shares.NONE or not f.any() for k, f in zip(self.kinds, found, strict=True))
         where = [f if f.any() and k is not Shares.NONE else None for k, f in zip(self.kinds, found, strict=True)]
         tied = [f for f, kind in zip(found, self.kinds, strict=True) if kind is Shares.EXCHANGES and f.any()]
-        far = any(f.shape[-1] < 2 * (f.shape[-2] - 1) and (f[..., 0] | f[..., -1]).any() for f in tied)
-        return Met(where, count, shared and not far, far or bool(tied) and not few)
+        many = sum(int(f.sum()) for f in found) > self._most or any(
+            f.shape[-1] < 2 * (f.shape[-2] - 1) and (f[..., 0] | f[..., -1]).any() for f in tied
+        )
+        return Met(where, count, shared, many, bool(tied))
 
     @property
     def _most(self) -> int:
@@ -183,7 +185,7 @@ class Kinks:
 
         together = math.inf, most / 2, list[Any]()
         for start in (0.5, 0.0, 1.0):
-            if not together[0] < FLOOR:
+            if not (together[0] < FLOOR or (met.many and met.ordered)):
                 together = min(together, solved(of, start * most), key=lambda found: found[0])
         if together[0] < FLOOR or len(of) > self._most:
             return together[2]

@@ -121,7 +121,7 @@ class Report(Page):
         return self._agreement() + (f" UNDECIDED: {undecided}." if undecided else "")
 
     def _agreement(self) -> str:
-        if excused := [leaf for leaf in (*self.leaves, self.total) if leaf.excused]:
+        if excused := [leaf for leaf in (*self.leaves, self.total) if leaf.excused and not leaf.undecided]:
             return f"The rule passes: {excused[0].name}: {excused[0].excused}."
         if self.total.oracle_error == 0:  # float64, or luck
             return (
@@ -136,7 +136,8 @@ class Report(Page):
             if leaf.undecided:
                 count = "all" if leaf.undecided == leaf.size else f"{leaf.undecided:,} of {leaf.size:,}"
                 shared = ", and the rule is NaN as autodiff is" if leaf.shares_nan else ""
-                yield f"{leaf.name}, {count} elements, where no finite derivative is known{shared}"
+                reason = f": {leaf.excused}" if leaf.excused else f", where no finite derivative is known{shared}"
+                yield f"{leaf.name}, {count} elements{reason}"
         checks = [check for check in self.checks if check.undecided]
         for text in dict.fromkeys(check.text for check in checks):
             yield f"{' and '.join(check.name for check in checks if check.text == text)}: {text}"

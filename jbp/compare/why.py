@@ -34,6 +34,7 @@ class Cause(enum.Enum):
     STOPPED = "the rule is the derivative as if there were no stop_gradient"
     KINK = "a kink: the rule's value lies between the slopes from both sides"
     CHOICE = "a kink: no choice of slopes there gives the rule's values"
+    MANY = "so many kinks are met at once that not each choice of slopes there was tried"
     FORMULA = "in float64 the rule agrees with the oracle: the formula is right, its arithmetic loses digits"
     CONSTANTS = "in float64 the rule differs by as little as rounded constants make: its arithmetic loses digits"
     RULE = "autodiff and central differences agree with each other, and the rule with neither"
@@ -97,6 +98,8 @@ def _told(comparison: Comparison, point: Evidence, leaves: Sequence[LeafError], 
     if cause in (Cause.FORMULA, Cause.CONSTANTS) and leaf.spoiled and _unspoiled(point, i, leaf):
         excused = f"autodiff overflows in {leaf.dtype}, and in float64 the rule agrees with it"
         leaf = replace(leaf, excused=excused)
+    if cause is Cause.MANY and not leaf.wrong:
+        leaf = replace(leaf, excused=cause.value, undecided=leaf.size)
     if cause in EXCUSES and not leaf.wrong:
         if _poor(comparison, point, i, leaf):
             leaf = replace(leaf, pattern=leaf.pattern or f"{cause.value}; but it loses digits")
@@ -204,6 +207,7 @@ def _asked(
     places = _places(leaf.at, rule[i], oracle[i])
     probes = list(comparison.behind.probes(i, places, point.arrays))
     answers = [tuple(_agrees(probe, r, leaf.epsilon) for r in (rule, oracle)) for probe in probes]
+    alone = [rule for rule, _ in answers[: len(places)] if rule is not None]
     answers = [answer for answer in answers if answer[0] is not None]
     kinks = any(np.any(probe.slope.kink) for probe in probes)
     slope = None
@@ -214,8 +218,8 @@ def _asked(
         return Cause.UNKNOWN, slope
     rules, oracles = zip(*answers, strict=True)
     met = point.met
-    if kinks and met is not None and met.ordered:
-        return Cause.KINK, slope
+    if kinks and met is not None and met.many and (met.ordered or all(alone)):
+        return Cause.MANY, slope
     if all(rules) and all(oracles):
         if kinks:
             return Cause.CHOICE if met is not None and met.shared else Cause.KINK, slope

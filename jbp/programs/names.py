@@ -133,8 +133,8 @@ class OneOf:
     origins: tuple[Any, ...]
 
 
-def origins(origin: Any, turns: Mapping[Loop, int]) -> Iterator[tuple[NamedValue, Mapping[Loop, int]]]:
-    """(a named value, the turns of the loops in which it stands): one that a value may be in the turns given."""
+def origins(origin: Any, turns: Mapping[Any, int]) -> Iterator[tuple[NamedValue, Mapping[Any, int]]]:
+    """(a named value, the turns in which it stands, by the loop): one that a value may be in the turns given."""
     while isinstance(origin, Carried):
         loop, step = origin.loop, -1 if origin.loop.reverse else 1
         first, last = (loop.length - 1, 0) if loop.reverse else (0, loop.length - 1)
