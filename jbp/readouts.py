@@ -106,8 +106,8 @@ class Along:
 class Rows(NamedTuple):
     """The gradient of a table `[V, O]` by rows: row v is Σ_m rows[m] over all m with indices[m] = v.
 
-    `indices: [M]`, `rows: [M, O]`; the index V has no row. A step is `table.at[g.indices].add(-rate * g.rows, mode="drop")`.
-    Of a table of L stacked blocks `[L, V, O]`, both have a first axis L.
+    `indices: [M]`, `rows: [M, O]`; the index V has no row: `table.at[g.indices].add(-rate * g.rows, mode="drop")`. Of a
+    table of L stacked blocks `[L, V, O]`, both have a first axis L.
     """
 
     indices: Any
