@@ -447,8 +447,13 @@ class Stack(Pair):
 
     blocks: Pair
 
-    def of(self, shape: tuple[int, ...]) -> "Stack":
-        """The blocks in their form."""
+    def of(self, shape: tuple[int, ...]) -> Pair:
+        """The blocks in their form; of blocks without arrays, whose number nothing tells, the leaf's `Nothing`."""
+        if not jax.tree.leaves(self):
+            inner: Any = self.blocks
+            while isinstance(inner, Stack):
+                inner = inner.blocks
+            return Nothing(inner.n, shape, inner.dtype)
         return Stack(jax.vmap(lambda pair: pair.of(shape[1:]))(self.blocks))
 
     def _each(self, quantity: Callable[[Pair], Array]) -> Float[Array, "L ..."]:

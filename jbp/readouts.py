@@ -137,7 +137,7 @@ class RowGradients:
         return Stack(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> dict[str, Any]:
-        return dict(zip(layout.names, map(self._result, readings), strict=True))
+        return {name: self._result(pair) for name, pair in _by_name(layout, readings).items()}
 
     def _result(self, reading: Any) -> Any:
         if isinstance(reading, Stack):
@@ -167,7 +167,16 @@ class Pairs:
         return Stack(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> dict[str, Pair]:
-        return dict(zip(layout.names, readings, strict=True))
+        return _by_name(layout, readings)
+
+
+def _by_name(layout: Layout, pairs: list[Any]) -> dict[str, Pair]:
+    return {name: _told(pair, shape) for name, pair, shape in zip(layout.names, pairs, layout.shapes, strict=True)}
+
+
+def _told(pair: Pair, shape: tuple[int, ...]) -> Pair:
+    """The pair; a stack of `Nothing` does not know how many blocks it has, and the leaf's shape tells it."""
+    return pair if jax.tree.leaves(pair) else pair.of(shape)
 
 
 @jax.tree_util.register_static
@@ -245,7 +254,7 @@ def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n
 
 def _is_of(pair: Pair, shape: tuple[int, ...]) -> bool:
     try:
-        return jax.eval_shape(pair.gradient).shape == shape
+        return jax.eval_shape(_told(pair, shape).gradient).shape == shape
     except (TypeError, ValueError):  # a pair that is not in its form
         return False
 

@@ -58,7 +58,10 @@ class Embedding:
 
     def init(self, key: PRNGKeyArray, x: Any) -> Table:
         if not hasattr(x, "dtype"):
-            raise InputError(f"{self._who}: expected one array x [N, ...] of whole numbers, got {described(x)}.")
+            raise InputError(
+                f"{self._who}: expected one array x [N, ...] of whole numbers, got {described(x)}. "
+                "Give each array a layer of its own: Parallel."
+            )
         self._check(x, of_batch(x))
         shape = self.vocabulary, self.width
         return Table(initialised("weights", self.weights, key, shape, jnp.result_type(float)))

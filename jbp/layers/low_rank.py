@@ -52,7 +52,7 @@ class LowRank:
         check_above_zero("LowRank", scale=self.scale)
 
     def init(self, key: PRNGKeyArray, x: Any) -> Correction:
-        check_float_input("LowRank", x, "[N, ..., I]", 1, "Give it to a layer of such an x, as Dense.")
+        check_float_input("LowRank", x, "[N, ..., I]", 1, "Put it around a Dense, or another layer of one float array.")
         of_layer, of_down = jax.random.split(key)
         with at("layer"):
             params = Frozen(self.layer).init(of_layer, x)
