@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import Context, InputError, described, einsum
 from ..pair import Outer, Sum
+from .settings import of_batch
 
 Initializer = Callable[..., Array]
 
@@ -67,10 +68,6 @@ def initialised(name: str, given: str | Initializer, key: PRNGKeyArray, shape: t
     return leaf.astype(dtype)
 
 
-def _batch_of(spec: Any) -> str:
-    return f"{spec.dtype}[{', '.join(map(str, ('N', *spec.shape)))}]" if hasattr(spec, "dtype") else repr(spec)
-
-
 @dataclass(frozen=True)
 class Dense:
     """`width` neurons, each fed by all of the last axis of x. `weights` and `biases` name initialisers or are such."""
@@ -111,7 +108,7 @@ class Dense:
             or not leaves[0].shape
             or not jnp.issubdtype(leaves[0].dtype, jnp.floating)
         ):
-            got = ", ".join(_batch_of(s) for s in leaves) or "nothing"
+            got = ", ".join(of_batch(s) for s in leaves) or "nothing"
             raise InputError(
                 f"Dense({self.width}): expected one float input x [N, ..., I], got {got}. "
                 "Give the input an axis of features, or cast it to float."
