@@ -11,18 +11,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Literal
 
 from ..errors import InputError, described
 from ..programs.arguments import is_float
 from ..programs.program import Program, said
+from ..programs.replay import equations
 from .comparison import Comparison
 from .derivatives import of_floats
-from .error import errors
+from .error import FAR, errors, rms
 from .evidence import Evidence
 from .identities import EQUAL, Identities, distance, equal, mapped, scanned
 from .parts import check_same
+from .points import beside, movement
 from .report import Check, Report
 from .saved import saved
+
+WIDE = 1e-5  # of a leaf's size: constants that are rounded to float32 make less
 
 
 def of_gradients(comparison: Comparison, rule: Callable[..., Any], given: Evidence) -> tuple[Check, ...]:
@@ -44,6 +49,37 @@ def of_gradients(comparison: Comparison, rule: Callable[..., Any], given: Eviden
     )
 
 
+def _in_float64(comparison: Comparison, given: Evidence) -> Iterator[Check]:
+    """Of float16 and narrower: a factor of 1.01 hides behind their rounding, and not in float64.
+
+    Nothing is told at a kink, where a rule may choose, nor of programs whose own constants are so narrow that they
+    differ by as much.
+    """
+    arrays, rule, oracle = comparison.arrays, comparison.rule, comparison.oracle
+    if not isinstance(oracle, Program) or given.met is not None or not any(map(is_narrow, arrays)):
+        return
+    if any(map(_has_narrow_constants, (rule, oracle))):
+        yield Check("in float64", None, "can't be told: constants in the program are rounded to its dtype")
+        return
+    run = lambda program: lambda *a: comparison.leaves(program.exact(*a))
+    noise = movement(run(rule), beside(arrays))
+    far = [
+        (part.name, rms(np.where(keep, a - b, 0)), rms(np.where(keep, b, 0)), rms(moved))
+        for part, a, b, moved in zip(given.got, run(rule)(*arrays), run(oracle)(*arrays), noise, strict=True)
+        for keep in [np.isfinite(a) & np.isfinite(b)]
+    ]
+    wrong = [f"{name} by {off / size if size else off:.1e}" for name, off, size, moved in far
+             if off > max(WIDE * size, FAR * moved)]  # fmt: skip
+    yield Check("in float64", not wrong, f"differs in {wrong[0]} of its size" if wrong else "as the oracle")
+
+
+def _has_narrow_constants(program: Program) -> bool:
+    """Whether a float of 16 bits or fewer stands in the program that may have been rounded: no small fraction."""
+    literals = (v.val for eqn in equations(program.jaxpr) for v in eqn.invars if isinstance(v, Literal))
+    values = [np.asarray(a).astype(np.float64) for a in (*literals, *program.jaxpr.consts) if is_narrow(a)]
+    return any((np.isfinite(v) & (v * 64 != np.round(v * 64))).any() for v in values)
+
+
 def of_rule(identities: Identities, comparison: Comparison, given: Evidence) -> tuple[Check, ...]:
     """Of a flat function with custom rules, at one set of arguments."""
     args = tuple(identities.args)
@@ -53,7 +89,7 @@ def of_rule(identities: Identities, comparison: Comparison, given: Evidence) -> 
         _determinism(comparison, lambda: Program("rule", lambda *a: plain(a), args)),
         _without_jit(comparison, given, lambda: plain(args)),
     ]  # fmt: skip
-    found = [*_types(comparison), *told, *identities.checks()]
+    found = [*_types(comparison), *told, *_in_float64(comparison, given), *identities.checks()]
     if identities.kind == "vjp":
         arrays, floats = identities.arrays, identities.floats
         ruled, bare = (of_floats(f, floats, arrays) for f in (identities.ruled, identities.bare))
@@ -63,11 +99,10 @@ def of_rule(identities: Identities, comparison: Comparison, given: Evidence) -> 
 
 def also_in_float32(report: Report, args: tuple, again: Callable[[tuple], Report]) -> Report:
     """The report; for float16 and narrower with a check where rounding hides less, at float32 arguments."""
-    narrow = lambda a: is_float(a) and float(jnp.finfo(a.dtype).eps) > 1e-6
-    if not any(hasattr(a, "dtype") and narrow(a) for a in jax.tree.leaves(args)):
+    if not any(map(is_narrow, jax.tree.leaves(args))):
         return report
     try:
-        found = again(jax.tree.map(lambda a: a.astype(np.float32) if hasattr(a, "dtype") and narrow(a) else a, args))
+        found = again(jax.tree.map(lambda a: a.astype(np.float32) if is_narrow(a) else a, args))
     except InputError as error:
         check = Check("in float32", None, f"can't be tried: {error}")
     else:
@@ -75,6 +110,11 @@ def also_in_float32(report: Report, args: tuple, again: Callable[[tuple], Report
         ok = found.values_ok and forward and all(call.values_ok for call in found.calls)
         check = Check("in float32", ok, found.verdict)
     return replace(report, checks=(*report.checks, check))
+
+
+def is_narrow(a: Any) -> bool:
+    """Whether this is an array of floats of 16 bits or fewer."""
+    return hasattr(a, "dtype") and is_float(a) and float(jnp.finfo(a.dtype).eps) > 1e-6
 
 
 def _types(comparison: Comparison) -> Iterator[Check]:
@@ -130,11 +170,10 @@ def _small(arrays: Sequence[Any]) -> bool:
 
 def _without_jit(comparison: Comparison, given: Evidence, run: Callable[[], Any]) -> Check:
     """Run op by op, the rule must be as near to the shadow as it must be when it is compiled."""
-    plain = given.plain
     try:
         got = comparison.parts(run())
-        check_same(comparison.who, got, plain)
-        got, compiled, plain, exact = map(given.finite, (got, given.got, plain, given.exact))
+        check_same(comparison.who, got, given.got)
+        got, compiled, plain, exact = map(given.finite, (got, given.got, given.plain, given.exact))
         before, eager = errors(compiled, plain, exact), errors(got, plain, exact)
     except Exception as error:  # whatever a stranger's rule raises is the answer
         return Check("without jit", None, f"can't be tried: {said(error)}")

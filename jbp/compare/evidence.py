@@ -140,9 +140,11 @@ def _errors(evidence: Evidence) -> list[LeafError]:
 def _with_noise(comparison: Comparison, evidence: Evidence) -> Evidence:
     """With the shadow's own noise: how far last bits of float64 move it. Where all cancels, it is no reference.
 
-    Not at a kink: there a last bit changes the slope, and that is no noise.
+    Not at a kink: there a last bit changes the slope, and that is no noise. Equal numbers move apart only where it is
+    known that no kink is met.
     """
-    moved = movement(lambda *near: comparison.leaves(comparison.oracle.exact(*near)), beside(evidence.arrays))
+    apart = comparison.behind is not None
+    moved = movement(lambda *near: comparison.leaves(comparison.oracle.exact(*near)), beside(evidence.arrays, apart))
     norms = [(rms(off), float(off.max(initial=0))) for off in moved]
     *leaves, total = evidence.leaves
     first = count_of_values(evidence.exact)
@@ -171,10 +173,11 @@ def _answered(
     probes = () if behind is None else behind.probes(i - count_of_values(exact), places, arrays)
     ones = [np.ones_like(np.asarray(p.array)) for p in exact if p.name != VALUE]
     epsilon = float(jnp.finfo(got[i].array.dtype).eps)
+    usual = rms(true[~absent])  # a slope of 0 has no size of its own
     for at, probe in zip(places, probes, strict=False):
         unit, slope = probe.ask(ones)[0], probe.slope
         right, value = float(slope.value) / unit, float(mine[at])
-        size = max(abs(slope.value), abs(slope.low), abs(slope.high))
+        size = max(abs(slope.value), abs(slope.low), abs(slope.high), usual * abs(unit))
         if slope.grows and (np.isnan(true[at]) or np.sign(true[at]) == slope.grows):
             if np.isnan(true[at]) and not np.isinf(value):
                 continue

@@ -26,11 +26,12 @@ from .comparison import Comparison
 from .error import LeafError, pooled
 from .evidence import Evidence, evidence_at, measured, worst
 from .parts import VALUE, Part
-from .points import NEAR, around, nearby
+from .points import NEAR, around, like, nearby, stream, unit_of
 from .report import Check, Report
 from .why import explained, hidden, suspected
 
 BESIDE_A_KINK = 8  # points beside a kink
+TANGENTS = 8  # at a kink, of a rule for forward mode
 OFF = 2.0**-3  # how far the other θ is
 IMPRECISE = 0.01  # of a leaf's scale
 
@@ -87,11 +88,28 @@ def _gathered(comparison: Comparison) -> tuple[list[Evidence], list[Evidence]]:
     points = [measured(comparison, given, met)]
     if behind is not None and met is not None:
         points += [at(near, behind.kinks.met(near, [arrays])) for near in beside]
+        points += [at(along, met) for along in _along_others(comparison)]
     if comparison.elsewhere:
         points.append(at(around(arrays, [0], 2, OFF)[0]))
     if met is not None or all(point.ok for point in points):
         return points, []
     return points, list(map(at, nearby(arrays, moved())))
+
+
+def _along_others(comparison: Comparison) -> Iterator[list[Any]]:
+    """The arguments with other tangents: at a kink one tangent may lie between the slopes by luck.
+
+    Half of them are positive, so that what is counted twice, or not at all, lies between none.
+    """
+    if comparison.kind != "jvp":
+        return
+    random, first = stream("tangents"), len(comparison.arrays) - len(comparison.moves)
+    for i in range(TANGENTS):
+        tangents = [
+            like(np.where(np.asarray(t) != 0, random.uniform(-1 if i % 2 else 0.5, 1, np.shape(t)) * unit_of(a), 0), t)
+            for t, a in zip(comparison.arrays[first:], (comparison.arrays[i] for i in comparison.moves), strict=True)
+        ]
+        yield [*comparison.arrays[:first], *tangents]
 
 
 def _pooled(points: Sequence[Evidence], lucky: Sequence[Evidence]) -> list[LeafError]:

@@ -28,14 +28,15 @@ def widened(a: Any) -> Any:
     return np.asarray(a).astype(np.complex128 if jnp.iscomplexobj(a) else np.float64) if is_float(a) else a
 
 
-def last_bits(arrays: Sequence[Any], epsilon: float, name: str) -> list[Any]:
+def last_bits(arrays: Sequence[Any], epsilon: float, name: str, apart: bool = False) -> list[Any]:
     """The arguments in float64, moved by up to a unit in the last place, of a dtype with this ε.
 
-    Equal numbers are moved alike, so that what is at a kink because they are equal stays there.
+    Equal numbers are moved alike, so that what is at a kink because they are equal stays there; or `apart`.
     """
-    salt = np.uint64(stream(name).integers(1 << 62))
-
-    return [wide * (1 + epsilon * _by_value(wide, salt)) if is_float(wide) else wide for wide in map(widened, arrays)]
+    random = stream(name)
+    salt = np.uint64(random.integers(1 << 62))
+    far = lambda a: random.uniform(-1, 1, np.shape(a)) if apart else _by_value(a, salt)
+    return [wide * (1 + epsilon * far(wide)) if is_float(wide) else wide for wide in map(widened, arrays)]
 
 
 @np.errstate(over="ignore")  # the products wrap around
@@ -47,9 +48,12 @@ def _by_value(a: Any, salt: np.uint64) -> Any:
     return np.where(bits & np.uint64(1), 1.0, -1.0) * (0.5 + (bits >> np.uint64(12)) * 2.0**-53)
 
 
-def beside(arrays: Sequence[Any]) -> list[list[Any]]:
-    """Arguments a few last bits of float64 away, all on one side: what differs between them is rounding, or noise."""
-    return [last_bits(arrays, 4 * i * float(np.finfo(np.float64).eps), "noise") for i in range(1, NOISES + 1)]
+def beside(arrays: Sequence[Any], apart: bool = False) -> list[list[Any]]:
+    """Arguments a few last bits of float64 away: what differs between them is rounding, or noise.
+
+    All are on one side of a kink at which numbers are equal, unless each element moves by itself, `apart`.
+    """
+    return [last_bits(arrays, 4 * i * float(np.finfo(np.float64).eps), "noise", apart) for i in range(1, NOISES + 1)]
 
 
 @np.errstate(invalid="ignore")  # an argument may be infinite
