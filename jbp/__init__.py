@@ -53,6 +53,7 @@ from .in_jax import as_function as as_function
 from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer
+from .layers.attention import DotProductAttention as DotProductAttention
 from .layers.compose import Fork as Fork
 from .layers.compose import Frozen as Frozen
 from .layers.compose import Parallel as Parallel
@@ -66,6 +67,7 @@ from .layers.embedding import SinusoidalPositions as SinusoidalPositions
 from .layers.function import from_function as from_function
 from .layers.glu import GLU as GLU
 from .layers.low_rank import LowRank as LowRank
+from .layers.multihead import Attention as Attention
 from .layers.norm import GroupNorm as GroupNorm
 from .layers.norm import InstanceNorm as InstanceNorm
 from .layers.norm import LayerNorm as LayerNorm

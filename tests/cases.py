@@ -192,7 +192,8 @@ class LayerCase:
     @property
     def spec(self) -> Any:
         """The input spec of one example, floats in float32."""
-        return jax.ShapeDtypeStruct(self.input, jnp.float32) if isinstance(self.input, tuple) else self.input
+        shape = isinstance(self.input, tuple) and all(isinstance(size, int) for size in self.input)
+        return jax.ShapeDtypeStruct(self.input, jnp.float32) if shape else self.input
 
     @property
     def params(self) -> Any:
@@ -213,7 +214,56 @@ class LayerCase:
         )
 
 
+BIAS = np.random.default_rng(3).standard_normal((1, 2, 6, 3)).astype(np.float32)
 MASK = np.arange(3) < np.array([3, 1, 2, 3, 0, 3, 2, 1])[:, None]  # of N examples at 3 positions
+
+
+def dot_product_attention(
+    q: Any, k: Any, v: Any, bias: Any = 0.0, *, seen: Any = True, cap: float | None = None, scale: float | None = None
+) -> Any:
+    """Attention with all of its scores `[N, H, T, S]`; `seen` says which of them count."""
+    k, v = (np.repeat(a, q.shape[2] // k.shape[2], axis=2) for a in (k, v))
+    z = np.einsum("nthd,nshd->nhts", q, k) * (scale or 1 / np.sqrt(q.shape[-1])) + bias
+    z = cap * np.tanh(z / cap) if cap else z
+    e = np.where(seen, np.exp(z - z.max()), 0)
+    total = e.sum(-1, keepdims=True)
+    return np.einsum("nhts,nshd->nthd", e / np.where(total > 0, total, 1), v)
+
+
+def qkv(t: int, s: int, h: int, k: int, d: int = 3, e: int = 4, bias: tuple[int, ...] = ()) -> Any:
+    """The specs of q, k, v of one example, and of a bias."""
+    shapes = ((t, h, d), (s, k, d), (s, k, e), *([bias] if bias else []))
+    return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+
+
+def near(t: int, s: int, left: int, right: int) -> Any:
+    far = np.arange(s)[None] - np.arange(t)[:, None]
+    return (far >= -left) & (far <= right)
+
+
+def _turned(x: Any, base: float) -> Any:
+    """Rotary positions, by complex numbers."""
+    t, d = x.shape[1], x.shape[-1]
+    turn = np.exp(1j * np.arange(t)[:, None] * base ** (-np.arange(0, d, 2) / d))[:, None]
+    z = (x[..., : d // 2] + 1j * x[..., d // 2 :]) * turn
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def attention(p: Any, x: Any, h: int, k: int, base: float | None = None, **settings: Any) -> Any:
+    """Multi-head self-attention from (params, x)."""
+    q, keys, v = (
+        (x @ part.w + (0 if part.b is None else part.b)).reshape(*x.shape[:2], heads, -1)
+        for part, heads in zip(p[:3], (h, k, k), strict=True)
+    )
+    if p.q_norm is not None:
+        q, keys = (
+            a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-6) * norm.gain
+            for a, norm in ((q, p.q_norm), (keys, p.k_norm))
+        )
+    q, keys = (_turned(a, base) for a in (q, keys)) if base else (q, keys)
+    o = dot_product_attention(q, keys, v, **settings)
+    return o.reshape(*x.shape[:2], -1) @ p.out.w + (0 if p.out.b is None else p.out.b)
+
 
 LAYERS = (
     LayerCase("dense", jbp.Dense(4), (3,), lambda p, x: x @ p.w + p.b),
@@ -250,6 +300,47 @@ LAYERS = (
     ),
     LayerCase(
         "from_function without params", jbp.from_function(None, lambda p, x: jnp.cos(x)), (3,), lambda p, x: np.cos(x)
+    ),
+    LayerCase("attention core", jbp.DotProductAttention(), qkv(5, 3, 2, 2), lambda p, x: dot_product_attention(*x)),
+    LayerCase(
+        "attention core, causal, grouped queries",
+        jbp.DotProductAttention(causal=True, scale=0.3),
+        qkv(5, 5, 4, 2),
+        lambda p, x: dot_product_attention(*x, seen=np.tril(np.ones((5, 5), bool)), scale=0.3),
+    ),
+    LayerCase(
+        "attention core, one position of one head",
+        jbp.DotProductAttention(causal=True),
+        qkv(1, 1, 1, 1),
+        lambda p, x: dot_product_attention(*x),
+    ),
+    LayerCase(
+        "attention core, keys masked, soft cap, bias",
+        jbp.DotProductAttention(soft_cap=2.0),
+        qkv(4, 3, 4, 2, bias=(4, 1, 3)),
+        lambda p, x: dot_product_attention(*x, seen=MASK[:, None, None], cap=2.0),
+        jbp.Context(mask=jnp.asarray(MASK)),
+    ),
+    LayerCase(
+        "attention core, window beyond the keys, bias in side",
+        jbp.DotProductAttention(window=(1, 0)),
+        qkv(6, 3, 2, 1),
+        lambda p, x: dot_product_attention(*x, BIAS, seen=near(6, 3, 1, 0)),
+        jbp.Context(side={"attention_bias": BIAS}),
+    ),
+    LayerCase("attention", jbp.Attention(2), (5, 4), lambda p, x: attention(p, x, 2, 2)),
+    LayerCase(
+        "attention, rotary, grouped, norms of q and k",
+        jbp.Attention(4, 2, head_width=6, causal=True, rope=100.0, qk_norm=True, bias=False),
+        (5, 8),
+        lambda p, x: attention(p, x, 4, 2, 100.0, seen=np.tril(np.ones((5, 5), bool))),
+    ),
+    LayerCase(
+        "attention, causal, masked",
+        jbp.Attention(2, causal=True, window=1),
+        (3, 4),
+        lambda p, x: attention(p, x, 2, 2, seen=near(3, 3, 1, 0) & MASK[:, None, None]),
+        jbp.Context(mask=jnp.asarray(MASK)),
     ),
     LayerCase(
         "nested mixture",

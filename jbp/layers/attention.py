@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import Context, InputError, described, wide_dtype
+from .settings import check_above_zero, check_flags
 
 TILE = 256  # queries, or keys, of a tile
 TILES = 32  # at most: of a longer sequence the tiles are larger
@@ -59,14 +60,16 @@ class DotProductAttention:
 
     def __post_init__(self):
         window = (self.window, self.window) if isinstance(self.window, int | np.integer) else self.window
-        if window is not None and (not isinstance(window, tuple) or len(window) != 2 or not all(map(_is_count, window))):
+        if window is not None and (
+            not isinstance(window, tuple) or len(window) != 2 or not all(map(_is_count, window))
+        ):
             raise InputError(
                 f"DotProductAttention: window must be (left, right), whole numbers of at least 0, got {self.window!r}."
             )
         object.__setattr__(self, "window", window)
-        for name in ("soft_cap", "scale"):
-            if (given := getattr(self, name)) is not None and not (_is_number(given) and 0 < given < math.inf):
-                raise InputError(f"DotProductAttention: {name} must be a number above 0 or None, got {given!r}.")
+        check_flags("DotProductAttention", causal=self.causal)
+        given = {name: getattr(self, name) for name in ("soft_cap", "scale")}
+        check_above_zero("DotProductAttention", **{name: value for name, value in given.items() if value is not None})
         if self.implementation not in ("xla", "cudnn"):
             raise InputError(
                 f"DotProductAttention: implementation must be 'xla' or 'cudnn', got {self.implementation!r}."
@@ -84,8 +87,8 @@ class DotProductAttention:
             _check_bias(side, q, k, "context.side['attention_bias']", (1, q.shape[0]))
         if context.mask is not None and (context.mask.shape != k.shape[:2] or context.mask.dtype != bool):
             raise InputError(
-                f"DotProductAttention: expected context.mask bool [N, S] = {list(k.shape[:2])}, True at keys that there "
-                f"are, got {described(context.mask)}."
+                f"DotProductAttention: expected context.mask bool [N, S] = {list(k.shape[:2])}, True at keys that count, "
+                f"got {described(context.mask)}."
             )
         if self.implementation == "cudnn":
             return self._cudnn(q, k, v, bias, side, context.mask)
@@ -99,7 +102,7 @@ class DotProductAttention:
         self, params: tuple, feedback: tuple, saved: Any, delta: Float[Array, "N T H E"], read: Any
     ) -> tuple[tuple, tuple]:
         if self.implementation == "cudnn":
-            return saved(delta), ()
+            return saved[0](delta), ()
         (q, k, v), bias, o, log_sum, (side, mask) = saved
         biases = tuple(b for b in (bias, side) if b is not None)
         wide = wide_dtype(q.dtype)
@@ -122,6 +125,10 @@ class DotProductAttention:
         deltas = [_from_heads(delta_q, n), *(_from_heads(d[:, None], n) for d in (delta_k, delta_v))]
         found = tuple(d.astype(a.dtype) for d, a in zip(deltas, (q, k, v), strict=True))
         return (*found, delta_bias.reshape(bias.shape).astype(bias.dtype)) if bias is not None else found, ()
+
+    def output_of(self, saved: Any) -> Float[Array, "N T H E"]:
+        """o, which forward saved: who projects it needs it in reverse."""
+        return saved[1] if self.implementation == "cudnn" else saved[2]
 
     # -- which pairs see each other ---------------------------------------------------------------------------------
 
@@ -160,7 +167,9 @@ class DotProductAttention:
                 f"and K = {k.shape[2]}. Change one of them."
             )
         if len({a.dtype for a in (q, k, v)}) > 1:
-            raise InputError(f"DotProductAttention: expected q, k, v of one dtype, got {described((q, k, v))}. Cast them.")
+            raise InputError(
+                f"DotProductAttention: expected q, k, v of one dtype, got {described((q, k, v))}. Cast them."
+            )
         if bias:
             _check_bias(bias[0], q, k, "bias", (q.shape[0],))
         return q, k, v, bias[0] if bias else None
@@ -176,7 +185,8 @@ class DotProductAttention:
         run = lambda q, k, v: jax.nn.dot_product_attention(
             q, k, v, scale=self.scale, is_causal=self.causal, local_window_size=self.window, implementation="cudnn"
         )
-        return jax.vjp(run, q, k, v)
+        o, pull = jax.vjp(run, q, k, v)
+        return o, (pull, o)
 
 
 # -- one head of keys -------------------------------------------------------------------------------------------------
@@ -236,7 +246,7 @@ def _forward(layer: DotProductAttention, head: Heads, biases: Any) -> tuple[Any,
 def _backward(
     layer: DotProductAttention, head: Heads, biases: Any, log_sum: Any, mean: Any, delta: Any, with_bias: bool
 ) -> tuple[tuple[Any, Any, Any], Any]:
-    """((δq `[G, T, D]`, δk `[S, D]`, δv `[S, E]`), δbias), tile by tile of the keys. All stands as `[keys, queries]`."""
+    """((δq `[G, T, D]`, δk `[S, D]`, δv `[S, E]`), δbias), tile by tile of the keys, each as `[keys, queries]`."""
     (g, t, d), s, left_right = head.q.shape, head.k.shape[0], layer._reach
     delta_q = jnp.zeros((d, g, t), log_sum.dtype)
     own = jnp.zeros(biases[0].shape, log_sum.dtype) if with_bias else None
@@ -314,7 +324,7 @@ def _grouped(bias: Any, q: Any, k: Any) -> Any:
     return bias.reshape(n, *((1, 1) if h == 1 else (k.shape[2], q.shape[2] // k.shape[2])), *rest)
 
 
-def _of_head(bias: Any, place: Any, q: Any, k: Any) -> Float[Array, "G T S"]:
+def _of_head(bias: Any, place: Any, q: Any, k: Any) -> Any:
     """What an example's head of keys has of it, `[G|1, T|1, S|1]`."""
     bias = _grouped(bias, q, k)
     return bias[tuple(at if size > 1 else 0 for at, size in zip(place, bias.shape[:2], strict=True))]
@@ -347,7 +357,3 @@ def _check_bias(bias: Any, q: Any, k: Any, name: str, examples: tuple[int, ...])
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
