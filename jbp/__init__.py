@@ -60,7 +60,16 @@ from .layers.compose import Residual as Residual
 from .layers.compose import Sequential as Sequential
 from .layers.compose import Tap as Tap
 from .layers.dense import Dense as Dense
+from .layers.embedding import Embedding as Embedding
+from .layers.embedding import Positions as Positions
+from .layers.embedding import SinusoidalPositions as SinusoidalPositions
 from .layers.function import from_function as from_function
+from .layers.glu import GLU as GLU
+from .layers.low_rank import LowRank as LowRank
+from .layers.norm import GroupNorm as GroupNorm
+from .layers.norm import InstanceNorm as InstanceNorm
+from .layers.norm import LayerNorm as LayerNorm
+from .layers.norm import RMSNorm as RMSNorm
 from .layout import Layout as Layout
 from .network import Network as Network
 from .network import mlp as mlp
@@ -79,6 +88,8 @@ from .reader import stacked as stacked
 from .readouts import Along as Along
 from .readouts import Gradient as Gradient
 from .readouts import PerExampleGradients as PerExampleGradients
+from .readouts import RowGradients as RowGradients
+from .readouts import Rows as Rows
 from .readouts import SquaredNorms as SquaredNorms
 from .reverse import Cost as Cost
 from .run import run as run

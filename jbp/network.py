@@ -77,7 +77,7 @@ class Network:
     @cached_property
     def layer(self) -> "Border":
         """The whole network as one layer, on leaves."""
-        return Border(Sequential(self.layers), self.input, self.compute_dtype)
+        return Border(Sequential(self.layers), self.input, self.dtype, self.compute_dtype)
 
     @cached_property
     def params_spec(self) -> Any:
@@ -119,10 +119,11 @@ class Border:
 
     layers: Sequential
     input: Any
+    dtype: Any
     compute_dtype: Any
 
     def init(self, key: PRNGKeyArray, x: Any) -> Any:
-        return self.layers.init(key, x)
+        return cast(self.layers.init(key, x), self.dtype)  # a table's own dtype can't follow from whole numbers x
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
         x = self.check(x)

@@ -279,10 +279,14 @@ class Gather(Pair):
         """Σ_n g_n: N·T·O additions."""
         return self._scattered(self.index)
 
+    def weighted(self, w: Float[Array, "N"]) -> "Gather":
+        """The pair of w_n C_n: δ is scaled. N·T·O."""
+        delta = wide(self.delta)
+        return Gather(self.index, delta * w[:, None, None].astype(delta.dtype), self.rows)
+
     def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "V O"]:
         """Σ_n w_n g_n = the gradient with δ scaled. N·T·O."""
-        delta = wide(self.delta)
-        return Gather(self.index, delta * w[:, None, None].astype(delta.dtype), self.rows).gradient()
+        return self.weighted(w).gradient()
 
     def _met(self, other: "Gather") -> Array:
         met = (self.index[:, :, None] == other.index[:, None, :]) & (self.index[:, :, None] < self.rows)
@@ -443,8 +447,13 @@ class Stack(Pair):
 
     blocks: Pair
 
-    def of(self, shape: tuple[int, ...]) -> "Stack":
-        """The blocks in their form."""
+    def of(self, shape: tuple[int, ...]) -> Pair:
+        """The blocks in their form; of blocks without arrays, whose number nothing tells, the leaf's `Nothing`."""
+        if not jax.tree.leaves(self):
+            inner: Any = self.blocks
+            while isinstance(inner, Stack):
+                inner = inner.blocks
+            return Nothing(inner.n, shape, inner.dtype)
         return Stack(jax.vmap(lambda pair: pair.of(shape[1:]))(self.blocks))
 
     def _each(self, quantity: Callable[[Pair], Array]) -> Float[Array, "L ..."]:

@@ -277,7 +277,119 @@ LAYERS = (
         jax.ShapeDtypeStruct((3,), jnp.int32),
         lambda p, x: np.tanh(p[0]["table"][x]) @ p[2].w + p[2].b,
     ),
+    LayerCase("layer norm", jbp.LayerNorm(), (7,), lambda p, x: _normalised(x, (-1,), 1e-5) * p.gain + p.bias),
+    LayerCase(
+        "layer norm, positions, far from 0",
+        jbp.Sequential([jbp.from_function(None, lambda p, x: x + 30), jbp.LayerNorm(epsilon=1e-3)]),
+        (3, 5),
+        lambda p, x: _normalised(x + 30, (-1,), 1e-3) * p[1].gain + p[1].bias,
+    ),
+    LayerCase(
+        "layer norm without gain", jbp.LayerNorm(gain=False), (2, 3, 4), lambda p, x: _normalised(x, (-1,)) + p.bias
+    ),
+    LayerCase(
+        "layer norm without params", jbp.LayerNorm(gain=False, bias=False), (5,), lambda p, x: _normalised(x, (-1,))
+    ),
+    LayerCase(
+        "RMS norm", jbp.RMSNorm(), (3, 5), lambda p, x: x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * p.gain
+    ),
+    LayerCase(
+        "RMS norm without gain, of small numbers",
+        jbp.RMSNorm(gain=False),
+        (5,),
+        lambda p, x: x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6),
+        scale=1e-3,
+    ),
+    LayerCase("group norm", jbp.GroupNorm(3), (2, 3, 6), lambda p, x: _by_groups(x, 3) * p.gain + p.bias),
+    LayerCase("group norm of one group", jbp.GroupNorm(1, bias=False), (5, 3), lambda p, x: _by_groups(x, 1) * p.gain),
+    LayerCase("group norm without positions", jbp.GroupNorm(2), (6,), lambda p, x: _by_groups(x, 2) * p.gain + p.bias),
+    LayerCase("instance norm", jbp.InstanceNorm(), (3, 5, 2), lambda p, x: _normalised(x, (1, 2)) * p.gain + p.bias),
+    LayerCase(
+        "instance norm without gain", jbp.InstanceNorm(gain=False), (7, 3), lambda p, x: _by_groups(x, 3) + p.bias
+    ),
+    LayerCase("SwiGLU", jbp.GLU(5), (3,), lambda p, x: _silu(x @ p.gate.w) * (x @ p.up.w)),
+    LayerCase(
+        "GLU, positions, bias",
+        jbp.GLU(5, jbp.Sigmoid(), bias=True),
+        (3, 2),
+        lambda p, x: special.expit(x @ p.gate.w + p.gate.b) * (x @ p.up.w + p.up.b),
+    ),
+    LayerCase(
+        "gated MLP",
+        jbp.Residual(
+            jbp.Sequential([jbp.RMSNorm(), jbp.GLU(7, jbp.GELU(approximate=False)), jbp.Dense(3, bias=False)])
+        ),
+        (2, 3),
+        lambda p, x: (
+            x + _geglu(_normalised(x, (-1,), 1e-6, centred=False) * p.layer[0].gain, p.layer[1]) @ p.layer[2].w
+        ),
+    ),
+    LayerCase(
+        "embedding", jbp.Embedding(6, 3), jax.ShapeDtypeStruct((4,), jnp.int32), lambda p, x: np.take(p.table, x, 0)
+    ),
+    LayerCase(
+        "embedding of one number, a byte",
+        jbp.Embedding(300, 2),
+        jax.ShapeDtypeStruct((), jnp.uint8),
+        lambda p, x: np.take(p.table, x, 0),
+    ),
+    LayerCase(
+        "embedding, positions, norm",
+        jbp.Sequential([jbp.Embedding(5, 3), jbp.Positions(4), jbp.LayerNorm(), jbp.Dense(2)]),
+        jax.ShapeDtypeStruct((3,), jnp.int32),
+        lambda p, x: (_normalised(p[0].table[x] + p[1].table[:3], (-1,)) * p[2].gain + p[2].bias) @ p[3].w + p[3].b,
+    ),
+    LayerCase("positions", jbp.Positions(3), (3, 2), lambda p, x: x + p.table),
+    LayerCase("positions, a shorter sequence", jbp.Positions(7), (3, 2), lambda p, x: x + p.table[:3]),
+    LayerCase("sinusoidal positions", jbp.SinusoidalPositions(), (6, 4), lambda p, x: x + _waves(6, 4)),
+    LayerCase("sinusoidal positions, odd", jbp.SinusoidalPositions(), (9, 5), lambda p, x: x + _waves(9, 5)),
+    LayerCase(
+        "low rank",
+        jbp.LowRank(jbp.Dense(4), 2, scale=0.3),
+        (3,),
+        lambda p, x: x @ (p.layer.fixed.w + 0.3 * p.down @ p.up) + p.layer.fixed.b,
+    ),
+    LayerCase(
+        "low rank, positions, in a network",
+        jbp.Sequential([jbp.LowRank(jbp.Dense(4, bias=False), 1), jbp.Tanh(), jbp.LowRank(jbp.Dense(2), 3, scale=2)]),
+        (5, 3),
+        lambda p, x: np.tanh(x @ _merged(p[0])) @ _merged(p[2], 2) + p[2].layer.fixed.b,
+    ),
 )
+
+
+def _normalised(x, axes, epsilon=1e-5, centred=True):
+    x = x - x.mean(axes, keepdims=True) if centred else x
+    return x / np.sqrt((x**2).mean(axes, keepdims=True) + epsilon)
+
+
+def _by_groups(x, groups, epsilon=1e-5):
+    """Group by group, by NumPy's `var`."""
+    parts = np.split(x, groups, -1)
+    mean, var = (
+        (lambda a: a.mean(tuple(range(1, a.ndim)), keepdims=True)),
+        lambda a: a.var(tuple(range(1, a.ndim)), keepdims=True),
+    )
+    return np.concatenate([(part - mean(part)) / np.sqrt(var(part) + epsilon) for part in parts], -1)
+
+
+def _silu(z):
+    return z * special.expit(z)
+
+
+def _geglu(x, p):
+    z = x @ p.gate.w
+    return z * special.ndtr(z) * (x @ p.up.w)
+
+
+def _waves(length, width):
+    """The table of Vaswani et al. 2017, § 3.5, entry by entry."""
+    wave = lambda t, w: (math.cos if w % 2 else math.sin)(t / 10000 ** ((w - w % 2) / width))
+    return np.array([[wave(t, w) for w in range(width)] for t in range(length)])
+
+
+def _merged(p, scale=1):
+    return p.layer.fixed.w + scale * p.down @ p.up
 
 
 def _nested_mixture(p, x):

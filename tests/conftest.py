@@ -50,3 +50,12 @@ def x64():
     """Float64 decides: the test runs with JAX's x64 on."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def as_for_a_user():
+    """For tests of wrong calls: the type checker and the strict promotion are off, as they are for a user."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -21,13 +20,7 @@ from jax.experimental import io_callback
 import jbp
 from jbp import losses
 
-
-@pytest.fixture(autouse=True)
-def as_for_a_user():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("as_for_a_user")
 
 
 def network(*layers, input=(3,), **settings):

@@ -87,7 +87,7 @@ def exact(case: CostCase) -> dict[str, Any]:
             (hand, hand_along_v), (auto, auto_along_v) = (jax.jvp(f, (theta,), (v,)) for f in (by_hand, by_autodiff))
             return {
                 "by hand": hand,
-                "by hand, on leaves": cost.layout.flatten(leaves),
+                "by hand, on leaves": cost.layout.flatten(cost.layout.filled(leaves, theta.dtype)),
                 "by autodiff": auto,
                 "hessian product by hand": hand_along_v,
                 "hessian product by autodiff": auto_along_v,

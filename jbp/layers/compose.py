@@ -237,7 +237,10 @@ class Frozen:
 
     def backward(self, params: Fixed, feedback: Fixed, saved: Kept, delta: Any, read: Fixed) -> tuple[Any, Fixed]:
         nobody = readers(params.fixed, read_nothing)
-        delta_x, _ = step_back(self.layer, params.fixed, feedback.fixed, saved, delta, nobody)
+        fixed, carries = jax.lax.stop_gradient(
+            (params.fixed, feedback.fixed)
+        )  # in a Hessian product they are fixed too
+        delta_x, _ = step_back(self.layer, fixed, carries, saved, delta, nobody)
         n = jax.tree.leaves(delta)[0].shape[0]
         nothing = lambda leaf, reader: reader(Nothing(n, jnp.shape(leaf), wide_dtype(leaf.dtype)))
         return delta_x, Fixed(jax.tree.map(nothing, params.fixed, read.fixed))

@@ -67,7 +67,8 @@ def initialised(name: str, given: str | Initializer, key: PRNGKeyArray, shape: t
     return leaf.astype(dtype)
 
 
-def _batch_of(spec: Any) -> str:
+def of_batch(spec: Any) -> str:
+    """A spec of one example as that of a batch, in words: `float32[N, 3]`."""
     return f"{spec.dtype}[{', '.join(map(str, ('N', *spec.shape)))}]" if hasattr(spec, "dtype") else repr(spec)
 
 
@@ -111,7 +112,7 @@ class Dense:
             or not leaves[0].shape
             or not jnp.issubdtype(leaves[0].dtype, jnp.floating)
         ):
-            got = ", ".join(_batch_of(s) for s in leaves) or "nothing"
+            got = ", ".join(of_batch(s) for s in leaves) or "nothing"
             raise InputError(
                 f"Dense({self.width}): expected one float input x [N, ..., I], got {got}. "
                 "Give the input an axis of features, or cast it to float."
