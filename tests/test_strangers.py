@@ -325,3 +325,89 @@ def test_a_loop_that_stops_early_is_told_of():
     report = vjp(ruled(root, lambda x: 0.5 / jnp.sqrt(x)), np.float32([2.0, 3.0]))
     assert not report.ok
     assert any("while loop" in note for note in report.notes)
+
+
+# -- what a stranger found ---------------------------------------------------------------------------------------------
+
+
+def vjp_of(f: Callable, backward: Callable) -> Callable:
+    rule = jax.custom_vjp(f)
+    rule.defvjp(lambda x: (f(x), x), lambda x, d: (backward(x, d),))
+    return rule
+
+
+@pytest.mark.parametrize("row", [np.full((1, 3), 0.1), np.full((1, 17), 0.12573), np.full((4, 5), 1e3)], ids=str)
+def test_a_gradient_that_cancels_to_0_is_right_to_the_last_bits_of_its_arguments(row: np.ndarray):
+    def backward(x, d, n=None):
+        return 2 * d[:, None] * (x - x.mean(-1, keepdims=True)) / (n or x.shape[-1])
+
+    x = row.astype(np.float32)
+    kind = lambda f, x: jbp.compare_vjp(f, x, timing=False, checks=False).kind
+    assert kind(vjp_of(lambda x: x.var(-1), backward), x) in (jbp.Verdict.AGREE, jbp.Verdict.EMPTY)
+    wrong = vjp_of(lambda x: x.var(-1), lambda x, d: backward(x, d) + 1e-3 * d[:, None])
+    assert kind(wrong, x) is jbp.Verdict.WRONG
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_layer_norm_far_from_0_is_right_to_the_last_bits_of_its_arguments(seed: int):
+    f, backward = CANCEL["LayerNorm"]
+    x = 100 + numbers(seed, 1, 3)
+    assert jbp.compare_vjp(vjp_of(f, backward), x, timing=False, checks=False).ok
+    wrong = vjp_of(f, lambda x, d: backward(x, d, 1.001))
+    assert jbp.compare_vjp(wrong, x, timing=False, checks=False).kind is jbp.Verdict.WRONG
+
+
+@pytest.mark.parametrize(("there", "kind"), [(0.0, "AGREE"), (7.0, "WRONG"), (np.nan, "WRONG"), (1e-2, "WRONG")])
+@pytest.mark.parametrize("f", [jnp.sqrt, lambda x: x * jnp.log(x)], ids=["sqrt", "x log x"])
+def test_a_slope_of_0_behind_a_where_is_decided_beside_other_elements(f: Callable, there: float, kind: str):
+    inside = lambda x: jnp.where(x > 0, x, 1.0)
+
+    def backward(x, d):
+        return d * jnp.where(x > 0, jax.vmap(jax.grad(f))(inside(x)), there)
+
+    rule = vjp_of(lambda x: jnp.where(x > 0, f(x), 0.0), backward)
+    report = jbp.compare_vjp(rule, np.float32([-1.0, 4.0, -2.0, 0.3]), timing=False, checks=False)
+    assert report.kind.name == kind
+    assert "Rule and autodiff agree" not in str(report)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.005, 1.02])
+def test_a_factor_hides_behind_bfloat16_and_not_in_float64(factor: float):
+    """The rule casts by name, so that it can't be tried at float32 arguments."""
+    numbers16 = lambda seed, *shape: jnp.asarray(numbers(seed, *shape), jnp.bfloat16)
+
+    def backward(saved, d):
+        x, w = saved
+        return d @ w.T, (factor * jnp.dot(x.T, d, preferred_element_type=jnp.float32)).astype(jnp.bfloat16)
+
+    f = jax.custom_vjp(lambda x, w: x @ w)
+    f.defvjp(lambda x, w: (x @ w, (x, w)), backward)
+    report = jbp.compare_vjp(f, numbers16(0, 32, 8), numbers16(1, 8, 4), timing=False)
+    assert (report.kind is jbp.Verdict.WRONG) == (factor != 1)
+
+
+def test_a_rule_that_is_wrong_op_by_op_is_found_at_a_kink_too():
+    def backward(x, d):
+        return d * (x >= 0).astype(d.dtype) * (1.0 if isinstance(x, jax.core.Tracer) else 5.0)
+
+    report = jbp.compare_vjp(vjp_of(jax.nn.relu, backward), np.float32([0, 1]), timing=False)
+    assert "without jit FAILS" in report.verdict
+
+
+@pytest.mark.parametrize("x", [[1, 1], [[1, 1, 0], [2, 0, 1]], [[1, 1], [1, 1]], [[0, 0, 0, 0]] * 3], ids=str)
+@pytest.mark.parametrize("each", [False, True], ids=["first", "each"])
+def test_tangents_of_ties_are_taken_once(x: Any, each: bool):
+    """A rule for forward mode that adds the tangents of all that are largest is wrong for whatever tangent is drawn."""
+    f = jax.custom_jvp(lambda x: x.max(-1))
+
+    @f.defjvp
+    def rule(primals, tangents):
+        (x,), (t,) = primals, tangents
+        tied = x == x.max(-1, keepdims=True)
+        taken = tied if each else tied & (jnp.cumsum(tied, -1) == 1)
+        return x.max(-1), (t * taken.astype(t.dtype)).sum(-1)
+
+    for seed in range(3):
+        tangent = (numbers(seed, *np.shape(x)),)
+        report = jbp.compare_jvp(f, np.float32(x), tangent=tangent, timing=False, checks=False)
+        assert (report.kind is jbp.Verdict.WRONG) == each

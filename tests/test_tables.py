@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import N, assert_close, draw
-from own_layers import Loop
+from own_layers import LinearCrossEntropy, Loop
 
 import jbp
 from jbp.programs.calls import inner_jaxprs
@@ -199,6 +199,15 @@ def test_tables_of_a_loop_have_a_first_axis_of_blocks(distinct: bool, x64: None)
     assert_close(got.ravel(), jax.grad(cost)(theta, x, y))
     (again,) = cost.read(cost.pairs(theta, x, y), readout).values()
     assert_close(again, rows)
+
+
+def test_a_table_that_is_a_kernel_too_has_its_whole_gradient(x64: None):
+    """Every row of it is met: as an output."""
+    net = jbp.Network([jbp.Embedding(V, W), jbp.Tanh()], WORDS)
+    cost = jbp.Cost(net, LinearCrossEntropy(V), tied={"loss.w": "0.table.T"})
+    theta, x, y = draw(0, jax.ShapeDtypeStruct((cost.layout.size,), jnp.float64)), *(jnp.arange(12).reshape(2, 6),) * 2
+    (gradient,) = cost.measure(theta, x, y, jbp.RowGradients())[1].values()
+    assert_close(gradient.ravel(), jax.grad(cost)(theta, x, y))
 
 
 def test_a_frozen_table_has_none(x64: None):

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import Context, InputError, described, einsum
 from ..pair import Outer, Sum
-from .settings import of_batch
 
 Initializer = Callable[..., Array]
 
@@ -66,6 +65,11 @@ def initialised(name: str, given: str | Initializer, key: PRNGKeyArray, shape: t
             "Give a function (key, shape, dtype) -> array; jax.nn.initializers' own need a call, as in lecun_normal()."
         )
     return leaf.astype(dtype)
+
+
+def of_batch(spec: Any) -> str:
+    """A spec of one example as that of a batch, in words: `float32[N, 3]`."""
+    return f"{spec.dtype}[{', '.join(map(str, ('N', *spec.shape)))}]" if hasattr(spec, "dtype") else repr(spec)
 
 
 @dataclass(frozen=True)

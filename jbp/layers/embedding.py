@@ -19,11 +19,11 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..layer import Context, InputError, described, wide, wide_dtype
 from ..pair import Gather, Sum
-from .dense import Initializer, initialised
-from .settings import check_float_input, check_whole, of_batch
+from .dense import Initializer, initialised, of_batch
+from .settings import check_float_input, check_whole
 
 
-class Table(NamedTuple):
+class Entries(NamedTuple):
     """Params of a layer that reads rows of a table."""
 
     table: Any
@@ -56,7 +56,7 @@ class Embedding:
                 "Cast them to int32; as a network's input write jax.ShapeDtypeStruct((T,), jnp.int32)."
             )
 
-    def init(self, key: PRNGKeyArray, x: Any) -> Table:
+    def init(self, key: PRNGKeyArray, x: Any) -> Entries:
         if not hasattr(x, "dtype"):
             raise InputError(
                 f"{self._who}: expected one array x [N, ...] of whole numbers, got {described(x)}. "
@@ -64,17 +64,17 @@ class Embedding:
             )
         self._check(x, of_batch(x))
         shape = self.vocabulary, self.width
-        return Table(initialised("weights", self.weights, key, shape, jnp.result_type(float)))
+        return Entries(initialised("weights", self.weights, key, shape, jnp.result_type(float)))
 
-    def forward(self, params: Table, x: Integer[Array, "N *T"], context: Context) -> tuple[Any, Any]:
+    def forward(self, params: Entries, x: Integer[Array, "N *T"], context: Context) -> tuple[Any, Any]:
         self._check(x, described(x))
         index = self._rows(x)
         return params.table.at[index].get(mode="fill", fill_value=jnp.nan), index
 
     def backward(
-        self, params: Table, feedback: Table, saved: Any, delta: Float[Array, "N *T O"], read: Table
-    ) -> tuple[None, Table]:
-        return None, Table(read.table(Gather(saved, delta)))
+        self, params: Entries, feedback: Entries, saved: Any, delta: Float[Array, "N *T O"], read: Entries
+    ) -> tuple[None, Entries]:
+        return None, Entries(read.table(Gather(saved, delta)))
 
     def _rows(self, x: Integer[Array, "N *T"]) -> Integer[Array, "N *T"]:
         """x as int32, V where it has no row."""
@@ -106,11 +106,11 @@ class Positions:
     def __post_init__(self):
         check_whole("Positions", length=self.length)
 
-    def init(self, key: PRNGKeyArray, x: Any) -> Table:
+    def init(self, key: PRNGKeyArray, x: Any) -> Entries:
         _check_sequence(f"Positions({self.length})", x)
-        return Table(initialised("weights", self.weights, key, (self.length, x.shape[-1]), x.dtype))
+        return Entries(initialised("weights", self.weights, key, (self.length, x.shape[-1]), x.dtype))
 
-    def forward(self, params: Table, x: Float[Array, "N T W"], context: Context) -> tuple[Any, tuple]:
+    def forward(self, params: Entries, x: Float[Array, "N T W"], context: Context) -> tuple[Any, tuple]:
         length, width = params.table.shape
         if x.ndim != 3 or x.shape[1] > length or x.shape[2] != width:
             raise InputError(
@@ -121,10 +121,10 @@ class Positions:
         return (wide(x) + rows).astype(x.dtype), ()
 
     def backward(
-        self, params: Table, feedback: Table, saved: Any, delta: Float[Array, "N T W"], read: Table
-    ) -> tuple[Any, Table]:
+        self, params: Entries, feedback: Entries, saved: Any, delta: Float[Array, "N T W"], read: Entries
+    ) -> tuple[Any, Entries]:
         rest = params.table.shape[0] - delta.shape[1]
-        return delta, Table(read.table(Sum(jnp.pad(delta, ((0, 0), (0, rest), (0, 0))))))
+        return delta, Entries(read.table(Sum(jnp.pad(delta, ((0, 0), (0, rest), (0, 0))))))
 
 
 @dataclass(frozen=True)

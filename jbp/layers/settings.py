@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import InputError
+from .dense import of_batch
 
 
 def check_whole(who: str, **settings: Any) -> None:
@@ -37,8 +38,3 @@ def check_float_input(who: str, x: Any, form: str, axes: int, remedy: str) -> No
     if not fits:
         got = ", ".join(of_batch(leaf) for leaf in jax.tree.leaves(x)) or "nothing"
         raise InputError(f"{who}: expected one float input x {form}, got {got}. {remedy}")
-
-
-def of_batch(spec: Any) -> str:
-    """A spec of one example as that of a batch, in words: `float32[N, 3]`."""
-    return f"{spec.dtype}[{', '.join(map(str, ('N', *spec.shape)))}]" if hasattr(spec, "dtype") else repr(spec)
