@@ -15,6 +15,7 @@ arXiv:2112.05682, Dao et al. 2022, arXiv:2205.14135; grouped queries: Ainslie et
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -87,8 +88,8 @@ class DotProductAttention:
             _check_bias(side, q, k, "context.side['attention_bias']", (1, q.shape[0]))
         if context.mask is not None and (context.mask.shape != k.shape[:2] or context.mask.dtype != bool):
             raise InputError(
-                f"DotProductAttention: expected context.mask bool [N, S] = {list(k.shape[:2])}, True at keys that count, "
-                f"got {described(context.mask)}."
+                f"DotProductAttention: expected context.mask bool [N, S] = {list(k.shape[:2])}, True at keys that "
+                f"count, got {described(context.mask)}."
             )
         if self.implementation == "cudnn":
             return self._cudnn(q, k, v, bias, side, context.mask)
@@ -112,7 +113,8 @@ class DotProductAttention:
         def one(delta_bias: Any, head: Any) -> Any:
             head, rows = head
             of_head = [_of_head(b, head.place, q, k) for b in biases]
-            deltas, own = _backward(self, head, of_head, *rows, bias is not None)
+            log_sum, mean, delta = rows
+            deltas, own = _backward(self, head, of_head, log_sum, mean, delta, bias is not None)
             if own is not None:
                 n, h = (at if size > 1 else 0 for at, size in zip(head.place, delta_bias.shape[:2], strict=True))
                 delta_bias = delta_bias.at[n, h].add(own)
@@ -120,11 +122,12 @@ class DotProductAttention:
 
         start = None if bias is None else jnp.zeros(_grouped(bias, q, k).shape, wide)
         heads = _heads(self, q, k, v, mask, bool(biases))
+        delta_bias: Any
         delta_bias, (delta_q, delta_k, delta_v) = jax.lax.scan(one, start, (heads, rows))
         n = q.shape[0]
         deltas = [_from_heads(delta_q, n), *(_from_heads(d[:, None], n) for d in (delta_k, delta_v))]
         found = tuple(d.astype(a.dtype) for d, a in zip(deltas, (q, k, v), strict=True))
-        return (*found, delta_bias.reshape(bias.shape).astype(bias.dtype)) if bias is not None else found, ()
+        return found if bias is None else (*found, delta_bias.reshape(bias.shape).astype(bias.dtype)), ()
 
     def output_of(self, saved: Any) -> Float[Array, "N T H E"]:
         """o, which forward saved: who projects it needs it in reverse."""
@@ -135,8 +138,8 @@ class DotProductAttention:
     @property
     def _reach(self) -> tuple[int | None, int | None]:
         """(left, right): how many keys a query sees on each side of its own place; None is all."""
-        left, right = self.window or (None, None)
-        return left, 0 if self.causal else right
+        window: Any = self.window or (None, None)
+        return window[0], 0 if self.causal else window[1]
 
     def _visible(self, t: int, queries: int, s: int, keys: int) -> Array | None:
         """[queries, keys] from query t and key s on; None where each sees each."""
@@ -145,8 +148,8 @@ class DotProductAttention:
             return None
         at = lambda start, axis: start + jax.lax.broadcasted_iota(np.int32, (queries, keys), axis)
         far = at(s, 1) - at(t, 0)
-        seen = far <= right if right is not None else far >= -left
-        return seen & (far >= -left) if right is not None and left is not None else seen
+        sides = [far <= right] * (right is not None) + ([] if left is None else [far >= -left])
+        return reduce(jnp.logical_and, sides)
 
     # -- errors, and the other implementation -----------------------------------------------------------------------
 
@@ -222,7 +225,8 @@ def _scores(layer: DotProductAttention, z: Any, biases: Any) -> Any:
 def _forward(layer: DotProductAttention, head: Heads, biases: Any) -> tuple[Any, Any]:
     """(o `[G, T, E]`, ℓ `[G, T]`), tile by tile of the queries."""
     (g, t, d), s = head.q.shape, head.k.shape[0]
-    outs, logs = [], []
+    outs: list[Any] = []
+    logs: list[Any] = []
     for a, e in _tiles(t):
         head, outs = _one_after_another(head, outs)
         low, high = _span(a, e, s, *layer._reach)
@@ -250,7 +254,8 @@ def _backward(
     (g, t, d), s, left_right = head.q.shape, head.k.shape[0], layer._reach
     delta_q = jnp.zeros((d, g, t), log_sum.dtype)
     own = jnp.zeros(biases[0].shape, log_sum.dtype) if with_bias else None
-    deltas_k, deltas_v = [], []
+    deltas_k: list[Any] = []
+    deltas_v: list[Any] = []
     for a, e in _tiles(s):
         head, deltas_k, deltas_v, delta_q = _one_after_another(head, deltas_k, deltas_v, delta_q)
         low, high = _span(a, e, t, *left_right[::-1])
@@ -356,4 +361,4 @@ def _check_bias(bias: Any, q: Any, k: Any, name: str, examples: tuple[int, ...])
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
