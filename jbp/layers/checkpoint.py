@@ -5,7 +5,8 @@
 
 Saved: x and the context (the same context gives the same noise), because all else follows from them. The forward pass
 is paid a second time. The recomputation is tied to δ by `optimization_barrier`, or XLA would merge it with the first
-forward and keep everything. It runs on the true params, whatever carries δ.
+forward and keep everything. It runs on the true params, whatever carries δ. (On a CPU the XLA of jax 0.10 takes that
+barrier away too early: outside a loop nothing is saved there, by `jax.checkpoint` neither. In a `Repeat` it is.)
 
 Memory of L equal blocks: `Repeat(Checkpoint(block), L)` keeps L x's and one block's inside; groups of √L,
 `Repeat(Checkpoint(Repeat(Checkpoint(block), √L)), √L)`, keep 2√L x's for one forward more. Source: Chen et al. 2016,

@@ -8,7 +8,17 @@
 Saved: the last (y₁, y₂) and the context, because every x follows from them. In reverse f and g run forward once more,
 on the true params. Shapes: x₁, y₁ alike and x₂, y₂ alike. Source: Gomez et al. 2017, arXiv:1707.04585.
 
-Each x comes back with rounding errors, which grow with the depth. {ERRORS}
+Each x comes back with rounding errors, which grow with the depth. Measured: the largest relative RMS error of a leaf's
+gradient, for f = g = LayerNorm, Dense, GELU, Dense at width 64, beside that of autodiff, which keeps every x:
+
+    couplings    float64    float32 (autodiff)    bfloat16 (autodiff)
+    8            2e-15      9e-7 (5e-7)           0.010 (0.012)
+    32           5e-15      2e-6 (8e-7)           0.013 (0.015)
+    128          2e-14      1e-5 (1e-6)           0.032 (0.018)
+
+So f and g should normalise their x. Without that LayerNorm the stream grows from coupling to coupling, each
+subtraction cancels, and the gradient is wrong: by 7e-10 in float64 and by 0.4 in float32 at 32 couplings, by all of it
+at 128. `cost.compare` shows it.
 """
 
 from dataclasses import dataclass
@@ -106,8 +116,8 @@ class Reversible:
         return _like(delta, (d1.astype(first), d2.astype(second))), stacked(read, readings)
 
 
-def _halves(x: Any) -> tuple[Any, Any]:
-    """(x₁, x₂) of a batch. Raises `InputError` where there are no two."""
+def _halves(x: Any, shown: Any = None) -> tuple[Any, Any]:
+    """(x₁, x₂) of a batch. Raises `InputError` where there are no two, about `shown` if given."""
     if isinstance(x, (tuple, list)):
         if len(x) == 2 and all(hasattr(half, "dtype") and jnp.issubdtype(half.dtype, jnp.floating) for half in x):
             return x[0], x[1]
@@ -115,14 +125,14 @@ def _halves(x: Any) -> tuple[Any, Any]:
         width = x.shape[-1] // 2
         return x[..., :width], x[..., width:]
     raise InputError(
-        "Reversible: expected a tuple (x1, x2) of float arrays, or one of an even last axis [N, ..., 2 W], got "
-        f"{described(x)}. Make the width even, or a tuple by Fork([f, g])."
+        "Reversible: expected a tuple (x1, x2) of float arrays, or one of an even last axis [..., 2 W], got "
+        f"{described(x if shown is None else shown)}. Make the width even, or a tuple by Fork([f, g])."
     )
 
 
 def _halves_of_spec(x: Any) -> tuple[Any, Any]:
     """The same of a spec, which has no batch axis."""
-    return spec_of(jax.eval_shape(_halves, batch_of(x)))
+    return spec_of(jax.eval_shape(lambda batch: _halves(batch, x), batch_of(x)))
 
 
 def _like(x: Any, halves: tuple[Any, Any]) -> Any:
