@@ -169,7 +169,7 @@ def last_use(reader: Reader, reading: Any, shape: tuple[int, ...]) -> Reader:
             return jax.tree.map(lambda one, two: one + two, reader.read(pair, own), reading)
         return reader.read(Several((pair, reading)).joined(), own)
 
-    return replace(reader, read=both)
+    return replace(reader, read=both, adds=False)  # in pieces, the first use would be read with each of them
 
 
 def all_uses(reader: Reader, readings: list[Any]) -> Any:

@@ -6,13 +6,18 @@
 Saved: what f saves, its float arrays as numbers of `dtype`. Of a number a, or of the largest number A of its row (the
 last axis), the error is at most
 
-    bfloat16         2⁻⁹ |a|                      2 bytes a number
+    bfloat16         2⁻⁸ |a|                      2 bytes a number
     float8_e4m3fn    2⁻⁴ |a|, or 2⁻¹⁰ A/448       1 byte, and a scale for each row: the largest number becomes 448
     int8             A/254                        1 byte, and a scale for each row: the largest number becomes 127
 
 What is smaller as it is (few numbers in a row, one axis, whole numbers) and the context stay as they are. A layer
 before that keeps the same array keeps it in full. The gradient errs by as much as the saved numbers: half the last bit
 of each, which partly cancels in sums over examples; `cost.compare` says WRONG, and at which leaves.
+
+Memory of 32 dense layers of one width in a `Repeat` on a CPU, in arrays of x: 35 in float32, 19 in bfloat16, 12 in int8
+and 25 in float8_e4m3fn, as XLA makes the whole stack float16 before the loop; unrolled 32, 17.5, 9.8 and 9.8. On jax
+0.10 XLA takes the barrier away too early there, and of these int8 and float8 in a loop alone are smaller.
+
 A derivative of the reverse pass (a Hessian product) goes through bfloat16; rounded to a scale it has none, and is NaN.
 """
 

@@ -47,27 +47,40 @@ class Repeat:
             check_keeps_shape("Repeat", self.layer, block, x, "as it enters the next turn")
             return Inner(jax.vmap(of)(jax.random.split(key, self.n)))
 
+    @property
+    def _unrolled(self) -> bool:
+        return self.unroll and self.n > 0
+
     def forward(self, params: Inner, x: Any, context: Context) -> tuple[Any, Any]:
         def turn(x: Any, block: Any) -> tuple[Any, Any]:
             i, its = block
             return step("layer", self.layer, its, x, context.child(i))
 
-        return self._loop(turn, x, (jnp.arange(self.n), params.layer))
+        blocks = jnp.arange(self.n), params.layer
+        if not self._unrolled:
+            return jax.lax.scan(turn, x, blocks, length=self.n)
+        kept = []
+        for i in range(self.n):
+            x, saved = turn(x, _block(i, blocks))
+            kept.append(saved)
+        return x, kept
 
     def backward(self, params: Inner, feedback: Inner, saved: Any, delta: Any, read: Inner) -> tuple[Any, Inner]:
         def turn(delta: Any, block: Any) -> tuple[Any, Any]:  # inductive step, from block i + 1 to block i
-            its, back, kept, reader = block
+            (its, back, reader), kept = block
             return step_back(self.layer, its, back, kept, delta, reader)
 
-        blocks = params.layer, feedback.layer, saved, read.layer
-        delta, readings = self._loop(turn, delta, blocks, reverse=True)
+        blocks = params.layer, feedback.layer, read.layer
+        if not self._unrolled:
+            delta, readings = jax.lax.scan(turn, delta, (blocks, saved), length=self.n, reverse=True)
+        else:
+            each: list[Any] = [None] * self.n
+            for i in reversed(range(self.n)):
+                delta, each[i] = turn(delta, (_block(i, blocks), saved[i]))
+            readings = jax.tree.map(lambda *parts: jnp.stack(parts), *each)
         return delta, Inner(stacked(read.layer, readings))
 
-    def _loop(self, turn: Any, carry: Any, blocks: Any, reverse: bool = False) -> tuple[Any, Any]:
-        """`lax.scan`, or n turns one after another with the same result."""
-        if not self.unroll or not self.n:
-            return jax.lax.scan(turn, carry, blocks, length=self.n, reverse=reverse)
-        made: list[Any] = [None] * self.n
-        for i in reversed(range(self.n)) if reverse else range(self.n):
-            carry, made[i] = turn(carry, jax.tree.map(lambda a, i=i: a[i], blocks))
-        return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *made)
+
+def _block(i: int, blocks: Any) -> Any:
+    """Block i of what is stacked, readers with what they own included."""
+    return jax.tree.map(lambda a: a[i], blocks)
