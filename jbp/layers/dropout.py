@@ -8,8 +8,8 @@ identity and StochasticDepth is x + f(x).
 
 Saved: m, one byte a number, a quarter of x in float32. To draw it again from the key in reverse would keep nothing, and
 is slower: with a product of matrices between, 2×1024×256 took 16.2 ms drawn again and 14.3 ms saved, of which 1.8 ms
-drew m once (jax 0.12, 2 cores; on 0.10, whose XLA may merge the draws, both took as long). Inside a `Checkpoint` m is drawn again. m comes from float32 noise
-whatever the dtype of x, so that bfloat16 and float32 leave out the same.
+drew m once (jax 0.12, 2 cores; on 0.10, whose XLA may merge the draws, both took as long). Inside a `Checkpoint` m is
+drawn again. m comes from float32 noise whatever the dtype of x, so that bfloat16 and float32 leave out the same.
 Sources: Srivastava et al. 2014; Huang et al. 2016, arXiv:1603.09382.
 """
 
