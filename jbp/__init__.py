@@ -54,13 +54,17 @@ from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer
 from .layers.attention import DotProductAttention as DotProductAttention
+from .layers.checkpoint import Checkpoint as Checkpoint
 from .layers.compose import Fork as Fork
 from .layers.compose import Frozen as Frozen
 from .layers.compose import Parallel as Parallel
 from .layers.compose import Residual as Residual
 from .layers.compose import Sequential as Sequential
 from .layers.compose import Tap as Tap
+from .layers.compressed import Compressed as Compressed
 from .layers.dense import Dense as Dense
+from .layers.dropout import Dropout as Dropout
+from .layers.dropout import StochasticDepth as StochasticDepth
 from .layers.embedding import Embedding as Embedding
 from .layers.embedding import Positions as Positions
 from .layers.embedding import SinusoidalPositions as SinusoidalPositions
@@ -72,6 +76,9 @@ from .layers.norm import GroupNorm as GroupNorm
 from .layers.norm import InstanceNorm as InstanceNorm
 from .layers.norm import LayerNorm as LayerNorm
 from .layers.norm import RMSNorm as RMSNorm
+from .layers.repeat import Repeat as Repeat
+from .layers.reversible import Reversible as Reversible
+from .layers.tied import Tied as Tied
 from .layout import Layout as Layout
 from .network import Network as Network
 from .network import mlp as mlp

@@ -134,8 +134,20 @@ def stacked(read: Any, readings: Any) -> Any:
 
 
 def first_use(reader: Reader, transposed: bool) -> Reader:
-    """The reader of a tied leaf's first use: its reading, if such readings add up, else the pair, to be read later."""
-    way = (lambda pair: pair.transposed()) if transposed else (lambda pair: pair)
+    """The reader of a tied leaf's first use: its reading, if such readings add up, else the pair, to be read later.
+
+    Raises `InputError` where a loop has cut a leaf that is tied as a transpose.
+    """
+
+    def turned_over(pair: Pair) -> Pair:
+        if len(block := jax.eval_shape(pair.gradient).shape) != 2:
+            raise InputError(
+                f"tied: a loop uses the leaf block by block, here {list(block)}, and no block is a transpose of a "
+                "block. Tie a leaf outside the loop."
+            )
+        return pair.transposed()
+
+    way = turned_over if transposed else (lambda pair: pair)
     if reader.adds:
         return replace(reader, read=lambda pair, own: reader.read(way(pair), own), leaf=None)
     return Reader(lambda pair, own: way(pair), Stack)
@@ -157,7 +169,14 @@ def last_use(reader: Reader, reading: Any, shape: tuple[int, ...]) -> Reader:
             return jax.tree.map(lambda one, two: one + two, reader.read(pair, own), reading)
         return reader.read(Several((pair, reading)).joined(), own)
 
-    return replace(reader, read=both)
+    return replace(reader, read=both, adds=False)  # in pieces, the first use would be read with each of them
+
+
+def all_uses(reader: Reader, readings: list[Any]) -> Any:
+    """The reading of a tied leaf, from those of its uses, each read by `first_use` of the leaf's reader."""
+    if reader.adds:
+        return jax.tree.map(lambda one, *others: sum(others, one), *readings)
+    return reader(Several(tuple(readings)))
 
 
 def check_gradients(params: Any, gradients: Any) -> None:

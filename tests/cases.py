@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import own_layers as own
 import pytest
 from scipy import special
 
@@ -265,6 +266,9 @@ def attention(p: Any, x: Any, h: int, k: int, base: float | None = None, **setti
     return o.reshape(*x.shape[:2], -1) @ p.out.w + (0 if p.out.b is None else p.out.b)
 
 
+KEY = jax.random.key(7)
+BLOCK = jbp.Residual(jbp.Sequential([jbp.Dense(5), jbp.Tanh(), jbp.Dense(3, bias=False)]))
+
 LAYERS = (
     LayerCase("dense", jbp.Dense(4), (3,), lambda p, x: x @ p.w + p.b),
     LayerCase("dense without bias", jbp.Dense(4, bias=False), (3,), lambda p, x: x @ p.w),
@@ -447,6 +451,103 @@ LAYERS = (
         (5, 3),
         lambda p, x: np.tanh(x @ _merged(p[0])) @ _merged(p[2], 2) + p[2].layer.fixed.b,
     ),
+    LayerCase("repeat", jbp.Repeat(BLOCK, 3), (3,), lambda p, x: _blocks(p.layer, x)),
+    LayerCase("repeat, unrolled", jbp.Repeat(BLOCK, 3, unroll=True), (2, 3), lambda p, x: _blocks(p.layer, x)),
+    LayerCase("repeat, once", jbp.Repeat(jbp.Dense(3), 1), (3,), lambda p, x: x @ p.layer.w[0] + p.layer.b[0]),
+    LayerCase("repeat of nothing", jbp.Repeat(jbp.Tanh(), 0), (3,), lambda p, x: x),
+    LayerCase(
+        "repeat in a repeat",
+        jbp.Repeat(jbp.Repeat(BLOCK, 2, unroll=True), 3),
+        (3,),
+        lambda p, x: _blocks(jax.tree.map(lambda a: a.reshape(6, *a.shape[2:]), p.layer.layer), x),
+    ),
+    LayerCase("checkpoint", jbp.Checkpoint(BLOCK), (3,), lambda p, x: _block(p.layer, x)),
+    LayerCase(
+        "repeat of checkpoints", jbp.Repeat(jbp.Checkpoint(BLOCK), 3), (3,), lambda p, x: _blocks(p.layer.layer, x)
+    ),
+    LayerCase(
+        "checkpoints of groups",
+        jbp.Repeat(jbp.Checkpoint(jbp.Repeat(jbp.Checkpoint(BLOCK), 2)), 2),
+        (3,),
+        lambda p, x: _blocks(jax.tree.map(lambda a: a.reshape(4, *a.shape[2:]), p.layer.layer.layer.layer), x),
+    ),
+    LayerCase(
+        "reversible, halves",
+        jbp.Reversible(jbp.Sequential([jbp.Dense(2), jbp.Tanh()]), jbp.Dense(2, bias=False), 3),
+        (3, 4),
+        lambda p, x: np.concatenate(_couplings(p, x[..., :2], x[..., 2:]), -1),
+    ),
+    LayerCase(
+        "reversible, two widths",
+        jbp.Sequential(
+            [
+                jbp.Fork([jbp.Dense(3), jbp.Tanh()]),
+                jbp.Reversible(jbp.Sequential([jbp.Dense(3), jbp.Tanh()]), jbp.Dense(2, bias=False), 2),
+                jbp.from_function(None, lambda p, x: jnp.concatenate(x, -1)),
+            ]
+        ),
+        (2,),
+        lambda p, x: np.concatenate(_couplings(p[1], x @ p[0][0].w + p[0][0].b, np.tanh(x)), -1),
+    ),
+    LayerCase(
+        "dropout",
+        jbp.Dropout(0.3),
+        (3, 5),
+        lambda p, x: x * (_uniform(KEY, x.shape) >= np.float32(0.3)) / 0.7,
+        context=jbp.Context(KEY),
+    ),
+    LayerCase("dropout without a key", jbp.Dropout(0.3), (5,), lambda p, x: x),
+    LayerCase("dropout at rate 0", jbp.Dropout(0), (5,), lambda p, x: x, context=jbp.Context(KEY)),
+    LayerCase(
+        "stochastic depth",
+        jbp.StochasticDepth(jbp.Sequential([jbp.Dense(3), jbp.Tanh()]), 0.4),
+        (2, 3),
+        lambda p, x: x + np.tanh(x @ p.layer[0].w + p.layer[0].b) * (_keep(N) / 0.6)[:, None, None],
+        context=jbp.Context(KEY),
+    ),
+    LayerCase(
+        "stochastic depth without a key",
+        jbp.StochasticDepth(jbp.Dense(3), 0.4),
+        (3,),
+        lambda p, x: x + x @ p.layer.w + p.layer.b,
+    ),
+    LayerCase(
+        "tied",
+        jbp.Tied(jbp.Sequential([jbp.Dense(3), jbp.Tanh(), jbp.Dense(3)]), {"2.w": "0.w"}),
+        (3,),
+        lambda p, x: np.tanh(x @ p.layer[0].w + p.layer[0].b) @ p.layer[0].w + p.layer[2].b,
+    ),
+    LayerCase(
+        "tied, transposed, three uses",
+        jbp.Tied(
+            jbp.Sequential([jbp.Dense(4), jbp.Tanh(), jbp.Dense(3), jbp.Dense(4)]), {"2.w": "0.w.T", "3.w": "0.w"}
+        ),
+        (2, 3),
+        lambda p, x: (
+            (np.tanh(x @ p.layer[0].w + p.layer[0].b) @ p.layer[0].w.T + p.layer[2].b) @ p.layer[0].w + p.layer[3].b
+        ),
+    ),
+    LayerCase(
+        "tied, a table",
+        jbp.Tied(jbp.Sequential([own.Embedding(5, 3), jbp.Repeat(BLOCK, 2), jbp.Dense(5)]), {"2.w": "0.table.T"}),
+        jax.ShapeDtypeStruct((3,), jnp.int32),
+        lambda p, x: _blocks(p.layer[1].layer, p.layer[0]["table"][x]) @ p.layer[0]["table"].T + p.layer[2].b,
+    ),
+    LayerCase(
+        "tied, a leaf of two loops",
+        jbp.Tied(
+            jbp.Sequential([jbp.Repeat(jbp.Dense(3), 2), jbp.Tanh(), jbp.Repeat(jbp.Dense(3), 2, unroll=True)]),
+            {"2.layer.w": "0.layer.w"},
+        ),
+        (3,),
+        lambda p, x: _tied_loops(p.layer, x),
+    ),
+    LayerCase(
+        "tied in a loop",
+        jbp.Repeat(jbp.Tied(jbp.Sequential([jbp.Dense(4), jbp.Tanh(), jbp.Dense(3)]), {"2.w": "0.w.T"}), 2),
+        (3,),
+        lambda p, x: _tied_in_a_loop(p.layer.layer, x),
+    ),
 )
 
 
@@ -482,6 +583,51 @@ def _waves(length, width):
 
 def _merged(p, scale=1):
     return p.layer.fixed.w + scale * p.down @ p.up
+
+
+def _block(p, x):
+    return x + np.tanh(x @ p.layer[0].w + p.layer[0].b) @ p.layer[2].w
+
+
+def _turns(p):
+    """The params of each turn of a loop."""
+    return [jax.tree.map(lambda a, i=i: a[i], p) for i in range(len(jax.tree.leaves(p)[0]))]
+
+
+def _blocks(p, x):
+    for its in _turns(p):
+        x = _block(its, x)
+    return x
+
+
+def _couplings(p, x1, x2):
+    for its in _turns(p):
+        x1 = x1 + np.tanh(x2 @ its.f[0].w + its.f[0].b)
+        x2 = x2 + x1 @ its.g.w
+    return x1, x2
+
+
+def _uniform(key, shape):
+    return np.asarray(jax.random.uniform(key, shape, jnp.float32))
+
+
+def _keep(n):
+    return _uniform(jbp.Context(KEY).child("keep").key, (n,)) >= np.float32(0.4)
+
+
+def _tied_loops(p, x):
+    for w, b in zip(p[0].layer.w, p[0].layer.b, strict=True):
+        x = x @ w + b
+    x = np.tanh(x)
+    for w, b in zip(p[0].layer.w, p[2].layer.b, strict=True):
+        x = x @ w + b
+    return x
+
+
+def _tied_in_a_loop(p, x):
+    for w, b, c in zip(p[0].w, p[0].b, p[2].b, strict=True):
+        x = np.tanh(x @ w + b) @ w.T + c
+    return x
 
 
 def _nested_mixture(p, x):

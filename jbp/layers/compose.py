@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ..layer import Context, InputError, Layer, at, described, output_spec, wide_dtype
@@ -49,6 +50,22 @@ def checked_layers(who: str, given: Any) -> tuple[Layer, ...]:
     for i, layer in enumerate(layers):
         check_layer(f"{who}: layers[{i}]", layer)
     return layers
+
+
+def check_keeps_shape(who: str, layer: Layer, params: Any, x: Any, why: str) -> None:
+    """Raise `InputError` unless the layer's output has the structure, shapes and dtypes of its x."""
+    y = output_spec(layer, params, x)
+    if y != x:
+        raise InputError(
+            f"{who}: the layer must keep the shape of x, {why}; (x, layer(x)) is {described((x, y))} without the "
+            "batch axis. Change the layer's width."
+        )
+
+
+def check_count(who: str, n: Any) -> None:
+    """Raise `InputError` unless n is a whole number of at least 0."""
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 0:
+        raise InputError(f"{who}: n must be a whole number of at least 0, got {n!r}.")
 
 
 @dataclass(frozen=True)
