@@ -1,6 +1,6 @@
 """A network: layers, the input they meet, and the layout that makes their params one vector θ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -20,7 +20,8 @@ from .outside import check_arrays, check_context, check_hashable, check_key
 
 @dataclass(frozen=True)
 class Network:
-    """Layers on an input of known shape. All shapes are checked here, before anything is traced.
+    """Layers on an input of known shape, a list of them or a dict by name. All shapes are checked here, before anything
+    is traced.
 
     `input`: the shape of one example, without the batch axis, as in `(784,)`; or a `jax.ShapeDtypeStruct`, or a
     tuple of them. `dtype`: of θ; float32 unless given, float64 where JAX's x64 is on. `compute_dtype`: what
@@ -30,18 +31,19 @@ class Network:
     Raises `InputError`, with the path of the layer, where shapes don't fit.
     """
 
-    layers: Sequence[Layer]
+    layers: Any  # a sequence of layers, or a dict of them by name; kept as a tuple
     input: Any
     dtype: Any = None
     compute_dtype: Any = None
 
     def __post_init__(self):
         layers = (self.layers,) if isinstance(self.layers, Layer) else self.layers
-        if not isinstance(layers, Sequence):
+        if not isinstance(layers, Sequence | Mapping):
             raise InputError(f"Network: expected a list of layers, got {layers!r}. As in Network([Dense(10)], (784,)).")
-        layers = layers[0].layers if len(layers) == 1 and isinstance(layers[0], Sequential) else layers
+        if len(layers) == 1 and isinstance(one := next(iter(layers)), Sequential):
+            layers = one.layers
         set_ = lambda name, value: object.__setattr__(self, name, value)  # frozen, but not yet finished
-        set_("layers", tuple(layers))
+        set_("layers", Sequential(layers).layers)
         set_("dtype", _float_dtype("dtype", self.dtype or jnp.result_type(float)))
         set_("compute_dtype", self.compute_dtype and _float_dtype("compute_dtype", self.compute_dtype))
         set_(

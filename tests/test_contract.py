@@ -572,3 +572,41 @@ def test_a_wrong_call_of_a_containers_author_is_named(call: str):
     wrong, says = WRONG_CALLS[call]
     with pytest.raises(jbp.InputError, match=says):
         wrong(*_stepped())
+
+
+# -- layers by name ---------------------------------------------------------------------------------------------------
+
+
+def test_named_layers_are_the_same_network_under_their_names(x64: None):
+    def layers(sequence: Any) -> Any:
+        block = jbp.Residual(jbp.Sequential(sequence("norm", jbp.LayerNorm(), "wide", jbp.Dense(4))))
+        two = jbp.Fork(sequence("one", jbp.Dense(2), "two", jbp.Tanh()))
+        apart = jbp.Parallel(sequence("left", jbp.Dense(3), "right", jbp.Dense(3)))
+        return sequence("first", jbp.Dense(4), "block", block, "both", two, "apart", apart, "sum", SUM)
+
+    by_name = lambda *parts: dict(zip(parts[::2], parts[1::2], strict=True))
+    named, plain = (jbp.Network(layers(how), (3,)) for how in (by_name, lambda *parts: list(parts[1::2])))
+    assert named.layout.names[:4] == ("first.w", "first.b", "block.layer.norm.gain", "block.layer.norm.bias")
+    assert [name for name in named.layout.names if name.startswith("apart")] == [
+        "apart.left.w", "apart.left.b", "apart.right.w", "apart.right.b"
+    ]  # fmt: skip
+    costs = [jbp.Cost(net, jbp.losses.HalfSquaredError()) for net in (named, plain)]
+    theta, x, y = costs[0].init(jax.random.key(0)), np.ones((2, 3)), np.zeros((2, 3))
+    for one, two in zip(*(cost.value_and_grad(theta, x, y) for cost in costs), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert jbp.Network(layers(by_name), (3,)) == named
+    assert hash(jbp.Network(layers(by_name), (3,))) == hash(named)
+
+
+SUM = jbp.from_function(None, lambda _, x: x[0] + x[1])
+
+
+@pytest.mark.parametrize("names", [["a b"], ["class"], ["_own"], [3]], ids=str)
+def test_a_name_of_a_layer_is_an_identifier(names: list[Any]):
+    with pytest.raises(jbp.InputError, match="expected names of layers"):
+        jbp.Sequential(dict.fromkeys(names, jbp.Tanh()))
+
+
+def test_an_error_names_the_layer_by_its_name():
+    with pytest.raises(jbp.InputError, match=r"^layer block\.layer\.attention: Attention: expected a width"):
+        jbp.Network({"block": jbp.Residual(jbp.Sequential({"attention": jbp.Attention(3)}))}, (5, 4))

@@ -10,8 +10,11 @@
 Saved: what `step` keeps of each child. Nothing else is computed here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from keyword import iskeyword
 from typing import Any, NamedTuple
 
 import jax
@@ -43,13 +46,34 @@ def check_layer(name: str, given: Any) -> None:
 
 
 def checked_layers(who: str, given: Any) -> tuple[Layer, ...]:
-    """A list of layers as a tuple. Raises `InputError` where it is none."""
+    """A list of layers as a tuple, a dict of them as a NamedTuple. Raises `InputError` where it is neither."""
     if isinstance(given, Layer) or not isinstance(given, Iterable):
         raise InputError(f"{who}: expected a list of layers, got {given!r}. Write {who}([...]).")
-    layers = tuple(given)
-    for i, layer in enumerate(layers):
-        check_layer(f"{who}: layers[{i}]", layer)
+    if isinstance(given, Mapping):
+        bad = [name for name in given if not isinstance(name, str) or not name.isidentifier() or name.startswith("_")]
+        if bad or any(map(iskeyword, given)):
+            raise InputError(f"{who}: expected names of layers as in {{'norm': LayerNorm()}}, got {list(given)}.")
+        given = _named(tuple(given))(**given)
+    layers = given if hasattr(given, "_fields") else tuple(given)
+    for name, layer in zip(_places(layers), layers, strict=True):
+        check_layer(f"{who}: layers[{name!r}]", layer)
     return layers
+
+
+@cache
+def _named(names: tuple[str, ...]) -> type:
+    """The tuple of so named things: the same class for the same names, so that equal networks are equal."""
+    return namedtuple("Layers", names)
+
+
+def _places(layers: tuple[Any, ...]) -> Sequence[Any]:
+    """What stands in a path for each: its name, else its number."""
+    return getattr(layers, "_fields", range(len(layers)))
+
+
+def _like(layers: tuple[Any, ...], values: Iterable[Any]) -> tuple[Any, ...]:
+    """One value for each layer, under the layers' names if they have some."""
+    return type(layers)(*values) if hasattr(layers, "_fields") else tuple(values)
 
 
 def check_keeps_shape(who: str, layer: Layer, params: Any, x: Any, why: str) -> None:
@@ -70,25 +94,25 @@ def check_count(who: str, n: Any) -> None:
 
 @dataclass(frozen=True)
 class Sequential:
-    """Layers one after another. Params: a tuple, one entry for each layer."""
+    """Layers one after another. Params: a tuple, one entry for each layer; of a dict of layers, by their names."""
 
-    layers: Sequence[Layer]
+    layers: Any  # a sequence of layers, or a dict of them by name; kept as a tuple
 
     def __post_init__(self):
         object.__setattr__(self, "layers", checked_layers("Sequential", self.layers))
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
-        for i, layer in enumerate(self.layers):
-            with at(i):
+        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
+            with at(place):
                 params.append(layer.init(jax.random.fold_in(key, i), x))
                 x = output_spec(layer, params[-1], x)
-        return tuple(params)
+        return _like(self.layers, params)
 
     def forward(self, params: tuple, x: Any, context: Context) -> tuple[Any, list[Kept]]:
         kept = []
-        for i, layer in enumerate(self.layers):
-            x, saved = step(i, layer, params[i], x, context)
+        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
+            x, saved = step(place, layer, params[i], x, context)
             kept.append(saved)
         return x, kept
 
@@ -96,7 +120,7 @@ class Sequential:
         readings: list[Any] = [()] * len(self.layers)
         for i in reversed(range(len(self.layers))):  # inductive step: δ of layer i from δ of layer i + 1
             delta, readings[i] = step_back(self.layers[i], params[i], feedback[i], saved[i], delta, read[i])
-        return delta, tuple(readings)
+        return delta, _like(self.layers, readings)
 
 
 class Inner(NamedTuple):
@@ -179,9 +203,9 @@ def _each(who: str, layers: Sequence[Layer], x: Any) -> tuple:
 
 @dataclass(frozen=True)
 class Fork:
-    """The same x to each layer; their outputs are a tuple. Params: a tuple, one entry for each layer."""
+    """The same x to each layer; their outputs are a tuple. Params: as in `Sequential`."""
 
-    layers: Sequence[Layer]
+    layers: Any  # a sequence of layers, or a dict of them by name; kept as a tuple
 
     def __post_init__(self):
         object.__setattr__(self, "layers", checked_layers("Fork", self.layers))
@@ -190,46 +214,48 @@ class Fork:
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
-        for i, layer in enumerate(self.layers):
-            with at(i):
+        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
+            with at(place):
                 params.append(layer.init(jax.random.fold_in(key, i), x))
-        return tuple(params)
+        return _like(self.layers, params)
 
     def forward(self, params: tuple, x: Any, context: Context) -> tuple[tuple, tuple[Kept, ...]]:
-        pairs = [step(i, layer, params[i], x, context) for i, layer in enumerate(self.layers)]
+        each = zip(_places(self.layers), self.layers, params, strict=True)
+        pairs = [step(place, layer, its, x, context) for place, layer, its in each]
         return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
 
     def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple) -> tuple[Any, tuple]:
         steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
         deltas, readings = zip(*(step_back(*each) for each in steps), strict=True)
-        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *deltas), readings
+        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *deltas), _like(self.layers, readings)
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """Part i of a tuple x to layer i; their outputs are a tuple. Params: a tuple, one entry for each layer."""
+    """Part i of a tuple x to layer i; their outputs are a tuple. Params: as in `Sequential`."""
 
-    layers: Sequence[Layer]
+    layers: Any  # a sequence of layers, or a dict of them by name; kept as a tuple
 
     def __post_init__(self):
         object.__setattr__(self, "layers", checked_layers("Parallel", self.layers))
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
-        for i, (layer, part) in enumerate(zip(self.layers, _each("Parallel", self.layers, x), strict=True)):
-            with at(i):
+        parts = zip(_places(self.layers), self.layers, _each("Parallel", self.layers, x), strict=True)
+        for i, (place, layer, part) in enumerate(parts):
+            with at(place):
                 params.append(layer.init(jax.random.fold_in(key, i), part))
-        return tuple(params)
+        return _like(self.layers, params)
 
     def forward(self, params: tuple, x: tuple, context: Context) -> tuple[tuple, tuple[Kept, ...]]:
-        parts = enumerate(zip(self.layers, params, _each("Parallel", self.layers, x), strict=True))
-        pairs = [step(i, layer, its, part, context) for i, (layer, its, part) in parts]
+        parts = zip(_places(self.layers), self.layers, params, _each("Parallel", self.layers, x), strict=True)
+        pairs = [step(place, layer, its, part, context) for place, layer, its, part in parts]
         return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
 
     def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple) -> tuple[Any, tuple]:
         steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
         pairs = [step_back(*each) for each in steps]
-        return tuple(d for d, _ in pairs), tuple(readings for _, readings in pairs)
+        return tuple(d for d, _ in pairs), _like(self.layers, (readings for _, readings in pairs))
 
 
 @dataclass(frozen=True)
