@@ -1,7 +1,7 @@
 """Pairs whose δ never exists as a whole: a part of one at a time.
 
     Recomputed   an `Outer` whose δ is computed again, some examples at a time: for readings that don't add up
-    Portion         the pair of some of the examples, where the others' g_n are 0: for readings that add up
+    Portion      the pair of some of the examples, where the others' g_n are 0: for readings that add up
 
 And how arrays are cut into pieces of equal size, the last one filled up with zeros.
 """

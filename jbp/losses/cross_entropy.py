@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from ..layer import InputError, described, wide, wide_dtype
-from .loss import Output, Target, check_like, check_one_array, check_range, diagonal_root, by_example
+from .loss import Output, Target, by_example, check_like, check_one_array, check_range, diagonal_root
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SigmoidCrossEntropy:
 
 @dataclass(frozen=True)
 class SoftmaxCrossEntropy:
-    """C = −Σ_c y_c log p_c, p = softmax(z) over the last axis, by_example over positions.
+    """C = −Σ_c y_c log p_c, p = softmax(z) over the last axis, summed over positions.
 
     y: integer labels `[N, *T]`, or weights of the classes `[N, *T, K]` (one-hot, or any). `smoothing` s replaces y by
     (1 − s)y + s/K. `z_loss` λ adds λ (log Σ_c e^{z_c})² at each position (Chowdhery et al. 2022, arXiv:2204.02311,
@@ -74,7 +74,9 @@ class SoftmaxCrossEntropy:
         if not 0 <= self.smoothing < 1:
             raise InputError(f"SoftmaxCrossEntropy: smoothing must be in [0, 1), got {self.smoothing}.")
         if not 0 <= self.z_loss < math.inf:
-            raise InputError(f"SoftmaxCrossEntropy: z_loss must be a number of at least 0, got {self.z_loss}.")
+            raise InputError(
+                f"SoftmaxCrossEntropy: z_loss must be a number of at least 0, got {self.z_loss}. As in 1e-4."
+            )
 
     def check(self, output: Any, y: Any) -> None:
         check_one_array("SoftmaxCrossEntropy", y)

@@ -69,9 +69,7 @@ class LinearCrossEntropy:
                 f"LinearCrossEntropy: label_smoothing must be in [0, 1), got {self.label_smoothing}. As in 0.1."
             )
         if not 0 <= self.z_loss < math.inf:
-            raise InputError(
-                f"LinearCrossEntropy: z_loss must be a number of at least 0, got {self.z_loss}. As in 1e-4."
-            )
+            raise InputError(f"LinearCrossEntropy: z_loss must be at least 0, got {self.z_loss}. As in 1e-4.")
         if self.ignore is not None and not _whole(self.ignore):
             raise InputError(
                 f"LinearCrossEntropy: ignore must be a label, a whole number, or None, got {self.ignore!r}. As in -1."

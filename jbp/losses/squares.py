@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import InputError, wide
-from .loss import Output, Target, check_like, diagonal_root, by_example
+from .loss import Output, Target, by_example, check_like, diagonal_root
 
 
 @dataclass(frozen=True)
