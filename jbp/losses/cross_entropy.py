@@ -74,9 +74,7 @@ class SoftmaxCrossEntropy:
         if not 0 <= self.smoothing < 1:
             raise InputError(f"SoftmaxCrossEntropy: smoothing must be in [0, 1), got {self.smoothing}.")
         if not 0 <= self.z_loss < math.inf:
-            raise InputError(
-                f"SoftmaxCrossEntropy: z_loss must be a number of at least 0, got {self.z_loss}. As in 1e-4."
-            )
+            raise InputError(f"SoftmaxCrossEntropy: z_loss must be at least 0, got {self.z_loss}. As in 1e-4.")
 
     def check(self, output: Any, y: Any) -> None:
         check_one_array("SoftmaxCrossEntropy", y)
