@@ -1,8 +1,8 @@
 """Weight gradients of bfloat16 layers, added up over 2,000 steps: jbp's err less than autodiff's of the same product.
 
 jbp's pairs multiply in bfloat16 and add up and return in float32; the gradient by autodiff of a bfloat16 product is
-rounded to bfloat16 before the float32 θ meets it. Both are compared with float64 on the same bfloat16 numbers, the error
-of the accumulated sum as a part of its norm.
+rounded to bfloat16 before the float32 θ meets it. Both are compared with float64 on the same bfloat16 numbers: the
+error of the accumulated sum as a part of its norm.
 
     python bench/bfloat16_weight_gradients.py [--quick]
 """
@@ -28,9 +28,8 @@ LEAST = 0.1  # of autodiff's error, which ours may be at most
 @jax.jit
 def drawn(i: Any) -> tuple[jax.Array, jax.Array]:
     """x and δ of a step: of a mean that is not 0, so that the sum of many gradients is a gradient and not noise."""
-    x, delta = (
-        jax.random.normal(jax.random.fold_in(jax.random.key(k), i), (BATCH, n)) for k, n in ((0, INPUTS), (1, OUTPUTS))
-    )
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
+    x, delta = (jax.random.normal(key, (BATCH, n)) for key, n in zip(keys, (INPUTS, OUTPUTS), strict=True))
     return (x + 0.5).astype(jnp.bfloat16), (delta + 0.1).astype(jnp.bfloat16)
 
 

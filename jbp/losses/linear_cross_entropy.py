@@ -30,7 +30,7 @@ from ..pair import Outer
 from ..recomputed import Portion, Recomputed, cut, over_pieces, size_of_pieces
 from .cross_entropy import SoftmaxCrossEntropy, check_labels, counted_labels, label_factors
 
-LOGITS = 1 << 23  # that exist at a time unless `chunk` says how many positions
+LOGITS = 1 << 23  # that exist at a time, at most, unless `chunk` says how many positions
 
 
 def _whole(number: Any) -> bool:
@@ -41,7 +41,7 @@ def _whole(number: Any) -> bool:
 class LinearCrossEntropy:
     """C_n from h `[N, *T, W]` and labels y `[N, *T]`, with the kernel w `[W, classes]` as a leaf of its own.
 
-    `chunk`: how many positions of the batch have logits at a time; None for about 2²³ logits. A reading that does not
+    `chunk`: how many positions of the batch have logits at a time; None for at most 2²³ logits. A reading that does not
     add up, as squared norms, needs those of at least one example. `label_smoothing`, `ignore`, `positions` and `z_loss`
     are as in `SoftmaxCrossEntropy`, where the first is called `smoothing`. To tie w to a table `[classes, W]` of the
     network's first layer, write `Cost(net, loss, tied={"loss.w": "0.table.T"})`. Labels outside 0 … classes − 1 are an
@@ -62,7 +62,7 @@ class LinearCrossEntropy:
             if not (_whole(given) and given >= least) and not (name == "chunk" and given is None):
                 raise InputError(
                     f"LinearCrossEntropy: {name} must be a whole number of at least {least}, got {given!r}. "
-                    + ("Leave it out for about 2²³ logits at a time." if name == "chunk" else "Count the labels.")
+                    + ("Leave it out for at most 2²³ logits at a time." if name == "chunk" else "Count the labels.")
                 )
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
@@ -176,7 +176,9 @@ class LinearCrossEntropy:
 
     @property
     def _most(self) -> int:
-        return self.chunk or max(1, LOGITS // self.classes)
+        if self.chunk is not None:
+            return self.chunk
+        return 1 << max(1, LOGITS // self.classes).bit_length() - 1  # a power of 2, which divides most sizes
 
     def _chunks(self, y: Any) -> "_Chunks":
         """Positions of every example, so that a batch may be spread over devices; examples where they are too many."""
@@ -222,6 +224,8 @@ class _Chunks:
         """Arrays `[N, T, …]` as chunks `[C, n, t, …]`; what is missing in the last ones is 0, its factors too."""
 
         def of(a: Array) -> Array:
+            if self.n == self.N:  # nothing is done to the examples, which may be spread over devices
+                return jnp.moveaxis(cut(a, 1, self.t), 1, 0)
             a = jnp.moveaxis(cut(cut(a, 1, self.t), 0, self.n), 2, 1)
             return a.reshape(-1, *a.shape[2:])
 
@@ -235,6 +239,9 @@ class _Chunks:
 
     def joined(self, a: Array) -> Array:
         """`[N, T, …]` of `[C, n, t, …]`."""
+        if self.n == self.N:
+            a = jnp.moveaxis(a, 0, 1)
+            return a.reshape(self.N, -1, *a.shape[3:])[:, : self.T]
         a = jnp.moveaxis(a.reshape(-1, -(-self.T // self.t), *a.shape[1:]), 1, 2)
         return a.reshape(a.shape[0] * self.n, -1, *a.shape[4:])[: self.N, : self.T]
 
