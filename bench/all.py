@@ -21,6 +21,7 @@ PROGRAMS = (
     "epoch_of_the_texts_network",
     "per_example_norms_cost_one_pass",
     "comparing_costs_ten_gradients",
+    "linear_cross_entropy",
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from .activations import Sigmoid, Softmax
 from .layer import Context, InputError, Layer, described, walk
 from .layers.compose import Sequential
-from .losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
+from .losses.cross_entropy import SigmoidCrossEntropy, SoftmaxCrossEntropy
 
 
 def check_key(who: str, key: Any, remedy: str = "{}") -> None:

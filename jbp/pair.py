@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ LARGEST_FACTOR = 1 << 12  # coordinates of a leaf without Kronecker structure, u
 
 class Pair(ABC):
     """(a, δ) at one leaf, and the quantities that they determine. Costs count multiplications."""
+
+    by_parts: ClassVar[bool] = False  # whether it comes a part at a time, so that what it meets is asked part by part
 
     @abstractmethod
     def per_example(self) -> Float[Array, "N *leaf"]:
@@ -65,6 +67,8 @@ class Pair(ABC):
 
     def dots(self, other: "Pair") -> Float[Array, "N M"]:
         """⟨g_n, g'_m⟩ with the other pair of the same leaf: one leaf's share of the Gram matrix."""
+        if other.by_parts and not self.by_parts:
+            return other.dots(self).T
         return self._rows() @ other._rows().T
 
     def transposed(self) -> "Pair":
@@ -73,6 +77,8 @@ class Pair(ABC):
 
     def inner(self, other: "Pair") -> Float[Array, "N"]:
         """⟨g_n, g'_n⟩ with another pair of the same leaf and the same examples: the cross term of two uses."""
+        if other.by_parts and not self.by_parts:
+            return other.inner(self)
         return (self._rows() * other._rows()).sum(1)
 
     def along(self, v: Float[Array, "*leaf"]) -> Float[Array, "N"]:

@@ -26,7 +26,8 @@ class Readout(Protocol):
     """A frozen dataclass. Settings are static; where it is a pytree (`jax.tree_util.register_dataclass`), its arrays
     are vectors `[P]` like θ: the layout cuts them, and `read` is called on a readout that holds the leaf's part.
 
-    `of_examples = False` says that it speaks of the whole batch alone, so that a network which mixes examples has it.
+    `of_examples = False` says that it speaks of the whole batch alone, so that a network which mixes examples has it;
+    `adds = True`, that the reading of a sum of pairs is the sum of the readings.
     """
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:
@@ -44,6 +45,7 @@ class Gradient:
     """∇C = Σ_n weights_n g_n as a vector `[P]`: the gradient of the reduced cost."""
 
     of_examples: ClassVar[bool] = False
+    adds: ClassVar[bool] = True
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "*leaf"]:
         return pair.weighted_gradient(weights)
@@ -58,6 +60,8 @@ class Gradient:
 @dataclass(frozen=True)
 class PerExampleGradients:
     """g_n = ∇C_n as `[N, P]`, of the unscaled cost of each example. Holds N·P numbers."""
+
+    adds: ClassVar[bool] = True
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "N *leaf"]:
         return pair.per_example()
@@ -92,6 +96,7 @@ class Along:
     """⟨g_n, v⟩ as `[N]` for a vector v `[P]`: the derivative of each example's cost C_n in direction v."""
 
     v: Any
+    adds: ClassVar[bool] = True
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Float[Array, "N"]:
         return pair.along(self.v)
@@ -224,7 +229,8 @@ def readers_of(readouts: tuple[Readout, ...], layout: Layout, weights: Float[Arr
         def stack(readings: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(readout.stack(each) for readout, each in zip(readouts, readings, strict=True))
 
-        return Reader(read, stack, [part[i] for part in parts])
+        adds = all(getattr(readout, "adds", False) for readout in readouts)
+        return Reader(read, stack, [part[i] for part in parts], adds)
 
     return layout.treedef.unflatten([reader(i) for i in range(len(layout.names))])
 

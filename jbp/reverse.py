@@ -30,7 +30,7 @@ from .layer import (
 )
 from .layout import Layout
 from .loss_leaves import LossLeaves, input_of_loss
-from .losses import FromValue, as_layer
+from .losses.loss import FromValue, as_layer
 from .network import Network, cast
 from .outside import check_arrays, check_context, check_hashable, check_key, check_logits
 from .pair import Pair

@@ -193,25 +193,25 @@ class LayerCase:
     @property
     def spec(self) -> Any:
         """The input spec of one example, floats in float32."""
-        shape = isinstance(self.input, tuple) and all(isinstance(size, int) for size in self.input)
-        return jax.ShapeDtypeStruct(self.input, jnp.float32) if shape else self.input
+        is_shape = isinstance(self.input, tuple) and all(isinstance(size, int) for size in self.input)
+        return jax.ShapeDtypeStruct(self.input, jnp.float32) if is_shape else self.input
 
     @property
     def params(self) -> Any:
         """The specs of the params."""
         return jax.eval_shape(lambda key: self.layer.init(key, self.spec), jax.random.key(0))
 
-    @property
-    def output(self) -> Any:
-        """The specs of the output of a batch of N examples."""
-        return jax.eval_shape(self.layer.forward, self.params, batch(self.spec, N), self.context)[0]
+    def output(self, dtype: Any) -> Any:
+        """The specs of the output of a batch of N examples in `dtype`; a loss's output is wider."""
+        as_given = lambda params, x: self.layer.forward(*cast((params, x), dtype), self.context)[0]
+        return jax.eval_shape(as_given, self.params, batch(self.spec, N))
 
     def draw(self, dtype: Any, repeats: int, seed: int = 0) -> tuple[Any, Any, Any]:
         """(params, x, delta) of a batch of N examples, `repeats` times along a first axis."""
         return (
             draw(seed, batch(self.params, repeats), dtype),
             draw(seed + 1, batch(self.spec, repeats, N), dtype, self.scale),
-            draw(seed + 2, batch(self.output, repeats), dtype),
+            draw(seed + 2, batch(self.output(dtype), repeats)),
         )
 
 
@@ -268,6 +268,45 @@ def attention(p: Any, x: Any, h: int, k: int, base: float | None = None, **setti
 
 KEY = jax.random.key(7)
 BLOCK = jbp.Residual(jbp.Sequential([jbp.Dense(5), jbp.Tanh(), jbp.Dense(3, bias=False)]))
+
+
+def _labelled(*shape):
+    """Specs of h and of labels for all its axes but the last."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:-1], jnp.int32)
+
+
+def _linear_cross_entropy(smoothing=0.0, z_loss=0.0, ignore=None, mean=False):
+    """By NumPy, from all logits."""
+
+    def c(p, x):
+        h, y = x
+        z = h @ p.w
+        log_sum = special.logsumexp(z, -1)
+        q = (1 - smoothing) * np.eye(z.shape[-1])[y] + smoothing / z.shape[-1]
+        counts = np.ones(y.shape) if ignore is None else np.where(y == ignore, 0.0, 1.0)
+        if mean:
+            counts = counts / np.maximum(counts.reshape(len(y), -1).sum(1), 1).reshape(-1, *(1,) * (y.ndim - 1))
+        return (counts * (log_sum - (q * z).sum(-1) + z_loss * log_sum**2)).reshape(len(y), -1).sum(1)
+
+    return c
+
+
+# name, (classes, chunk), the other settings, the shape of h
+LINEAR = (
+    ("", (5,), {}, (3,), _linear_cross_entropy()),
+    (", examples in chunks that don't divide N", (5, 3), {}, (3,), _linear_cross_entropy()),
+    (", positions", (4,), {}, (5, 3), _linear_cross_entropy()),
+    (", positions in chunks that don't divide T", (7, 2 * N), {}, (5, 3), _linear_cross_entropy()),
+    (", both in chunks", (6, 3), {"ignore": 1}, (2, 3, 2), _linear_cross_entropy(ignore=1)),
+    (
+        ", mean, ignore, smoothing, z-loss",
+        (5, 20),
+        {"positions": "mean", "ignore": 2, "label_smoothing": 0.2, "z_loss": 0.1},
+        (5, 3),
+        _linear_cross_entropy(0.2, 0.1, 2, True),
+    ),
+)
+
 
 LAYERS = (
     LayerCase("dense", jbp.Dense(4), (3,), lambda p, x: x @ p.w + p.b),
@@ -548,6 +587,10 @@ LAYERS = (
         (3,),
         lambda p, x: _tied_in_a_loop(p.layer.layer, x),
     ),
+    *(
+        LayerCase(f"linear cross-entropy{name}", losses.LinearCrossEntropy(*sizes, **settings), _labelled(*shape), c)
+        for name, sizes, settings, shape, c in LINEAR
+    ),
 )
 
 
@@ -740,6 +783,13 @@ LOSSES = (
         (3, 4),
         _labels_or_ignored,
         lambda z, y: _cross_entropy(0, -1)(z, y) / np.maximum((y != -1).sum(1).astype(z.dtype), 1),
+    ),
+    LossCase(
+        "softmax cross-entropy, z-loss",
+        losses.SoftmaxCrossEntropy(0.1, z_loss=0.3),
+        (2, 4),
+        _labels,
+        lambda z, y: _cross_entropy(0.1)(z, y) + 0.3 * _sum(np.square(special.logsumexp(z, -1))),
     ),
     LossCase("from_function", losses.from_function(_cosh), (2, 3), draw, lambda a, y: _sum(np.log(np.cosh(a - y)))),
     LossCase(

@@ -91,7 +91,7 @@ def exact(case: CostCase) -> dict[str, Any]:
                 "by autodiff": auto,
                 "hessian product by hand": hand_along_v,
                 "hessian product by autodiff": auto_along_v,
-                "examples": jax.vmap(lambda x, y: of_one(theta, x[None], y[None]))(x, y),
+                "examples": jax.vmap(lambda x, y: of_one(theta, *jax.tree.map(lambda a: a[None], (x, y))))(x, y),
                 "pairs": jnp.concatenate([pair.per_example().reshape(N, -1) for pair in pairs], axis=1),
                 "readouts": cost.measure(theta, x, y, *(readout for readout, _ in READOUTS), weights=weights),
             }
@@ -533,7 +533,7 @@ def check_over_devices(case: CostCase, axis_type: AxisType) -> None:
     with jax.set_mesh(mesh):
         spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
         x, y, weights = spread((x, y, jnp.asarray(WEIGHTS)))
-        assert len(x.sharding.device_set) == 8
+        assert len(jax.tree.leaves(x)[0].sharding.device_set) == 8
         _, gradient = jax.device_get(cost.value_and_grad(theta, x, y, weights=weights))
     assert_close(gradient, exact(case)["by autodiff"][1][0])
 
