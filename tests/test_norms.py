@@ -151,7 +151,9 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
 
 
 @pytest.mark.usefixtures("as_for_a_user")
-@pytest.mark.parametrize(("call", "message"), WRONG_CALLS, ids=[message[:60] for _, message in WRONG_CALLS])
+@pytest.mark.parametrize(
+    ("call", "message"), WRONG_CALLS, ids=[message.partition(" at 0x")[0][:60] for _, message in WRONG_CALLS]
+)
 def test_a_wrong_call_is_told_what_to_do(call: Callable, message: str):
     with pytest.raises(jbp.InputError) as error:
         call()

@@ -1,0 +1,138 @@
+"""GPT-2, written out: its layers by name, its gradient by hand, a small one trained as a character model.
+
+    python examples/gpt2.py            # a few hundred steps on the source of Python's own library
+    python examples/gpt2.py --steps 5000
+
+The model of 124 million parameters is the same function with other numbers: `gpt2(GPT2_124M)`.
+"""
+
+import argparse
+import inspect
+import string
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jbp
+
+
+@dataclass(frozen=True)
+class Config:
+    vocabulary: int
+    length: int
+    width: int
+    heads: int
+    blocks: int
+
+
+GPT2_124M = Config(vocabulary=50257, length=1024, width=768, heads=12, blocks=12)
+SMALL = Config(vocabulary=128, length=64, width=64, heads=4, blocks=2)
+
+
+def block(config: Config) -> jbp.Layer:
+    """x + attention(norm(x)), and then x + MLP(norm(x))."""
+    dense = lambda width: jbp.Dense(width, weights=jax.nn.initializers.normal(0.02))
+    attention = jbp.Attention(config.heads, causal=True, weights=jax.nn.initializers.normal(0.02))
+    return jbp.Sequential(
+        {
+            "mix": jbp.Residual(jbp.Sequential({"norm": jbp.LayerNorm(), "attention": attention})),
+            "mlp": jbp.Residual(
+                jbp.Sequential(
+                    {
+                        "norm": jbp.LayerNorm(),
+                        "up": dense(4 * config.width),
+                        "gelu": jbp.GELU(),
+                        "down": dense(config.width),
+                    }
+                )
+            ),
+        }
+    )
+
+
+def gpt2(config: Config, **settings) -> jbp.Cost:
+    """The mean cross-entropy of the next token over all positions. The output's kernel is the table of the input."""
+    network = jbp.Network(
+        {
+            "tokens": jbp.Embedding(config.vocabulary, config.width, weights=jax.nn.initializers.normal(0.02)),
+            "positions": jbp.Positions(config.length, weights=jax.nn.initializers.normal(0.02)),
+            "blocks": jbp.Repeat(block(config), config.blocks),
+            "norm": jbp.LayerNorm(),
+        },
+        jax.ShapeDtypeStruct((config.length,), jnp.int32),
+        **settings,
+    )
+    loss = jbp.losses.LinearCrossEntropy(config.vocabulary)
+    return jbp.Cost(network, loss, "positions", tied={"loss.w": "tokens.table.T"})
+
+
+def text() -> np.ndarray:
+    """The source of a few modules of Python's own library, as ASCII codes."""
+    modules = (argparse, inspect, string)
+    source = "".join(inspect.getsource(module) for module in modules)
+    return np.frombuffer(source.encode("ascii", "ignore"), np.uint8).astype(np.int32)
+
+
+def sample(cost: jbp.Cost, theta: jax.Array, prompt: str, count: int, key: jax.Array) -> str:
+    """The prompt, and so many characters more."""
+    config = SMALL
+    table = cost.layout.unflatten(theta).tokens.table
+
+    @jax.jit
+    def one(tokens: jax.Array, at: jax.Array, key: jax.Array) -> jax.Array:
+        h = cost.network(theta, tokens[None])[0, at]
+        return jax.random.categorical(key, table @ h)
+
+    tokens = [ord(c) for c in prompt]
+    for key in jax.random.split(key, count):
+        window = tokens[-config.length :]
+        padded = jnp.zeros(config.length, jnp.int32).at[: len(window)].set(jnp.asarray(window))
+        tokens.append(int(one(padded, len(window) - 1, key)))
+    return "".join(map(chr, tokens))
+
+
+def main(steps: int = 60) -> None:
+    assert gpt2(GPT2_124M).layout.size == 124_439_808
+    config, codes = SMALL, text()
+    cost = gpt2(config)
+    theta = cost.init(jax.random.key(0))
+    print(f"{theta.size:,} parameters; {len(codes):,} characters")
+
+    starts = np.arange(0, len(codes) - config.length - 1, config.length // 2)
+    x = np.stack([codes[i : i + config.length] for i in starts])
+    y = np.stack([codes[i + 1 : i + 1 + config.length] for i in starts])
+
+    by_hand, by_autodiff = cost.grad(theta, x[:4], y[:4]), jax.grad(cost)(theta, x[:4], y[:4])
+    off = float(jnp.linalg.norm(by_hand - by_autodiff) / jnp.linalg.norm(by_autodiff))
+    print(f"The gradient by hand is jax.grad's to {off:.0e}.")
+    assert off < 1e-5
+
+    @jax.jit
+    def train(theta, state, key):
+        def step(carry, key):
+            params, state = carry
+            batch = jax.random.choice(key, len(x), (16,))
+            value, gradient = cost.value_and_grad_leaves(params, jnp.asarray(x)[batch], jnp.asarray(y)[batch])
+            updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        return jax.lax.scan(step, (theta, state), jax.random.split(key, 20))
+
+    optimizer = optax.adamw(3e-3)
+    params = cost.layout.unflatten(theta)
+    state, first = optimizer.init(params), None
+    for i in range(steps // 20):
+        (params, state), values = train(params, state, jax.random.fold_in(jax.random.key(1), i))
+        first = float(values[0]) if first is None else first
+        print(f"step {20 * (i + 1)}: {float(values[-1]):.2f} nats a character")
+    assert float(values[-1]) < first - 1
+    print(sample(cost, cost.layout.flatten(params), "    def ", 80, jax.random.key(2)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    main(parser.parse_args().steps)
