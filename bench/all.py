@@ -21,6 +21,8 @@ PROGRAMS = (
     "epoch_of_the_texts_network",
     "per_example_norms_cost_one_pass",
     "comparing_costs_ten_gradients",
+    "attention",
+    "transformers",
     "linear_cross_entropy",
 )
 

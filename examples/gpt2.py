@@ -87,10 +87,10 @@ def sample(cost: jbp.Cost, theta: jax.Array, prompt: str, count: int, key: jax.A
         return jax.random.categorical(key, table @ h)
 
     tokens = [ord(c) for c in prompt]
-    for key in jax.random.split(key, count):
+    for draw in jax.random.split(key, count):
         window = tokens[-config.length :]
         padded = jnp.zeros(config.length, jnp.int32).at[: len(window)].set(jnp.asarray(window))
-        tokens.append(int(one(padded, len(window) - 1, key)))
+        tokens.append(int(one(padded, len(window) - 1, draw)))
     return "".join(map(chr, tokens))
 
 

@@ -1,0 +1,192 @@
+"""Blocks of transformers and a whole GPT's step: the cost and the gradients of all weights, in one program.
+
+    4 GPT blocks     width 256, 4 heads, batch 2 × 1024 and 4 × 256 positions
+    a Llama block    width 512, 8 heads of queries on 2 of keys, rotary positions, SwiGLU, 1 × 1024
+    a GPT's step     4 such GPT blocks, 16,384 classes, tied, 4 × 512: jbp's loss is LinearCrossEntropy
+
+float32; every program returns the cost and all gradients, as leaves. jbp's layers stand in a loop (`Repeat`) or one
+after another; their peers are jax.grad of the same network as it is mostly written in plain JAX: with jax.nn's
+attention or the plain einsum, blocks unrolled or scanned, each as it is and with every block under jax.checkpoint.
+Beside them stands jax.grad of jbp's own forward, as it is and under jax.checkpoint.
+"""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jbp
+
+LOOP, UNROLLED, SAME, CHECKPOINTED = "jbp", "jbp, unrolled", "jax.grad: the same forward", "and checkpointed"
+
+
+# -- jbp's ------------------------------------------------------------------------------------------------------------
+
+
+def gpt_block(width: int, heads: int) -> jbp.Layer:
+    mlp = [jbp.LayerNorm(), jbp.Dense(4 * width), jbp.GELU(), jbp.Dense(width)]
+    attention = [jbp.LayerNorm(), jbp.Attention(heads, causal=True)]
+    return jbp.Sequential([jbp.Residual(jbp.Sequential(attention)), jbp.Residual(jbp.Sequential(mlp))])
+
+
+def llama_block(width: int, heads: int, kv_heads: int) -> jbp.Layer:
+    attention = jbp.Attention(heads, kv_heads, causal=True, rope=10_000.0, bias=False)
+    mlp = [jbp.RMSNorm(), jbp.GLU(8 * width // 3), jbp.Dense(width, bias=False)]
+    return jbp.Sequential([jbp.Residual(jbp.Sequential([jbp.RMSNorm(), attention])), jbp.Residual(jbp.Sequential(mlp))])
+
+
+# -- the same in plain JAX --------------------------------------------------------------------------------------------
+
+
+def dense(p: Any, x: Any) -> Any:
+    y = x @ p.w
+    return y if p.b is None else y + p.b
+
+
+def norm(p: Any, x: Any) -> Any:
+    if p.bias is None:
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6) * p.gain
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * p.gain + p.bias
+
+
+def rotary(x: Any) -> Any:
+    one, two = jnp.split(x, 2, -1)
+    d, t = x.shape[-1], x.shape[1]
+    angles = np.arange(t)[:, None, None] * 10_000.0 ** (-2 * np.arange(d // 2) / d)
+    cos, sin = (jnp.asarray(f(angles), x.dtype) for f in (np.cos, np.sin))
+    return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
+
+
+def einsum(q: Any, k: Any, v: Any) -> Any:
+    k, v = (jnp.repeat(a, q.shape[2] // k.shape[2], axis=2) for a in (k, v))
+    scores = jnp.einsum("nthd,nshd->nhts", q, k) / np.sqrt(q.shape[-1])
+    seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), -1), v)
+
+
+def of_jax(q: Any, k: Any, v: Any) -> Any:
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+
+def plain_block(core: Callable, heads: int, kv_heads: int, rope: bool) -> Callable:
+    def run(p: Any, x: Any) -> Any:
+        (first, its), mlp = p[0].layer, p[1].layer
+        h = norm(first, x)
+        q, k, v = (
+            dense(part, h).reshape(*x.shape[:2], n, -1)
+            for part, n in ((its.q, heads), (its.k, kv_heads), (its.v, kv_heads))
+        )
+        q, k = map(rotary, (q, k)) if rope else (q, k)
+        x = x + dense(its.out, core(q, k, v).reshape(*x.shape[:2], -1))
+        h = norm(mlp[0], x)
+        if hasattr(mlp[1], "gate"):
+            return x + dense(mlp[2], jax.nn.silu(dense(mlp[1].gate, h)) * dense(mlp[1].up, h))
+        return x + dense(mlp[3], jax.nn.gelu(dense(mlp[1], h)))
+
+    return run
+
+
+def plain_blocks(core: Callable, scanned: bool, checkpointed: bool, *settings: Any) -> Callable:
+    """(the blocks' params, stacked; x) -> output."""
+    block = plain_block(core, *settings)
+    block = jax.checkpoint(block) if checkpointed else block
+
+    def run(p: Any, x: Any) -> Any:
+        if scanned:
+            return jax.lax.scan(lambda x, its: (block(its, x), None), x, p)[0]
+        for i in range(len(jax.tree.leaves(p)[0])):
+            x = block(jax.tree.map(lambda a, i=i: a[i], p), x)
+        return x
+
+    return run
+
+
+def usual(whole: Callable, *settings: Any) -> dict[str, Callable]:
+    """Each way of writing it; `whole(blocks)` is the cost of (params, x, y)."""
+    ways = product({"jax.nn": of_jax, "einsum": einsum}.items(), (False, True), (False, True))
+    name = lambda core, scanned, again: (
+        f"jax.grad: {core}, {'scanned' if scanned else 'unrolled'}{', checkpointed' if again else ''}"
+    )
+    return {name(core, s, c): whole(plain_blocks(f, s, c, *settings)) for (core, f), s, c in ways}
+
+
+# -- races ------------------------------------------------------------------------------------------------------------
+
+
+def race(report: harness.Report, title: str, costs: dict[str, jbp.Cost], peers: dict, x: Any, y: Any, *bounds: float):
+    """All rivals on one set of weights; the leaves of a loop's params and of an unrolled one's are the same."""
+    cost = costs[LOOP]
+    params = cost.layout.unflatten(cost.init(jax.random.key(0)))
+    ours = {
+        name: harness.compiled(lambda p, x, y, c=c: c.value_and_grad_leaves(p, x, y), params, x, y)
+        for name, c in costs.items()
+    }
+    of = lambda f: harness.compiled(jax.value_and_grad(f), params, x, y)
+    peers = {name: of(f) for name, f in peers.items()}
+    beside = {SAME: of(cost.value_leaves), CHECKPOINTED: of(jax.checkpoint(cost.value_leaves))}
+    # as one vector: the gradient of a bias of keys is 0 but for rounding, where nothing is turned
+    whole = lambda rival: np.concatenate([np.ravel(a) for a in jax.tree.leaves(rival.call())])
+    every = {**ours, **peers, **beside}
+    harness.agree(whole(next(iter(peers.values()))), {name: whole(rival) for name, rival in every.items()}, 1e-4)
+    named = report.race(title, ours, peers, beside)
+    usual_time, same_time, memory = bounds
+    report.row(title, "`jax.grad`, the fastest of eight", named, LOOP, time_at_most=usual_time, memory_at_most=memory)
+    for name in beside:
+        report.row("the same", f"`{name}`", named, LOOP, name, time_at_most=same_time)
+
+
+def measure(report: harness.Report) -> None:
+    quick, random = report.quick, np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(random.standard_normal(shape), jnp.float32)
+    squared = jbp.losses.HalfSquaredError()
+
+    def half_squares(blocks: Callable) -> Callable:
+        return lambda p, x, y: 0.5 * jnp.square(blocks(p[0].layer, x) - y).sum() / len(x)
+
+    def of_blocks(block: jbp.Layer, n: int, shape: tuple[int, ...]) -> dict[str, jbp.Cost]:
+        net = lambda unroll: jbp.Network([jbp.Repeat(block, n, unroll=unroll)], shape)
+        return {name: jbp.Cost(net(unroll), squared) for name, unroll in ((LOOP, False), (UNROLLED, True))}
+
+    width, heads = (16, 2) if quick else (256, 4)
+    for n, t, *bounds in [(1, 32, 1, 1, 1)] if quick else [(2, 1024, 0.48, 0.8, 0.33), (4, 256, 0.7, 0.85, 0.6)]:
+        costs = of_blocks(gpt_block(width, heads), 4, (t, width))
+        x, y = normal(n, t, width), normal(n, t, width)
+        peers = usual(half_squares, heads, heads, False)
+        race(report, f"4 GPT blocks of width {width}, {n} × {t} positions", costs, peers, x, y, *bounds)
+
+    width, heads, kv_heads, t = (16, 4, 2, 32) if quick else (512, 8, 2, 1024)
+    costs = of_blocks(llama_block(width, heads, kv_heads), 1, (t, width))
+    peers = usual(half_squares, heads, kv_heads, True)
+    x, y = normal(1, t, width), normal(1, t, width)
+    title = f"a Llama block of width {width}, {heads} heads on {kv_heads}, 1 × {t} positions"
+    race(report, title, costs, peers, x, y, 0.55, 0.8, 0.4)
+
+    width, heads, classes, n, t = (16, 2, 100, 2, 32) if quick else (256, 4, 16_384, 4, 512)
+
+    def gpt(unroll: bool) -> jbp.Cost:
+        blocks = jbp.Repeat(gpt_block(width, heads), 4, unroll=unroll)
+        layers = [jbp.Embedding(classes, width), jbp.Positions(t), blocks, jbp.LayerNorm()]
+        net = jbp.Network(layers, jax.ShapeDtypeStruct((t,), jnp.int32))
+        return jbp.Cost(net, jbp.losses.LinearCrossEntropy(classes), "positions", tied={"loss.w": "0.table.T"})
+
+    def cross_entropy(blocks: Callable) -> Callable:
+        def cost(p: Any, x: Any, y: Any) -> Any:
+            h = norm(p[3], blocks(p[2].layer, p[0].table[x] + p[1].table))
+            z = h @ p[0].table.T
+            return (jax.nn.logsumexp(z, -1) - jnp.take_along_axis(z, y[..., None], -1)[..., 0]).mean()
+
+        return cost
+
+    x, y = (jnp.asarray(random.integers(0, classes, (n, t)), jnp.int32) for _ in range(2))
+    title = f"a GPT's step, {classes:,} classes, {n} × {t} positions"
+    peers = usual(cross_entropy, heads, heads, False)
+    race(report, title, {LOOP: gpt(False), UNROLLED: gpt(True)}, peers, x, y, 0.6, 0.85, 0.2)
+
+
+if __name__ == "__main__":
+    harness.run(__doc__, measure, rounds=9)
