@@ -34,7 +34,7 @@ from .losses import FromValue, as_layer
 from .network import Network, cast
 from .outside import check_arrays, check_context, check_hashable, check_key, check_logits
 from .pair import Pair
-from .reader import check_gradients, read_gradient, read_nothing
+from .reader import Reader, check_gradients, read_gradient, read_nothing, read_whole
 from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
 from .run import check_feedback, run, step, turned
 
@@ -258,11 +258,14 @@ class Cost:
         """
         x, y = self._check(x, y, weights, context, params, feedback)
         factors = self._factors(params, x, y, weights)
-        read = self.layout.treedef.unflatten([read_gradient if t else read_nothing for t in self.layout.trainable])
-        values, _, gradient = self.induction(params, feedback, x, y, factors, read, context)
+        values, _, gradient = self.induction(params, feedback, x, y, factors, self._readers(read_gradient), context)
         check_gradients(params, gradient)
         cast_back = lambda leaf, g: None if g is None else g.astype(leaf.dtype)
         return (factors * values).sum(), jax.tree.map(cast_back, params, gradient)
+
+    def _readers(self, read: Reader) -> Any:
+        """The reader of each leaf, that of a gradient; nothing is read where one is held fixed."""
+        return self.layout.treedef.unflatten([read if t else read_nothing for t in self.layout.trainable])
 
     def _factors(self, params: Any, x: Any, y: Any, weights: Any) -> Float[Array, "N"]:
         """The factor of each C_n in C."""
@@ -330,6 +333,9 @@ class Cost:
     def check(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context()) -> None:
         """Raise `InputError` where *values* don't fit: NaN or inf in θ, x, y or the weights, labels out of range, no
         weight at all, and what a layer's own `check_values(x)` finds in the x that reaches it. Not under jit.
+
+        It raises, too, where a layer's backward gives a leaf's reader its pair in pieces, though not all readings add
+        up: a gradient alone would not tell.
         """
         check_arrays(theta=theta, x=x, y=y, weights=weights)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
@@ -349,6 +355,7 @@ class Cost:
         layers = (self.network.layer.layers, *(() if by_value else (self.loss_layer,)))
         forward = lambda theta, x, y, context: self._forward(self.layout.unflatten(theta), x, y, context)
         check_values(layers, forward, jnp.asarray(theta), x, y, context=context)
+        _read_whole.eval_shape(self, theta, x, y, context)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -374,6 +381,14 @@ def _value_and_grad(cost, theta, x, y, weights, context, feedback):
     params = layout.unflatten(theta)
     C, gradient = cost.value_and_grad_leaves(params, x, y, weights=weights, context=context, feedback=feedback)
     return C, layout.flatten(layout.filled(gradient, theta.dtype))
+
+
+@partial(jax.jit, static_argnums=0)
+def _read_whole(cost, theta, x, y, context):
+    """The gradient by readers that don't add up: traced, and never run."""
+    params = cost.layout.unflatten(theta)
+    factors = cost._factors(params, x, y, None)
+    return cost.induction(params, None, x, y, factors, cost._readers(read_whole), context)[2]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
