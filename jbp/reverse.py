@@ -120,6 +120,19 @@ class Cost:
         self.layout.check(theta)
         return theta[: self.network.layout.size], theta[self.network.layout.size :]
 
+    def coordinate(self, who: str, symbol: str) -> int:
+        """The number in θ of one of the network's coordinates, by its symbol.
+
+        Raises `InputError` for an unknown symbol, and in the name of `who` for a coordinate of the loss.
+        """
+        i = self.layout.index(symbol)
+        if i >= self.network.layout.size:
+            raise InputError(
+                f"{who} speaks of the network's own coordinates; {self.layout.symbol(i)} belongs to the loss. Its "
+                f"derivative is cost.grad(theta, x, y)[{i}]."
+            )
+        return i
+
     def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
         """θ from the initialisers of the layers and the loss."""
         check_key("Cost.init", key)

@@ -527,7 +527,7 @@ def test_wrong_logs_are_told_what_to_do():
         f((jnp.ones((2, 2)), jnp.ones(2)), jnp.ones((3, 2)), log="a")
 
 
-# -- each leaf's reader is called once ----------------------------------------------------------------------------------
+# -- each reader is called once ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,35 @@ class _HoldsAnArray:
         return delta, ()
 
 
+@dataclass(frozen=True)
+class _Scaled:
+    """C_n = ½ Σ_i s_i (output_i − y_i)²: a loss with parameters."""
+
+    def init(self, key, x):
+        return {"s": jnp.ones(x[0].shape, x[0].dtype)}
+
+    def forward(self, params, x, context):
+        difference = x[0] - x[1]
+        return (params["s"][None] * jnp.square(difference)).sum(1) / 2, difference
+
+    def backward(self, params, feedback, saved, delta, read):
+        squares = jbp.Sum(jnp.square(saved) * delta[:, None] / 2)
+        return (feedback["s"][None] * saved * delta[:, None], None), {"s": read["s"](squares)}
+
+
+def scaled(*layers: Any) -> jbp.Cost:
+    return jbp.Cost(network(jbp.Dense(2), *layers), _Scaled())
+
+
+OF_THE_LOSS = (
+    "{} speaks of the network's own coordinates; loss.{} belongs to the loss. Its derivative is cost.grad(theta, x, "
+    "y)[{}]."
+)
+NO_GRADIENT = (
+    "compare: expected two functions that return gradients, got {}, which has the shape of no argument, {}. Wrap them "
+    "in jax.grad, or say by function= what they are gradients of."
+)
+
 WRONG_CALLS: list[tuple[Callable, str]] = [
     # θ
     (lambda: mlp()(THETA[:-1], X, Y), THETA_LENGTH),
@@ -464,6 +493,16 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     # compare
     (lambda: compare(3, 4, X),
      "compare: expected two functions, rule and oracle, got 3 and 4. As in compare(rule, jax.grad(f), x)."),
+    (lambda: compare(jnp.sum, jnp.sum, X), NO_GRADIENT.format("float32[]", "float32[5, 3]")),
+    (lambda: compare(jax.jit(jnp.sum), jax.jit(jnp.sum), X), NO_GRADIENT.format("float32[]", "float32[5, 3]")),
+    (lambda: compare(lambda x: x.sum(0), lambda x: x.sum(0), X), NO_GRADIENT.format("float32[3]", "float32[5, 3]")),
+    (lambda: compare(lambda x: (x.sum(), x[0]), lambda x: (x.sum(), x[0]), X),
+     NO_GRADIENT.format("float32[3]", "float32[5, 3]")),
+    (lambda: compare(lambda x: (x.sum(), ()), lambda x: (x.sum(), ()), X),
+     NO_GRADIENT.format("nothing", "float32[5, 3]")),
+    (lambda: compare(lambda x, w, b: x @ w + b[None], lambda x, w, b: x @ w + b[None], X, W, W[0]),
+     NO_GRADIENT.format("float32[5, 2]", "(float32[5, 3], float32[3, 2], float32[2])")),
+    (lambda: jbp.assert_gradients(jnp.sum, jnp.sum, X), NO_GRADIENT.format("float32[]", "float32[5, 3]")),
     (lambda: compare(lambda x: (), lambda x: (), X),
      "compare: the functions return nothing to compare. Return arrays."),
     (lambda: compare(lambda x: x, lambda x: x, LABELS),
@@ -595,6 +634,13 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "compare_jvp: the tangent must be like float32[5, 3], got float32[3]. Leave it out for random numbers."),
     (lambda: compare_jvp(lambda x: jax.nn.relu(x > 0), X),
      "compare_jvp: f has no outputs of a float dtype, got int32[5, 3]: nothing to differentiate."),
+    # a loss's own coordinates
+    (lambda: jbp.explain(scaled(), jnp.ones(10), X, Y, "loss.s[1]"), OF_THE_LOSS.format("explain", "s[1]", 9)),
+    (lambda: jbp.draw.single(scaled(), "loss.s[0]"), OF_THE_LOSS.format("draw.single", "s[0]", 8)),
+    (lambda: jbp.draw.single(scaled(), "loss.s[0]", jnp.ones(10), X[0], Y[0]),
+     OF_THE_LOSS.format("draw.single", "s[0]", 8)),
+    (lambda: jbp.draw.computation(scaled(jbp.Residual(jbp.Dense(2))), highlight="loss.s[1]"),
+     OF_THE_LOSS.format("draw.computation", "s[1]", 15)),
     # fit
     (lambda: fit(epochs=0), EPOCHS.format("0 and 64")),
     (lambda: fit(epochs=1.5), EPOCHS.format("1.5 and 64")),
@@ -748,6 +794,30 @@ def test_of_finite_arguments_nothing_is_said(call: Callable):
     report = call()
     assert report.ok
     assert report.notes == ()
+
+
+def _model(params, x):
+    return jnp.square(x @ params["w"] + params["b"][None]).sum()
+
+
+_EACH = jax.vmap(lambda params, x: jax.grad(_model)(params, x[None]), in_axes=(None, 0))
+_FLAT = lambda tree: jnp.concatenate([a.ravel() for a in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("gradient", [
+    jax.grad(_model), jax.value_and_grad(_model), jax.grad(_model, (0, 1)), jax.grad(_model, 1),
+    lambda p, x: jax.grad(_model)(p, x)["w"], lambda p, x: _FLAT(jax.grad(_model)(p, x)),
+    lambda p, x: _FLAT(jax.grad(_model, (0, 1))(p, x)), lambda p, x: tuple(jnp.split(jax.grad(_model, 1)(p, x), [2])),
+    _EACH, lambda p, x: jax.vmap(_FLAT)(_EACH(p, x)),
+])  # fmt: skip
+def test_gradients_come_in_many_forms(gradient: Callable):
+    """By argument, with the value, as one vector, in pieces, for each example: none is taken for no gradient."""
+    assert compare(gradient, gradient, {"w": W, "b": W[0]}, X, checks=False).ok
+
+
+def test_function_says_what_gradients_are_of():
+    gradient = lambda x: jax.grad(_model)({"w": W, "b": W[0]}, x)
+    assert compare(gradient, gradient, X, function=lambda x: _model({"w": W, "b": W[0]}, x), checks=False).ok
 
 
 def test_a_legacy_key_is_a_key():

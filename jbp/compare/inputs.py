@@ -19,7 +19,7 @@ from ..programs.program import Program, Together
 from ..programs.sites import sites_of
 from .comparison import Comparison
 from .error import LeafError, errors
-from .gradients import compare, compare_with
+from .gradients import RETURNS_VALUES, compare, compare_with
 from .judge import judged
 from .parts import VALUE, named_parts
 from .report import Report
@@ -150,7 +150,9 @@ def both_values(f: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[...
         floats = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
         return {"output": floats[0] if len(floats) == 1 else floats}
 
-    return lambda *args: output(jax.linearize(f, *args)[0]), lambda *args: output(f(*args))
+    differentiated, by_itself = lambda *args: output(jax.linearize(f, *args)[0]), lambda *args: output(f(*args))
+    setattr(differentiated, RETURNS_VALUES, True)
+    return differentiated, by_itself
 
 
 def _wrong(report: Report) -> bool:
