@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .checking import check_values
+from .errors import arrived, is_listed
 from .layer import (
     Context,
     InputError,
@@ -302,16 +303,17 @@ class Cost:
         self, x: Any, y: Any, weights: Any, context: Context = Context(), params: Any = None, feedback: Any = None
     ) -> tuple[Any, Any]:
         check_context(context)
-        x, y = self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
+        given, x, y = y, self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
         n = jax.tree.leaves(x)[0].shape[0]
         if weights is not None and (not hasattr(weights, "shape") or jnp.shape(weights) != (n,)):
             raise InputError(
-                f"weights: expected one weight for each example, [{n}], got {described(weights)}. "
+                f"weights: expected one weight for each example, [{n}], got {arrived(weights)}. "
                 "Use jnp.asarray(weights), one number for each row of x."
             )
         for part in jax.tree.leaves(y):
             if jnp.shape(part)[:1] != (n,):
-                raise InputError(f"y: expected {n} examples as in x, got {described(part)}. x and y go row by row.")
+                got = arrived(given) if is_listed(given) else described(part)
+                raise InputError(f"y: expected {n} examples as in x, got {got}. x and y go row by row.")
         if feedback is not None:
             for layer, its, its_feedback in self._parts_of(params, feedback):
                 check_feedback(layer, its, its_feedback)
@@ -354,7 +356,7 @@ class Cost:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
             raise InputError("Cost.check: it reads values, and under jit there are none. Call it outside jit.")
         self.layout.check(theta)
-        x, y = self._check(x, y, weights)
+        x, y = self._check(x, y, weights, context)
         output = batch_of(self.network.output, jax.tree.leaves(x)[0].shape[0])
         by_value = self.loss_layer if isinstance(self.loss_layer, FromValue) else None
         if by_value and hasattr(self.loss, "check"):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputError, described
+from ..errors import InputError, described, said
 from ..programs.arguments import is_float
-from ..programs.program import Program, said
+from ..programs.program import Program
 from .comparison import Comparison
 from .derivatives import of_floats
 from .error import errors

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import InputError, described
-from ..programs.arguments import is_float, not_finite
+from ..programs.arguments import is_float, narrowed, not_finite
 from ..programs.program import Program
 from .checks import also_in_float32, of_gradients
 from .comparison import Behind, Comparison
@@ -51,6 +52,7 @@ def compare(
             "As in compare(rule, jax.grad(f), x)."
         )
     found = compare_with(rule, oracle, args, named_parts, timing, checks=checks, function=function, argnums=argnums)
+    found = replace(found, notes=(*narrowed(rule, args), *found.notes))
 
     def again(args: tuple) -> Report:
         return compare_with(rule, oracle, args, named_parts, False, checks=False, function=function, argnums=argnums)
@@ -128,11 +130,12 @@ def _check_gradients(results: Sequence[list[Part]], args: tuple, arrays: Sequenc
         got = [jnp.shape(part.array) for part in leaves if part.name != VALUE]
         each = [shape[1:] for shape in got if len(got) > 1 or len(shape) > 2]  # of each example
         flat = in_a_run(sum(map(math.prod, got)), 1) or (len(got) == 1 == len(got[0][1:]) and in_a_run(got[0][1], 2))
-        if not leaves or flat or {*got, *each} & {*shapes}:
+        is_else = not leaves or not all(is_float(part.array) for part in leaves)  # which `check_same` tells of
+        if is_else or flat or {*got, *each} & {*shapes}:
             return
-    got = described([part.array for part in results[1] if part.name != VALUE])
+    arrived = described([part.array for part in results[1] if part.name != VALUE])
     raise InputError(
-        f"compare: expected two functions that return gradients, got {got}, which has the shape of no argument, "
+        f"compare: expected two functions that return gradients, got {arrived}, which has the shape of no argument, "
         f"{described(args)}. Wrap them in jax.grad, or say by function= what they are gradients of."
     )
 
