@@ -1,5 +1,9 @@
 """Backpropagation written out by hand on JAX: readable, steerable, and measured against `jax.grad`.
 
+Public is what this file imports by name, as `jbp.__all__` lists it: classes, functions, and the modules `jbp.data`,
+`jbp.draw` and `jbp.losses` with their names without an underscore. All other modules may change without notice; this
+is where things are in them.
+
 Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`, what is read at each parameter.
 
     errors blocks markup paint    errors; a page as data and its writers; the one look of all figures
@@ -108,3 +112,9 @@ from .run import step_back as step_back
 from .state import State as State
 from .testing import assert_gradients as assert_gradients
 from .testing import assert_vjp as assert_vjp
+
+__all__ = sorted(
+    name
+    for name, value in vars().items()
+    if not name.startswith("_") and (not isinstance(value, type(losses)) or value in (data, draw, losses))
+)

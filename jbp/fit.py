@@ -24,9 +24,9 @@ from .console import bar, interrupts, silent
 from .course import Course, Run, asked_to_stop, finished
 from .descent import Descent, begin, copied
 from .history import Search
-from .layer import Context, InputError, Theta, check_finite, described
+from .layer import Context, InputError, Theta, check_finite
 from .optimizer import check_optimizer, rule_of
-from .outside import check_key
+from .outside import check_key, check_mask
 from .reverse import Cost
 from .state import State, outline_of
 from .stream import Batches, Shuffled, check_no_key
@@ -199,7 +199,7 @@ def _of_arrays(cost, theta, data, weights, context, batch_size, key) -> Shuffled
     x, y = data
     cost.check(theta, x, y, weights=weights)
     by_row = jax.tree.map(jnp.asarray, (x, y, weights, context.mask))
-    _check_mask(x, context.mask)
+    check_mask(x, context.mask)
     return Shuffled(by_row, context.side, min(batch_size, len(jax.tree.leaves(x)[0])), key)
 
 
@@ -217,16 +217,6 @@ def _of_batches(cost, theta, data, weights, context, epochs) -> Batches:
 
     def check(x, y, weights, mask):
         cost.check(nothing, x, y, weights=weights)
-        _check_mask(x, mask)
+        check_mask(x, mask)
 
     return Batches.of(data, check, context.side, epochs)
-
-
-def _check_mask(x: Any, mask: Any) -> None:
-    n = len(jax.tree.leaves(x)[0])
-    for part in jax.tree.leaves(mask):
-        if jnp.shape(part)[:1] != (n,):
-            raise InputError(
-                f"context.mask: expected {n} examples as in x, got {described(part)}. It goes row by row with x; what "
-                "does not belongs in context.side."
-            )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from . import paint
 from .blocks import PageBlock, Text, as_json
+from .errors import arrived
 from .layer import InputError, described
 from .markup import Page
 
@@ -67,7 +68,10 @@ def _short(value: Any) -> str:
 
 
 def plain_numbers(told: Any) -> dict[str, Any]:
-    """What `evaluate` returned, as numbers that a record keeps: Python's own, and lists where it gave arrays."""
+    """What `evaluate` returned, as numbers that a record keeps, Python's own; words and None are kept, too.
+
+    Raises `InputError` for anything else, such as an array of several numbers.
+    """
     if not isinstance(told, Mapping):
         raise InputError(
             f"fit: evaluate must return a dict of numbers by name, got {type(told).__name__}. "
@@ -78,6 +82,11 @@ def plain_numbers(told: Any) -> dict[str, Any]:
         plain = np.asarray(value).tolist() if isinstance(value, (jax.Array, np.ndarray, np.generic)) else value
         while isinstance(plain, list) and len(plain) == 1:
             plain = plain[0]
+        if isinstance(plain, (list, tuple, dict)):
+            raise InputError(
+                f"fit: evaluate must return a dict of numbers by name, got {arrived(value)} as {name!r}. Give each "
+                "number a name of its own."
+            )
         try:
             json.dumps({name: plain})
         except (TypeError, ValueError):

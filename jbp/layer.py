@@ -20,16 +20,43 @@ from jaxtyping import Array, Inexact
 
 from .errors import InputError as InputError
 from .errors import described as described
+from .errors import said
 
 
 @contextmanager
 def at(*place: object) -> Iterator[None]:
-    """Put `place` in front of the path of an `InputError` that passes through; None is no place."""
+    """Put `place` in front of the path of an error that passes through; None is no place."""
     try:
         yield
-    except InputError as error:
-        error.path = (*(str(part) for part in place if part is not None), *error.path)
+    except Exception as error:
+        path = (*(str(part) for part in place if part is not None), *path_of(error))
+        vars(error)["path" if isinstance(error, InputError) else "layer_path"] = path
         raise
+
+
+def path_of(error: Exception) -> tuple[str, ...]:
+    """The path of the layer that raised an error, as far as it has come."""
+    return error.path if isinstance(error, InputError) else getattr(error, "layer_path", ())
+
+
+@contextmanager
+def inferred(method: str) -> Iterator[None]:
+    """Around `init` or `forward` on abstract arrays: what else a layer raises, as an `InputError` with its path."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        told = InputError(f"{method} raises {said(error).removesuffix('.')}. {_INFERRED[method]}")
+        told.path = path_of(error)
+        raise told from error
+
+
+_INFERRED = {
+    "init": "Shapes are found by tracing it with an input spec, without the batch axis.",
+    "forward": "Shapes are found by tracing it: forward has to work with an empty Context(), where key, mask and side "
+    "are None.",
+}
 
 
 @jax.tree_util.register_dataclass
@@ -233,7 +260,9 @@ def batch_of(spec: Any, n: int = 1) -> Any:
 
 def output_spec(layer: Layer, params: Any, x: Any) -> Any:
     """The output spec of a layer on an input spec, without computing anything."""
-    output, _ = two(jax.eval_shape(layer.forward, params, batch_of(x, PROBE), Context()), "forward", "(output, saved)")
+    with inferred("forward"):
+        returned = jax.eval_shape(layer.forward, params, batch_of(x, PROBE), Context())
+    output, _ = two(returned, "forward", "(output, saved)")
     if any(a.shape[:1] != (PROBE,) for a in jax.tree.leaves(output)):
         raise InputError(
             f"forward must keep the batch axis: for {PROBE} examples it returned {described(output)}. "

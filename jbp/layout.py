@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .errors import arrived
 from .layer import InputError, Theta, described
 
 LARGE = 1 << 16  # elements from which on a leaf is copied by itself
@@ -155,7 +156,7 @@ class Layout:
         """Raise `InputError` unless θ has this layout's length and dtype, or float64."""
         if not hasattr(theta, "shape") or not hasattr(theta, "dtype"):
             raise InputError(
-                f"{name}: expected one vector [P] = [{self.size}], got {type(theta).__name__} of {described(theta)}. "
+                f"{name}: expected one vector [P] = [{self.size}], got {arrived(theta)}. "
                 "Make one with layout.flatten(tree) or jnp.asarray(list)."
             )
         shape, dtype = jnp.shape(theta), jnp.result_type(theta)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .layer import InputError, Layer
+from .layer import InputError, Layer, at, inferred
 from .layout import LOSS, Layout
 from .network import Network
 from .reader import first_use, last_use, read_nothing
@@ -42,7 +42,8 @@ class LossLeaves:
     @classmethod
     def of(cls, network: Network, loss: Layer, tied: Mapping[str, str]) -> "LossLeaves":
         """Raises `InputError` where a tie names no leaf or joins leaves of different shapes."""
-        specs = jax.eval_shape(lambda key: loss.init(key, input_of_loss(network)), jax.random.key(0))
+        with at("loss"), inferred("init"):
+            specs = jax.eval_shape(lambda key: loss.init(key, input_of_loss(network)), jax.random.key(0))
         paths, treedef = jax.tree_util.tree_flatten_with_path(specs)
         names = [LOSS + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
         layout = network.layout

@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .activations import Sigmoid
-from .layer import Context, InputError, Layer, Shape, Theta, described, output_spec
+from .errors import arrived, check_settings
+from .layer import Context, InputError, Layer, Shape, Theta, described, inferred, output_spec
 from .layers.compose import Sequential
 from .layers.dense import Dense
 from .layout import Layout
-from .outside import check_arrays, check_context, check_hashable, check_key
+from .outside import check_arrays, check_context, check_hashable, check_key, check_mask
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Network:
         )
         check_hashable("Network", *self.layers)
         # init and shapes of everything, abstractly; errors surface here
-        _ = self.layout, self.output
+        with inferred("init"):
+            _ = self.layout, self.output
 
     def _input_spec(self, given: Any) -> jax.ShapeDtypeStruct:
         if _is_shape(given) and min(given, default=1) < 1:
@@ -129,6 +131,7 @@ class Border:
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
         x = self.check(x)
+        check_mask(x, context.mask)
         dtype = self.inner_dtype(params)
         output, saved = self.layers.forward(cast(params, dtype), cast(x, dtype), context)
         return output, (Shape.of(x), saved)
@@ -149,10 +152,9 @@ class Border:
         check_arrays(x=x)
         expected: Any = jax.tree.structure(self.input)
         if jax.tree.structure(x) != expected:
-            got = type(x).__name__ if isinstance(x, (list, tuple, dict)) or x is None else jax.tree.structure(x)
             raise InputError(
                 f"x: expected {'one array' if isinstance(self.input, jax.ShapeDtypeStruct) else expected} "
-                f"with the batch axis first, got {got}{f' of {described(x)}' if jax.tree.leaves(x) else ''}. "
+                f"with the batch axis first, got {arrived(x)}. "
                 "Use jnp.asarray(x), or build the Network for this input."
             )
         x = jax.tree.map(jnp.asarray, x)
@@ -214,6 +216,7 @@ def mlp(
     `activation` follows each dense layer, `last` (the same unless given) the output one; for `SoftmaxCrossEntropy`,
     whose input are logits, give `last=jbp.Identity()`. `settings`: `dtype`, `compute_dtype` of the `Network`.
     """
+    check_settings("mlp", Network, settings, ("dtype", "compute_dtype"))
     if len(widths) < 2:
         raise InputError(f"mlp: expected at least an input and an output width, got {widths}. As in mlp(784, 30, 10).")
     layers: list[Layer] = []

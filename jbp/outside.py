@@ -36,8 +36,21 @@ def check_context(context: Any) -> None:
             f"context: expected a Context, got {described(context) if key else repr(context)}. "
             "Write jbp.Context(key=key)."
         )
+    check_arrays(**{"context.mask": context.mask})
     if context.key is not None:
         check_key("context.key", context.key, "jbp.Context(key={})")
+
+
+def check_mask(x: Any, mask: Any) -> None:
+    """Raise `InputError` unless each array of a mask has as many examples as x."""
+    check_arrays(**{"context.mask": mask})
+    n = jax.tree.leaves(x)[0].shape[0]
+    for part in jax.tree.leaves(mask):
+        if jnp.shape(part)[:1] != (n,):
+            raise InputError(
+                f"context.mask: expected {n} examples as in x, got {described(part)}. It goes row by row with x; what "
+                "does not belongs in context.side."
+            )
 
 
 def check_arrays(**given: Any) -> None:

@@ -6,6 +6,7 @@ and the whole gradient never exists. A loop scans the readers beside the params,
 """
 
 import inspect
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,44 @@ from .layer import InputError, described
 from .pair import Pair, Several, Stack
 
 _static: Any = {"static": True}
+
+
+@dataclass(eq=False)
+class Calls:
+    """The calls of a leaf's reader in one `step_back`, each by the traces that its pair is of.
+
+    A transformation may trace one call several times, and a branch of a `cond` is one of several: only two calls in one
+    trace are two. `outside`: those of the reader that a container handed on. All are equal, so that a program that has
+    been traced with one is not traced anew with another; one that is `alone` is equal to itself only.
+    """
+
+    outside: "Calls | None" = None
+    alone: bool = False
+    seen: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Calls) and not self.alone and not other.alone)
+
+    def __hash__(self) -> int:
+        return id(self) if self.alone else hash(Calls)
+
+    def add(self, pair: Any, several: bool) -> None:
+        """One more. Raises `InputError` for a second one in the same trace, unless there may be `several`."""
+        if self.outside is not None:
+            self.outside.add(pair, several)
+        traces = {id(trace): trace for leaf in jax.tree.leaves(pair) if (trace := _trace_of(leaf)) is not None}
+        same = lambda then: len(then) == len(traces) and all(id(trace()) in traces for trace in then)
+        if not several and any(map(same, self.seen)):
+            raise InputError(f"its reader was called twice; {_ONCE}")
+        self.seen.append(tuple(map(weakref.ref, traces.values())))
+
+
+_ONCE = "call it exactly once, with the leaf's pair (jbp.Several for more uses)."
+
+
+def _trace_of(a: Any) -> Any:
+    """What an array is traced by; None if it has numbers. Where a tracer does not say so, a thing like no other."""
+    return getattr(a, "_trace", Calls()) if isinstance(a, jax.core.Tracer) else None
 
 
 @jax.tree_util.register_dataclass
@@ -38,14 +77,18 @@ class Reader:
     own: Any = None
     adds: bool = field(default=False, metadata=_static)
     leaf: tuple[str, tuple[int, ...]] | None = field(default=None, metadata=_static)  # name and shape, from `bound`
+    calls: Calls | None = field(default=None, metadata=_static, repr=False, compare=False)  # from `bound`, too
 
     def __call__(self, pair: Pair) -> Any:
-        """The reading of the leaf's pair. Raises `InputError` where that is no pair of this leaf."""
+        """The reading of the leaf's pair. Raises `InputError` where that is no pair of this leaf, or the second one."""
         name, shape = self.leaf or ("", None)
         try:
             if not isinstance(pair, Pair):
                 raise InputError(f"expected a Pair, got {pair!r}. As in read(jbp.Sum(delta)).")
-            return self.read(pair if shape is None else pair.of(shape), self.own)
+            reading = self.read(pair if shape is None else pair.of(shape), self.own)
+            if self.calls is not None:
+                self.calls.add(pair, self.adds and reading is not None)  # two readings None don't add up
+            return reading
         except InputError as error:
             if name and not error.message.startswith("leaf "):
                 error.message = f"leaf {name}: {error.message}"
@@ -70,8 +113,9 @@ def as_stacked(readings: Any) -> Any:
 
 
 read_gradient = Reader(_gradient, as_stacked, adds=True)  # Σ_n g_n
+read_whole = Reader(_gradient, as_stacked)  # the same, of the whole pair at once
 read_pair = Reader(_pair, Stack)  # the pair itself, for whoever needs it whole: a leaf that is used twice
-read_nothing = Reader(_none, as_stacked, adds=True)  # of a frozen leaf: None, so that no number of it is computed
+read_nothing = Reader(_none, as_stacked)  # of a frozen leaf: None, so that no number of it is computed
 
 
 _AS_IN = "As in jbp.readers(params, jbp.read_gradient), or jbp.Reader(read, stack)."
@@ -94,8 +138,11 @@ def readers(params: Any, make: Reader | Callable[..., Reader]) -> Any:
     return jax.tree.map(of, params)
 
 
-def bound(params: Any, read: Any) -> Any:
-    """The readers, each with the name and the shape of its leaf. Raises `InputError` where one is missing."""
+def bound(params: Any, read: Any, alone: bool = False) -> Any:
+    """The readers, each with the name and the shape of its leaf, and no calls yet, which may be `alone`.
+
+    Raises `InputError` where one is missing.
+    """
     treedef: Any
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     try:
@@ -110,8 +157,33 @@ def bound(params: Any, read: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if not isinstance(reader, Reader):
             raise InputError(f"read: expected a Reader at leaf {name}, got {reader!r}. As in jbp.read_gradient.")
-        found.append(replace(reader, leaf=(name, jnp.shape(leaf))))
+        around = reader.calls
+        calls = Calls(alone=True) if alone else Calls(around, alone=around is not None and around.alone)
+        found.append(replace(reader, leaf=(name, jnp.shape(leaf)), calls=calls))
     return treedef.unflatten(found)
+
+
+def check_called(params: Any, read: Any, back: Callable[[Any], Any]) -> None:
+    """Raise `InputError` unless `back` has called each of the readers, which are `bound`.
+
+    Of a loop that was traced before nothing is seen, so if one was not called, `back` is traced anew with others.
+    """
+    if not _uncalled(params, read):
+        return
+    again = bound(params, read, alone=True)
+
+    def run() -> None:
+        back(again)
+
+    jax.eval_shape(run)
+    if names := _uncalled(params, again):
+        raise InputError(f"leaf {names[0]}: its reader was called 0 times; {_ONCE}")
+
+
+def _uncalled(params: Any, read: Any) -> list[str]:
+    """The names of leaves whose readers were not called."""
+    treedef: Any = jax.tree.structure(params)
+    return [reader.leaf[0] for reader in treedef.flatten_up_to(read) if not reader.calls.seen]
 
 
 def stacked(read: Any, readings: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .checking import check_values
+from .errors import arrived, is_listed
 from .layer import (
     Context,
     InputError,
@@ -34,7 +35,7 @@ from .losses.loss import FromValue, as_layer
 from .network import Network, cast
 from .outside import check_arrays, check_context, check_hashable, check_key, check_logits
 from .pair import Pair
-from .reader import check_gradients, read_gradient, read_nothing
+from .reader import Reader, check_gradients, read_gradient, read_nothing, read_whole
 from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
 from .run import check_feedback, run, step, turned
 
@@ -119,6 +120,19 @@ class Cost:
         """(the network's θ, the loss's θ), P = Q + R: `net(...)` takes the first."""
         self.layout.check(theta)
         return theta[: self.network.layout.size], theta[self.network.layout.size :]
+
+    def coordinate(self, who: str, symbol: str) -> int:
+        """The number in θ of one of the network's coordinates, by its symbol.
+
+        Raises `InputError` for an unknown symbol, and in the name of `who` for a coordinate of the loss.
+        """
+        i = self.layout.index(symbol)
+        if i >= self.network.layout.size:
+            raise InputError(
+                f"{who} speaks of the network's own coordinates; {self.layout.symbol(i)} belongs to the loss. Its "
+                f"derivative is cost.grad(theta, x, y)[{i}]."
+            )
+        return i
 
     def init(self, key: PRNGKeyArray) -> Float[Array, "P"]:
         """θ from the initialisers of the layers and the loss."""
@@ -258,11 +272,14 @@ class Cost:
         """
         x, y = self._check(x, y, weights, context, params, feedback)
         factors = self._factors(params, x, y, weights)
-        read = self.layout.treedef.unflatten([read_gradient if t else read_nothing for t in self.layout.trainable])
-        values, _, gradient = self.induction(params, feedback, x, y, factors, read, context)
+        values, _, gradient = self.induction(params, feedback, x, y, factors, self._readers(read_gradient), context)
         check_gradients(params, gradient)
         cast_back = lambda leaf, g: None if g is None else g.astype(leaf.dtype)
         return (factors * values).sum(), jax.tree.map(cast_back, params, gradient)
+
+    def _readers(self, read: Reader) -> Any:
+        """The reader of each leaf, that of a gradient; nothing is read where one is held fixed."""
+        return self.layout.treedef.unflatten([read if t else read_nothing for t in self.layout.trainable])
 
     def _factors(self, params: Any, x: Any, y: Any, weights: Any) -> Float[Array, "N"]:
         """The factor of each C_n in C."""
@@ -286,16 +303,17 @@ class Cost:
         self, x: Any, y: Any, weights: Any, context: Context = Context(), params: Any = None, feedback: Any = None
     ) -> tuple[Any, Any]:
         check_context(context)
-        x, y = self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
+        given, x, y = y, self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
         n = jax.tree.leaves(x)[0].shape[0]
         if weights is not None and (not hasattr(weights, "shape") or jnp.shape(weights) != (n,)):
             raise InputError(
-                f"weights: expected one weight for each example, [{n}], got {described(weights)}. "
+                f"weights: expected one weight for each example, [{n}], got {arrived(weights)}. "
                 "Use jnp.asarray(weights), one number for each row of x."
             )
         for part in jax.tree.leaves(y):
             if jnp.shape(part)[:1] != (n,):
-                raise InputError(f"y: expected {n} examples as in x, got {described(part)}. x and y go row by row.")
+                got = arrived(given) if is_listed(given) else described(part)
+                raise InputError(f"y: expected {n} examples as in x, got {got}. x and y go row by row.")
         if feedback is not None:
             for layer, its, its_feedback in self._parts_of(params, feedback):
                 check_feedback(layer, its, its_feedback)
@@ -330,12 +348,15 @@ class Cost:
     def check(self, theta: Theta, x: Any, y: Any, *, weights=None, context=Context()) -> None:
         """Raise `InputError` where *values* don't fit: NaN or inf in θ, x, y or the weights, labels out of range, no
         weight at all, and what a layer's own `check_values(x)` finds in the x that reaches it. Not under jit.
+
+        It raises, too, where a layer's backward gives a leaf's reader its pair in pieces, though not all readings add
+        up: a gradient alone would not tell.
         """
         check_arrays(theta=theta, x=x, y=y, weights=weights)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
             raise InputError("Cost.check: it reads values, and under jit there are none. Call it outside jit.")
         self.layout.check(theta)
-        x, y = self._check(x, y, weights)
+        x, y = self._check(x, y, weights, context)
         output = batch_of(self.network.output, jax.tree.leaves(x)[0].shape[0])
         by_value = self.loss_layer if isinstance(self.loss_layer, FromValue) else None
         if by_value and hasattr(self.loss, "check"):
@@ -349,6 +370,7 @@ class Cost:
         layers = (self.network.layer.layers, *(() if by_value else (self.loss_layer,)))
         forward = lambda theta, x, y, context: self._forward(self.layout.unflatten(theta), x, y, context)
         check_values(layers, forward, jnp.asarray(theta), x, y, context=context)
+        _read_whole.eval_shape(self, theta, x, y, context)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -374,6 +396,14 @@ def _value_and_grad(cost, theta, x, y, weights, context, feedback):
     params = layout.unflatten(theta)
     C, gradient = cost.value_and_grad_leaves(params, x, y, weights=weights, context=context, feedback=feedback)
     return C, layout.flatten(layout.filled(gradient, theta.dtype))
+
+
+@partial(jax.jit, static_argnums=0)
+def _read_whole(cost, theta, x, y, context):
+    """The gradient by readers that don't add up: traced, and never run."""
+    params = cost.layout.unflatten(theta)
+    factors = cost._factors(params, x, y, None)
+    return cost.induction(params, None, x, y, factors, cost._readers(read_whole), context)[2]
 
 
 @partial(jax.jit, static_argnums=(0, 1))

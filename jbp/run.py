@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from .layer import Context, InputError, Layer, Shape, at, check_readings, described, says, two
-from .reader import Reader, bound, check_gradients, read_gradient, readers
+from .reader import Reader, bound, check_called, check_gradients, read_gradient, readers
 
 _static: Any = {"static": True}
 
@@ -46,16 +46,19 @@ def step(place: int | str | None, layer: Layer, params: Any, x: Any, context: An
 
 
 def step_back(layer: Layer, params: Any, feedback: Any, kept: Any, delta: Any, read: Any) -> tuple[Any, Any]:
-    """(delta of x, readings) of a child's backward, its promises about shapes checked (at trace time, at no cost)."""
+    """(delta of x, readings) of a child's backward, its promises about shapes checked (at trace time, at no cost), and
+    that it calls each leaf's reader once."""
     if not isinstance(kept, Kept):
         raise InputError(f"step_back: expected what step kept of this child, got {described(kept)}. Save it as it is.")
     with at(kept.place):
         _check_enters(params, feedback, kept, delta)
-        returned = layer.backward(params, feedback, kept.saved, delta, bound(params, read))
-        delta, readings = two(returned, "backward", "(delta of x, readings)")
-        kept.shape.check_delta(delta)
+        back = lambda read: layer.backward(params, feedback, kept.saved, delta, read)
+        read = bound(params, read)
+        delta_x, readings = two(back(read), "backward", "(delta of x, readings)")
+        kept.shape.check_delta(delta_x)
         check_readings(params, readings)
-    return delta, readings
+        check_called(params, read, back)
+    return delta_x, readings
 
 
 def _check_enters(params: Any, feedback: Any, kept: Kept, delta: Any) -> None:
@@ -95,7 +98,8 @@ def turned(
         context.reaches(loss, x)
         read = bound(params, read)
         if hasattr(loss, "turn"):
-            returned = loss.turn(params, feedback, x, delta, read, context)
+            back = lambda read: loss.turn(params, feedback, x, delta, read, context)
+            returned = back(read)
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise InputError(f"turn must return (C_n, delta of (output, y), readings), got {described(returned)}.")
             values, *returned = returned
@@ -103,11 +107,13 @@ def turned(
         else:
             values, saved = two(loss.forward(params, x, context), "forward", "(C_n, saved)")
             check_values_of(values, delta)
-            returned = loss.backward(params, feedback, saved, delta, read)
+            back = lambda read: loss.backward(params, feedback, saved, delta, read)
+            returned = back(read)
         delta_x, readings = two(returned, "backward", "(delta of (output, y), readings)")
         delta_output, _ = two(delta_x, "backward", "(delta of output, None) as the delta of (output, y)")
         Shape.of(x[0]).check_delta(delta_output)
         check_readings(params, readings)
+        check_called(params, read, back)
     return values, delta_output, readings
 
 

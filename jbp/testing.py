@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .compare import Report, compare, compare_vjp
+from .errors import check_settings
 
 
 def assert_vjp(f: Callable[..., Any], *args: Any, **settings: Any) -> Report:
@@ -17,6 +18,7 @@ def assert_vjp(f: Callable[..., Any], *args: Any, **settings: Any) -> Report:
     it is ok; under pytest the failure shows the caller's line and the report. `InputError` as from `compare_vjp`.
     """
     __tracebackhide__ = True
+    check_settings("assert_vjp", compare_vjp, settings)
     return compare_vjp(f, *args, **settings).raise_if_bad()
 
 
@@ -27,4 +29,5 @@ def assert_gradients(rule: Callable[..., Any], oracle: Callable[..., Any], *args
     ok; under pytest the failure shows the caller's line and the report. Raises `InputError` as `compare` does.
     """
     __tracebackhide__ = True
+    check_settings("assert_gradients", compare, settings)
     return compare(rule, oracle, *args, **settings).raise_if_bad()

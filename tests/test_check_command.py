@@ -59,6 +59,14 @@ def wrong_slope(x):
     return 3 * x
 
 
+@jax.custom_vjp
+def misspells(x):
+    return 2 * x
+
+
+misspells.defvjp(lambda x: (2 * x, None), lambda _, d: (2 * delta,))
+
+
 def refuses(x):
     raise ValueError("no such shape")
 
@@ -70,6 +78,7 @@ class inside:
 reference = jax.grad(square)
 """
 NAME = "layers_of_mine"
+LINE = 1 + MODULE[: MODULE.index("raise ValueError")].count("\n")
 
 
 def _wave(r: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -249,7 +258,9 @@ WRONG: dict[str, str] = {
     "Float[Array, 'N I']. Give them with --shapes 'N I, I O'.",
     f"{NAME}:plain --shapes N": "check: f calls no custom_vjp or custom_jvp. If it is a gradient itself, give an "
     "oracle.",
-    f"{NAME}:refuses --shapes N": "check: f raises ValueError: no such shape",
+    f"{NAME}:refuses --shapes N": f"check: f raises ValueError: no such shape ({NAME}.py, line {LINE}).",
+    f"{NAME}:slope --oracle {NAME}:refuses --shapes N": "check: every example is refused: compare: the oracle raises "
+    f"ValueError: no such shape Give shapes that f takes ({NAME}.py, line {LINE}).",
     f"{NAME}:slope --oracle {NAME}:slop --shapes N": f"check: {NAME} has no slop. Did you mean slope?",
     "raises_here:f": "check: raises_here raises RuntimeError when it is imported: no GPU. Mend it first.",
     "leaves_here:f": "check: leaves_here raises SystemExit when it is imported: 3. Mend it first.",
@@ -283,7 +294,18 @@ def test_shapes_that_the_function_does_not_take(capsys: pytest.CaptureFixture):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("jbp: check: f raises TypeError: dot_general requires contracting dimensions")
+    at = 1 + MODULE[: MODULE.index("return x @ w")].count("\n")
+    assert err.endswith(f" ({NAME}.py, line {at}).\n")
     assert err.count("\n") == 1
+
+
+def test_a_rule_that_raises_is_told_of_with_its_line(capsys: pytest.CaptureFixture):
+    assert told(f"{NAME}:misspells", "--shapes", "N") == 2
+    at = 1 + MODULE[: MODULE.index("2 * delta")].count("\n")
+    says = (
+        f"the rule of misspells raises NameError: name 'delta' is not defined ({NAME}.py, line {at}). To see it again:"
+    )
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("gone", "line"), [("hypothesis", []), ("matplotlib", ["--html", "a.html"])])

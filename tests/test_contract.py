@@ -527,6 +527,172 @@ def test_wrong_logs_are_told_what_to_do():
         f((jnp.ones((2, 2)), jnp.ones(2)), jnp.ones((3, 2)), log="a")
 
 
+# -- each reader is called once ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gain:
+    """y = w·x; `reads(read, feedback, x, delta)` is the reading of w `[I]`."""
+
+    reads: Callable
+
+    def init(self, key, x):
+        return {"w": jnp.ones(x.shape[-1:], x.dtype)}
+
+    def forward(self, params, x, context):
+        return x * params["w"][(None,) * (x.ndim - 1)], x
+
+    def backward(self, params, feedback, saved, delta, read):
+        return delta * feedback["w"][(None,) * (delta.ndim - 1)], {"w": self.reads(read["w"], saved, delta)}
+
+
+def _sums(x: jax.Array, delta: jax.Array) -> jbp.Sum:
+    return jbp.Sum(x * delta)
+
+
+def _in_chunks(read: Any, x: jax.Array, delta: jax.Array) -> Any:
+    """Position by position, where such readings add up."""
+    if not read.adds:
+        return read(_sums(x, delta))
+    return sum(read(_sums(x[:, t : t + 1], delta[:, t : t + 1])) for t in range(x.shape[1]))
+
+
+def _in_a_loop(read: Any, x: jax.Array, delta: jax.Array) -> Any:
+    """In a `lax.scan` of one turn, whose body is traced twice: its carry is of a weak type at first."""
+    turn = lambda carry, read: (carry + x.sum(), read(_sums(x, delta)))
+    own = jax.tree.map(lambda a: a[None], read)
+    return jax.tree.map(lambda r: r[0], jax.lax.scan(turn, 0.0, own, length=1)[1])
+
+
+_HELD = jax.jit(lambda read, x, delta: read(_sums(x, delta)))
+_HELD_RAW = jax.jit(lambda read, x, delta: (x * delta).sum((0, 1)))
+ONCE: dict[str, Callable] = {
+    "once": lambda read, x, delta: read(_sums(x, delta)),
+    "in chunks": _in_chunks,
+    "in a loop": _in_a_loop,
+    "in each branch": lambda read, x, delta: jax.lax.cond(
+        x.sum() > 0, lambda: read(_sums(x, delta)), lambda: read(jbp.Sum(delta * x))
+    ),
+    "in a program that is kept": _HELD,
+    "checkpointed": lambda read, x, delta: jax.checkpoint(lambda read: read(_sums(x, delta)))(read),
+    "through a reader of one's own": lambda read, x, delta: jbp.Reader(lambda pair, own: read(pair), lambda r: r)(
+        _sums(x, delta)
+    ),
+}
+NOT_ONCE: dict[str, tuple[Callable, str]] = {
+    "in halves": (lambda read, x, delta: read(_sums(x / 2, delta)) + read(_sums(x / 2, delta)), "twice"),
+    "for nothing": (lambda read, x, delta: (read(jbp.Sum(delta)), read(_sums(x, delta)))[1], "twice"),
+    "never": (lambda read, x, delta: (x * delta).sum((0, 1)), "0 times"),
+    "never, in a program that is kept": (_HELD_RAW, "0 times"),
+    "never, in a loop": (
+        lambda read, x, delta: jax.lax.map(lambda d: (d[0] * d[1]).sum(0), (x, delta)).sum(0), "0 times"
+    ),
+}  # fmt: skip
+
+
+def gained(*layers: Any) -> tuple:
+    """(cost, θ, x, y) of these layers on 4 examples of 2 positions."""
+    cost = jbp.Cost(jbp.Network([jbp.Dense(3), *layers], (2, 4)), HALF)
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, cost.network.dtype)
+    return cost, cost.init(jax.random.key(0)), draw(1, of(4, 2, 4)), draw(2, of(4, 2, 3))
+
+
+READ_IN = {
+    "alone": (lambda layer: layer, "layer 1: leaf w"),
+    "frozen": (jbp.Frozen, "layer 1.fixed: leaf w"),
+    "nested": (lambda layer: jbp.Residual(jbp.Sequential([layer])), "layer 1.layer.0: leaf w"),
+    "in blocks": (lambda layer: Loop(layer, 2), "layer 1.layer: leaf w"),
+}
+
+
+@pytest.mark.parametrize("place", ["alone", "in blocks"])
+@pytest.mark.parametrize("how", ONCE)
+def test_a_reader_that_is_called_once_in_each_trace_is_no_fault(how: str, place: str, x64: None):
+    around, _ = READ_IN[place]
+    cost, theta, x, y = gained(around(Gain(ONCE[how])))
+    assert_close(cost.grad(theta, x, y), jax.grad(cost)(theta, x, y))
+    cost.check(theta, x, y)
+    for _ in range(2):  # the second time programs are kept
+        output, back = jbp.run(cost.network.layer, cost.layout.unflatten(theta), x)
+        back(output)
+    norms = cost.measure(theta, x, y, jbp.SquaredNorms())[1]
+    assert_close(norms, jnp.square(cost.measure(theta, x, y, jbp.PerExampleGradients())[1]).sum(1))
+
+
+@pytest.mark.parametrize("place", READ_IN)
+@pytest.mark.parametrize("how", NOT_ONCE)
+def test_a_reader_that_is_not_called_once_is_named(how: str, place: str):
+    (around, where), (reads, times) = READ_IN[place], NOT_ONCE[how]
+    cost, theta, x, y = gained(around(Gain(reads)))
+    says = f"{where}: its reader was called {times}; call it exactly once, with the leaf's pair"
+    asked = {
+        "check": cost.check,
+        "compare": cost.compare,
+        "norms": lambda *args: cost.measure(*args, jbp.SquaredNorms()),
+        "pairs": cost.pairs,
+        "fit": lambda theta, x, y: jbp.fit(cost, theta, (x, y), batch_size=2, epochs=1),
+    }
+    if times == "0 times":
+        run = lambda theta, x: jbp.run(cost.network.layer, cost.network.layout.unflatten(theta), x)
+        asked |= {
+            "grad": cost.grad,
+            "grad again": cost.grad,
+            "back": lambda theta, x, y: run(theta, x)[1](y),
+            "as_function": lambda theta, x, y: jax.grad(lambda t: jbp.as_function(cost.network)(t, x).sum())(theta),
+        }
+    for ask in asked.values():
+        with pytest.raises(jbp.InputError) as error:
+            ask(theta, x, y)
+        assert str(error.value).startswith(says)
+
+
+def test_a_child_that_is_run_twice_is_read_as_a_pair():
+    """A container that hands its readers to two uses of a child, and adds, gets told so."""
+
+    @dataclass(frozen=True)
+    class Twice(Loop):
+        def init(self, key, x):
+            return {"layer": self.layer.init(key, x)}
+
+        def forward(self, params, x, context):
+            x, first = jbp.step("first", self.layer, params["layer"], x, context)
+            x, second = jbp.step("second", self.layer, params["layer"], x, context)
+            return x, (first, second)
+
+        def backward(self, params, feedback, saved, delta, read):
+            its, back, read = params["layer"], feedback["layer"], read["layer"]
+            delta, second = jbp.step_back(self.layer, its, back, saved[1], delta, read)
+            delta, first = jbp.step_back(self.layer, its, back, saved[0], delta, read)
+            return delta, {"layer": jax.tree.map(jnp.add, first, second)}
+
+    cost, theta, x, y = gained(Twice(jbp.Dense(3), 2))
+    assert_close(cost.grad(theta, x, y), jax.grad(cost)(theta, x, y), 1e-5)
+    for ask in (cost.check, lambda *args: cost.measure(*args, jbp.SquaredNorms())):
+        with pytest.raises(jbp.InputError, match=r"layer 1\.first: leaf w: its reader was called twice"):
+            ask(theta, x, y)
+
+
+def test_a_loss_that_does_not_call_its_reader_is_named():
+    class Without(LinearCrossEntropy):
+        def backward(self, params, feedback, saved, delta, read):
+            delta_x, _ = super().backward(params, feedback, saved, delta, {"w": lambda pair: None})
+            return delta_x, {"w": feedback["w"]}
+
+    net = jbp.Network([jbp.Dense(3)], input=(2, 4))
+    cost = jbp.Cost(net, Without(5))
+    x, y = draw(1, batch(net.input, N)), draw(2, jax.ShapeDtypeStruct((N, 2), jnp.int32))
+    with pytest.raises(jbp.InputError, match="layer loss: leaf w: its reader was called 0 times"):
+        cost.grad(cost.init(jax.random.key(0)), x, y)
+
+
+def test_readings_of_none_do_not_add_up():
+    """A reader of one's own may say `adds` and read None; then a layer in pieces can't add them."""
+    layer = Gain(NOT_ONCE["in halves"][0])
+    params, x, delta = drawn(layer, spec(3), jnp.float32)
+    with pytest.raises(jbp.InputError, match="leaf w: its reader was called twice"):
+        jbp.run(layer, params, x)[1](delta, jbp.Reader(lambda pair, own: None, lambda r: r, adds=True))
+
+
 # -- what an author of a container may get wrong ----------------------------------------------------------------------
 
 

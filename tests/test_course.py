@@ -75,13 +75,13 @@ def test_best_may_begin_later():
 
 
 def test_a_record_holds_plain_numbers():
-    told = {"a": np.float32(0.5), "b": jnp.int32(3), "c": jnp.ones((1, 1)), "d": np.arange(3), "e": "words", "f": None}
+    told = {"a": np.float32(0.5), "b": jnp.int32(3), "c": jnp.ones((1, 1)), "d": True, "e": "words", "f": None}
     record = fit(epochs=1, evaluate=lambda theta: told).history.epochs[0]
     assert {name: record[name] for name in told} == {
         "a": 0.5,
         "b": 3,
         "c": 1.0,
-        "d": [0, 1, 2],
+        "d": True,
         "e": "words",
         "f": None,
     }
@@ -546,6 +546,16 @@ WRONG = {
     "evaluate that returns objects": (
         lambda: fit(evaluate=lambda theta: {"model": object()}),
         "fit: evaluate must return a dict of numbers by name, got object as 'model'. Give float(...) of it.",
+    ),
+    "evaluate that returns an array": (
+        lambda: fit(evaluate=lambda theta: {"each": np.ones(3, np.float32)}),
+        "fit: evaluate must return a dict of numbers by name, got float32[3] as 'each'. Give each number a name of its "
+        "own.",
+    ),
+    "evaluate that returns a list": (
+        lambda: fit(evaluate=lambda theta: {"each": [1.0, 2.0]}),
+        "fit: evaluate must return a dict of numbers by name, got a list as 'each'. Give each number a name of its "
+        "own.",
     ),
     "evaluate that returns the epoch": (
         lambda: fit(evaluate=lambda theta: {"epoch": 3}),

@@ -167,6 +167,63 @@ class _HoldsAnArray:
         return delta, ()
 
 
+@dataclass(frozen=True)
+class _Raises(_HoldsAnArray):
+    """A layer whose `array` is its forward, of x and the context."""
+
+    def forward(self, params, x, context):
+        return self.array(x, context), ()
+
+
+@dataclass(frozen=True)
+class _NoInit(_HoldsAnArray):
+    array: Any = None
+
+    def init(self, key, x):
+        raise ZeroDivisionError("no params")
+
+
+MASKED = jbp.Context(mask=jnp.ones((4, 2), bool))
+MASK_DUE = (
+    "context.mask: expected 5 examples as in x, got {}. It goes row by row with x; what does not belongs in "
+    "context.side."
+)
+EMPTY_CONTEXT = (
+    "Shapes are found by tracing it: forward has to work with an empty Context(), where key, mask and side are None."
+)
+ARGNUMS = "argnums: expected the number of an argument, or a tuple of numbers, got {}. As in argnums=0."
+SHAPES_DUE = 'shapes: expected a text such as "N I, I O", got {}. Write axes of each argument.'
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """C_n = ½ Σ_i s_i (output_i − y_i)²: a loss with parameters."""
+
+    def init(self, key, x):
+        return {"s": jnp.ones(x[0].shape, x[0].dtype)}
+
+    def forward(self, params, x, context):
+        difference = x[0] - x[1]
+        return (params["s"][None] * jnp.square(difference)).sum(1) / 2, difference
+
+    def backward(self, params, feedback, saved, delta, read):
+        squares = jbp.Sum(jnp.square(saved) * delta[:, None] / 2)
+        return (feedback["s"][None] * saved * delta[:, None], None), {"s": read["s"](squares)}
+
+
+def scaled(*layers: Any) -> jbp.Cost:
+    return jbp.Cost(network(jbp.Dense(2), *layers), _Scaled())
+
+
+OF_THE_LOSS = (
+    "{} speaks of the network's own coordinates; loss.{} belongs to the loss. Its derivative is cost.grad(theta, x, "
+    "y)[{}]."
+)
+NO_GRADIENT = (
+    "compare: expected two functions that return gradients, got {}, which has the shape of no argument, {}. Wrap them "
+    "in jax.grad, or say by function= what they are gradients of."
+)
+
 WRONG_CALLS: list[tuple[Callable, str]] = [
     # θ
     (lambda: mlp()(THETA[:-1], X, Y), THETA_LENGTH),
@@ -197,7 +254,11 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: network(jbp.from_function(None, lambda _, x: x[0] + x[1]), input=PAIR)(jnp.zeros(0), (X, X[:2])),
      "x: every part needs the same number N of examples, got (float32[5, 3], float32[2, 3])."),
     (lambda: mlp()(THETA, [[1.0, 2.0, 3.0]], Y),
-     ARRAY_DUE.format("list of (float32[], float32[], float32[])")),
+     ARRAY_DUE.format("a list")),
+    (lambda: mlp().grad(THETA, X.tolist(), Y), ARRAY_DUE.format("a list")),
+    (lambda: mlp()(THETA.tolist(), X, Y),
+     "theta: expected one vector [P] = [26], got a list. Make one with layout.flatten(tree) or jnp.asarray(list)."),
+    (lambda: mlp()(THETA, X, Y.tolist()), "y: expected 5 examples as in x, got a list. x and y go row by row."),
     (lambda: mlp()(THETA, None, Y), ARRAY_DUE.format("NoneType")),
     # y
     (lambda: mlp()(THETA, X, (Y, Y)),
@@ -242,7 +303,7 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: mlp().grad(THETA, X, Y, weights=WEIGHTS[:, None]),
      WEIGHTS_DUE.format("float32[5, 1]")),
     (lambda: mlp()(THETA, X, Y, weights=[1.0, 2.0, 3.0, 4.0, 5.0]),
-     WEIGHTS_DUE.format("(float32[], float32[], float32[], float32[], float32[])")),
+     WEIGHTS_DUE.format("a list")),
     (lambda: mlp().compare(THETA, X, Y, weights=jnp.zeros(5)),
      "weights: a mean needs weights whose sum is not 0, got a sum of 0. Give some weight."),
     (lambda: mlp().grad(THETA, X, Y, feedback=THETA[:-1]), THETA_LENGTH.replace("theta", "feedback", 1)),
@@ -457,6 +518,16 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     # compare
     (lambda: compare(3, 4, X),
      "compare: expected two functions, rule and oracle, got 3 and 4. As in compare(rule, jax.grad(f), x)."),
+    (lambda: compare(jnp.sum, jnp.sum, X), NO_GRADIENT.format("float32[]", "float32[5, 3]")),
+    (lambda: compare(jax.jit(jnp.sum), jax.jit(jnp.sum), X), NO_GRADIENT.format("float32[]", "float32[5, 3]")),
+    (lambda: compare(lambda x: x.sum(0), lambda x: x.sum(0), X), NO_GRADIENT.format("float32[3]", "float32[5, 3]")),
+    (lambda: compare(lambda x: (x.sum(), x[0]), lambda x: (x.sum(), x[0]), X),
+     NO_GRADIENT.format("float32[3]", "float32[5, 3]")),
+    (lambda: compare(lambda x: (x.sum(), ()), lambda x: (x.sum(), ()), X),
+     NO_GRADIENT.format("nothing", "float32[5, 3]")),
+    (lambda: compare(lambda x, w, b: x @ w + b[None], lambda x, w, b: x @ w + b[None], X, W, W[0]),
+     NO_GRADIENT.format("float32[5, 2]", "(float32[5, 3], float32[3, 2], float32[2])")),
+    (lambda: jbp.assert_gradients(jnp.sum, jnp.sum, X), NO_GRADIENT.format("float32[]", "float32[5, 3]")),
     (lambda: compare(lambda x: (), lambda x: (), X),
      "compare: the functions return nothing to compare. Return arrays."),
     (lambda: compare(lambda x: x, lambda x: x, LABELS),
@@ -588,6 +659,49 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      "compare_jvp: the tangent must be like float32[5, 3], got float32[3]. Leave it out for random numbers."),
     (lambda: compare_jvp(lambda x: jax.nn.relu(x > 0), X),
      "compare_jvp: f has no outputs of a float dtype, got int32[5, 3]: nothing to differentiate."),
+    (lambda: compare_vjp(product(), X, W, argnums="x"), ARGNUMS.format("'x'")),
+    (lambda: compare_jvp(jax.nn.relu, X, argnums=1.5), ARGNUMS.format("1.5")),
+    (lambda: compare(jnp.cos, jnp.cos, X, argnums=(0, None)), ARGNUMS.format("(0, None)")),
+    (lambda: compare(jnp.cos, jnp.cos, X, argnums=()), ARGNUMS.format("()")),
+    (lambda: jbp.assert_vjp(product(), X, W, tol=1e-3),
+     "assert_vjp: there is no keyword tol. It takes cotangent, argnums, timing, checks."),
+    (lambda: jbp.assert_gradients(jnp.cos, jnp.cos, X, tol=1e-3),
+     "assert_gradients: there is no keyword tol. It takes function, argnums, timing, checks."),
+    (lambda: jbp.mlp(3, 2, bias=False), "mlp: there is no keyword bias. It takes dtype, compute_dtype."),
+    (lambda: jbp.arrays(3), SHAPES_DUE.format("3")),
+    (lambda: jbp.search(product(), ["N I", "I O"]), SHAPES_DUE.format("['N I', 'I O']")),
+    (lambda: jbp.search(3, "N"), "search: f must be a function, got 3. As in search(f, 'N I, I O')."),
+    (lambda: jbp.search(product(), "N I, I O", examples="many"),
+     "search: examples must be a whole number of at least 1, got 'many'."),
+    # what a layer of one's own raises as shapes are inferred
+    (lambda: network(jbp.Dense(3), jbp.Residual(_Raises(lambda x, context: x * jax.random.normal(context.key)))),
+     "layer 1.layer: forward raises TypeError: unexpected PRNG key type <class 'NoneType'>. " + EMPTY_CONTEXT),
+    (lambda: network(jbp.Sequential([jbp.Tanh(), _Raises(lambda x, context: x * context.mask[:, None])])),
+     "layer 1: forward raises TypeError: 'NoneType' object is not subscriptable. " + EMPTY_CONTEXT),
+    (lambda: network(jbp.Fork([jbp.Tanh(), _Raises(lambda x, context: x if x[0, 0] > 0 else -x)])),
+     "layer 0.1: forward raises TracerBoolConversionError: Attempted boolean conversion of traced array with shape "
+     "bool[]. Write jnp.where or jax.lax.cond in place of if. " + EMPTY_CONTEXT),
+    (lambda: network(jbp.Tanh(), jbp.Frozen(jbp.from_function(lambda key, x: x.shape[7], lambda params, x: x))),
+     "layer 1.fixed: init raises IndexError: tuple index out of range. Shapes are found by tracing it with an input "
+     "spec, without the batch axis."),
+    (lambda: jbp.Cost(network(jbp.Dense(2)), _NoInit()),
+     "layer loss: init raises ZeroDivisionError: no params. Shapes are found by tracing it with an input spec, without "
+     "the batch axis."),
+    # a mask that no layer uses
+    (lambda: mlp()(THETA, X, Y, context=MASKED), MASK_DUE.format("bool[4, 2]")),
+    (lambda: mlp().check(THETA, X, Y, context=MASKED), MASK_DUE.format("bool[4, 2]")),
+    (lambda: mlp().measure(THETA, X, Y, jbp.SquaredNorms(), context=MASKED), MASK_DUE.format("bool[4, 2]")),
+    (lambda: mlp().network(THETA, X, jbp.Context(mask=jnp.ones(()))), MASK_DUE.format("float32[]")),
+    (lambda: jbp.as_function(mlp().network)(THETA, X, MASKED), MASK_DUE.format("bool[4, 2]")),
+    (lambda: mlp().check(THETA, X, Y, context=jbp.Context(mask="all")),
+     "context.mask: expected an array of numbers, got str. Use np.asarray(context.mask, dtype='float32')."),
+    # a loss's own coordinates
+    (lambda: jbp.explain(scaled(), jnp.ones(10), X, Y, "loss.s[1]"), OF_THE_LOSS.format("explain", "s[1]", 9)),
+    (lambda: jbp.draw.single(scaled(), "loss.s[0]"), OF_THE_LOSS.format("draw.single", "s[0]", 8)),
+    (lambda: jbp.draw.single(scaled(), "loss.s[0]", jnp.ones(10), X[0], Y[0]),
+     OF_THE_LOSS.format("draw.single", "s[0]", 8)),
+    (lambda: jbp.draw.computation(scaled(jbp.Residual(jbp.Dense(2))), highlight="loss.s[1]"),
+     OF_THE_LOSS.format("draw.computation", "s[1]", 15)),
     # fit
     (lambda: fit(epochs=0), EPOCHS.format("0 and 64")),
     (lambda: fit(epochs=1.5), EPOCHS.format("1.5 and 64")),
@@ -719,6 +833,17 @@ SAID: dict[str, tuple[Callable, list[str]]] = {
         lambda: compare(lambda x: 1 - jnp.cos(x), lambda x: 1 - jnp.cos(x), 1e-4 * X, checks=False),
         ["gradient: in float32 both are off by 1.0e+00 of its size: the function itself loses digits here."],
     ),
+    "float64 with x64 off": (
+        lambda: compare_vjp(product(), np.ones((5, 3)), W, checks=False),
+        ["JAX takes float64 as float32 while x64 is off: x. To compare in float64, set "
+         "jax.config.update('jax_enable_x64', True)."],
+    ),
+    "float64 with x64 off, of a tree": (
+        lambda: compare(lambda p: p, lambda p: p, {"w": np.ones(3), "b": [np.float64(2.0)], "i": X},
+                        checks=False),
+        ["JAX takes float64 as float32 while x64 is off: p.b.0, p.w. To compare in float64, set "
+         "jax.config.update('jax_enable_x64', True)."],
+    ),
     "a callback keeps its precision": (
         lambda: compare(lambda x: x, lambda x: jax.pure_callback(np.copy, x, x), X, checks=False),
         ["compare: the oracle holds pure_callback, which keeps its own precision in the float64 shadow."],
@@ -741,6 +866,30 @@ def test_of_finite_arguments_nothing_is_said(call: Callable):
     report = call()
     assert report.ok
     assert report.notes == ()
+
+
+def _model(params, x):
+    return jnp.square(x @ params["w"] + params["b"][None]).sum()
+
+
+_EACH = jax.vmap(lambda params, x: jax.grad(_model)(params, x[None]), in_axes=(None, 0))
+_FLAT = lambda tree: jnp.concatenate([a.ravel() for a in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("gradient", [
+    jax.grad(_model), jax.value_and_grad(_model), jax.grad(_model, (0, 1)), jax.grad(_model, 1),
+    lambda p, x: jax.grad(_model)(p, x)["w"], lambda p, x: _FLAT(jax.grad(_model)(p, x)),
+    lambda p, x: _FLAT(jax.grad(_model, (0, 1))(p, x)), lambda p, x: tuple(jnp.split(jax.grad(_model, 1)(p, x), [2])),
+    _EACH, lambda p, x: jax.vmap(_FLAT)(_EACH(p, x)),
+])  # fmt: skip
+def test_gradients_come_in_many_forms(gradient: Callable):
+    """By argument, with the value, as one vector, in pieces, for each example: none is taken for no gradient."""
+    assert compare(gradient, gradient, {"w": W, "b": W[0]}, X, checks=False).ok
+
+
+def test_function_says_what_gradients_are_of():
+    gradient = lambda x: jax.grad(_model)({"w": W, "b": W[0]}, x)
+    assert compare(gradient, gradient, X, function=lambda x: _model({"w": W, "b": W[0]}, x), checks=False).ok
 
 
 def test_a_legacy_key_is_a_key():

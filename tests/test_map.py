@@ -1,6 +1,8 @@
 """The map of the package: imports only point up the list below, so that a reader can take the files in its order."""
 
 import ast
+import inspect
+import re
 import tomllib
 from collections import defaultdict
 from graphlib import TopologicalSorter
@@ -124,3 +126,13 @@ def test_every_folder_is_installed():
     assert sorted(told) == sorted(
         ".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")
     )
+
+
+def test_public_is_what_the_package_imports_by_name():
+    """One list: the imports. A star brings all of them and no other module."""
+    imported = re.findall(r"^from \S+ import \w+ as (\w+)$", (PACKAGE / "__init__.py").read_text(), re.MULTILINE)
+    assert sorted(imported) == jbp.__all__
+    modules = [name for name in jbp.__all__ if inspect.ismodule(getattr(jbp, name))]
+    assert modules == ["data", "draw", "losses"]
+    for module in modules:
+        assert f"`jbp.{module}`" in jbp.__doc__

@@ -11,6 +11,7 @@ import pytest
 from by_hand import numbers, vjp
 
 import jbp
+from jbp.errors import said
 
 X = numbers(0, 4)
 
@@ -94,3 +95,10 @@ def test_a_rule_that_raises_as_it_runs_is_named_where_nothing_is_timed():
     f = lambda x: jax.pure_callback(refuses, x, x)
     with pytest.raises(jbp.InputError, match=r"the rule fails as it runs: .*not today"):
         jbp.compare(f, jnp.sin, X, timing=False)
+
+
+def test_a_constant_of_numpy_that_jax_refuses_gets_a_remedy():
+    told = said(AssertionError("non-canonical constant: float64[3]"))
+    assert told.endswith(
+        "Make NumPy constants that the function closes over arrays of JAX, as in jnp.asarray(constant)."
+    )

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .. import paint
 from ..compare import annotated, search
 from ..compare.shapes import FLOATS, parse_shapes
 from ..errors import InputError
+from ..programs.sites import LIBRARIES
 from . import options
 
 
@@ -81,7 +83,10 @@ def run(settings: Settings) -> int:
             empty=settings.empty == "yes",
         )  # fmt: skip
     except InputError as error:
-        raise InputError(re.sub("^search:", "check:", str(error))) from error
+        place = _raised_at(error)
+        told, again, code = re.sub("^search:", "check:", str(error)).partition(" To see it again:")
+        told = f"{told.removesuffix('.')} ({place})." if place else told
+        raise InputError(f"{told}{again}{code}") from error
     print(report)
     if settings.json:
         options.write(settings.json, report.to_json())
@@ -90,6 +95,20 @@ def run(settings: Settings) -> int:
     if settings.html:
         report.to_html(settings.html)
     return 0 if report.ok else 1
+
+
+def _raised_at(error: BaseException) -> str:
+    """The file and line of the user's in which an error arose, the innermost; "" where it is none of theirs."""
+    while isinstance(error, InputError):
+        if error.__cause__ is None:
+            return ""
+        error = error.__cause__
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in frames if not any(part in file for part in (*LIBRARIES, _HERE, "<"))]
+    return f"{Path(own[-1][0]).name}, line {own[-1][1]}" if own else ""
+
+
+_HERE = str(Path(__file__).resolve().parents[1])
 
 
 def _of_file(path: Path) -> Any:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from ..errors import InputError, described
+from ..errors import InputError, described, said
 from ..programs.arguments import is_float
-from ..programs.program import Program, said
+from ..programs.program import Program
 from ..programs.replay import equations
 from .comparison import Comparison
 from .derivatives import of_floats

@@ -1,6 +1,9 @@
 """`compare`: any two functions that return gradients."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import InputError, described
-from ..programs.arguments import is_float, not_finite
+from ..programs.arguments import is_float, narrowed, not_finite
 from ..programs.program import Program
 from .checks import also_in_float32, of_gradients
 from .comparison import Behind, Comparison
@@ -16,6 +19,8 @@ from .differences import Slopes
 from .judge import judged
 from .parts import VALUE, Part, has_value, named_parts
 from .report import Report
+
+RETURNS_VALUES = "returns_values"  # an attribute of functions that are known to return no gradients
 
 
 def compare(
@@ -37,7 +42,9 @@ def compare(
     moved, where a kink is met and points beside it are compared. `timing=False` leaves time and memory out,
     `checks=False` what is looked at besides values.
 
-    Raises `InputError` where the two differ in structure, shape or dtype, or one of them can't be run.
+    Raises `InputError` where the two differ in structure, shape or dtype, where one of them can't be run, and where
+    what both return has the shape of no argument, nor of several as one vector, nor of one for each example: then it is
+    no gradient, unless `function` says of what.
     """
     if not callable(rule) or not callable(oracle):
         raise InputError(
@@ -45,6 +52,7 @@ def compare(
             "As in compare(rule, jax.grad(f), x)."
         )
     found = compare_with(rule, oracle, args, named_parts, timing, checks=checks, function=function, argnums=argnums)
+    found = replace(found, notes=(*narrowed(rule, args), *found.notes))
 
     def again(args: tuple) -> Report:
         return compare_with(rule, oracle, args, named_parts, False, checks=False, function=function, argnums=argnums)
@@ -82,6 +90,8 @@ def compare_with(
     programs[1].instead = shadow
     given = programs[0].arguments
     moving = [0] if pieces is not None else _moving(programs, args, parts, argnums)
+    if moving is None and function is None and not getattr(rule, RETURNS_VALUES, False):
+        _check_gradients([parts(program.out) for program in programs], args, given.arrays)
     f = function or _function_behind(oracle, args, has_value(programs[1].out))
     behind = None
     if moving is not None and f is not None:
@@ -108,6 +118,26 @@ def _moving(programs: Sequence[Program], args: tuple, parts: Callable, argnums: 
             "that they are of."
         )
     return None
+
+
+def _check_gradients(results: Sequence[list[Part]], args: tuple, arrays: Sequence[Any]) -> None:
+    """Raise `InputError` where no leaf of either result can be the gradient of an argument."""
+    shapes = [jnp.shape(a) for a in arrays if is_float(a)]
+    sums = [0, *itertools.accumulate(map(math.prod, shapes))]  # a run of arguments, as one vector, is between two
+    place = {total: i for i, total in reversed([*enumerate(sums)])}
+    in_a_run = lambda size, least: any(place.get(before + size, 0) >= i + least for i, before in enumerate(sums))
+    for leaves in results:
+        got = [jnp.shape(part.array) for part in leaves if part.name != VALUE]
+        each = [shape[1:] for shape in got if len(got) > 1 or len(shape) > 2]  # of each example
+        flat = in_a_run(sum(map(math.prod, got)), 1) or (len(got) == 1 == len(got[0][1:]) and in_a_run(got[0][1], 2))
+        is_else = not leaves or not all(is_float(part.array) for part in leaves)  # which `check_same` tells of
+        if is_else or flat or {*got, *each} & {*shapes}:
+            return
+    arrived = described([part.array for part in results[1] if part.name != VALUE])
+    raise InputError(
+        f"compare: expected two functions that return gradients, got {arrived}, which has the shape of no argument, "
+        f"{described(args)}. Wrap them in jax.grad, or say by function= what they are gradients of."
+    )
 
 
 def _slopes(f: Callable, args: tuple, arrays: Sequence[Any], moving: list[int], pieces: Any) -> Slopes:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, said
 from ..programs.arguments import filled, is_float
 from ..programs.calls import LINEAR
-from ..programs.program import Program, said
+from ..programs.program import Program
 from ..programs.replay import BITS, equations
 from .derivatives import Flat, floats_of, in_pieces, of_floats, paired, pulled, pushed
 from .differences import DIRECTIONS, Slope, Slopes, summed

@@ -19,7 +19,7 @@ from ..programs.program import Program, Together
 from ..programs.sites import sites_of
 from .comparison import Comparison
 from .error import LeafError, errors
-from .gradients import compare, compare_with
+from .gradients import RETURNS_VALUES, compare, compare_with
 from .judge import judged
 from .parts import VALUE, named_parts
 from .report import Report
@@ -51,8 +51,11 @@ def search(
     known.
     """
     shapes = annotated(f) if shapes is None else shapes
-    if examples < 1:
-        raise InputError(f"search: examples must be at least 1, got {examples}.")
+    for role, given in (("f", f), ("oracle", oracle)):
+        if not callable(given) and not (role == "oracle" and given is None):
+            raise InputError(f"search: {role} must be a function, got {given!r}. As in search(f, 'N I, I O').")
+    if not isinstance(examples, (int, np.integer)) or examples < 1:
+        raise InputError(f"search: examples must be a whole number of at least 1, got {examples!r}.")
     if shapes is None:
         raise InputError("search: f's arguments are not annotated with shapes. Give them, as in search(f, 'N I, I O').")
     if dtype not in FLOATS:
@@ -77,7 +80,9 @@ def search(
         args = hypothesis.find(arrays(shapes, dtype, empty), fails, settings=settings, random=random.Random(seed))
     except hypothesis.errors.NoSuchExample:
         if not quick.tried:
-            raise InputError(f"search: every example is refused: {quick.refused} Give shapes that f takes.") from None
+            raise InputError(
+                f"search: every example is refused: {quick.refused} Give shapes that f takes."
+            ) from quick.refused
         report = careful.report(usual, timing=True, checks=True)
         told = f"{quick.tried} generated examples passed; this is one more."
         return replace(report, reproduce="" if report.ok else report.reproduce, notes=(*report.notes, told))
@@ -99,7 +104,7 @@ class _Asked:
     hurry: bool = False
     programs: dict[Any, Any] = field(default_factory=dict)
     tried: int = 0
-    refused: str = ""
+    refused: InputError | None = None
 
     def report(self, args: tuple, timing: bool = False, checks: bool = False) -> Report:
         """Of the gradients, or if only the value is wrong, of the value; with code that makes it again."""
@@ -136,7 +141,7 @@ class _Asked:
             report = self.report(args)
         except InputError as error:
             if any(part in str(error) for part in (": f raises", "the oracle raises", "nothing to differentiate")):
-                self.refused = str(error)
+                self.refused = error
                 return False
             return True
         self.tried += 1
@@ -150,7 +155,9 @@ def both_values(f: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[...
         floats = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
         return {"output": floats[0] if len(floats) == 1 else floats}
 
-    return lambda *args: output(jax.linearize(f, *args)[0]), lambda *args: output(f(*args))
+    differentiated, by_itself = lambda *args: output(jax.linearize(f, *args)[0]), lambda *args: output(f(*args))
+    setattr(differentiated, RETURNS_VALUES, True)
+    return differentiated, by_itself
 
 
 def _wrong(report: Report) -> bool:

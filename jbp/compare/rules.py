@@ -8,7 +8,7 @@ import jax
 from jax.extend.core import ClosedJaxpr
 
 from ..errors import InputError, described
-from ..programs.arguments import is_float, not_finite
+from ..programs.arguments import is_float, narrowed, not_finite
 from ..programs.calls import RULES, VMAP, has_rule
 from ..programs.program import Program
 from ..programs.replay import aval_of, equations, opened, without_rules
@@ -111,6 +111,7 @@ def compare_rules(
     of_arguments, of_outputs = _argument_names(f, program), output_names(program.out)
     names, seeded = (of_arguments, of_outputs) if kind == "vjp" else (of_outputs, of_arguments)
     notes = [
+        *narrowed(f, args),
         *not_finite("The arguments hold", program.arguments.names(f), arrays),
         *not_finite("The cotangents hold" if kind == "vjp" else "The tangents hold", seeded, seeds),
     ]

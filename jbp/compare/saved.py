@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-from ..programs.program import said
+from ..errors import said
 from ..programs.replay import aval_of
 from .report import Check
 

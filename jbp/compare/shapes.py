@@ -58,6 +58,8 @@ class Spec:
 
 def parse_shapes(shapes: str, dtype: str = "float32") -> list[Spec]:
     """The arguments that a text like `"N I, I O: bfloat16"` describes. Raises `InputError` where it does not."""
+    if not isinstance(shapes, str):
+        raise InputError(f'shapes: expected a text such as "N I, I O", got {shapes!r}. Write axes of each argument.')
     specs = []
     for text in shapes.split(","):
         match = re.fullmatch(r"\s*([A-Za-z_0-9 ]*?)\s*(?::\s*(\w+)\s*(?:<\s*(\w+))?)?\s*", text)

@@ -70,7 +70,8 @@ def computation(
     with ∂C/∂ of it, and edges have the δ that comes back along them (where a container runs a layer in a while loop,
     only parameters have numbers).
 
-    Raises `InputError` where something does not fit.
+    Raises `InputError` where something does not fit, and where `highlight` is a coordinate of the loss: the graph is
+    the network's, and a loss with parameters is one node of it.
     """
     return _computation("computation", cost, theta, x, y, highlight, max_neurons, max_layers, depth, alone=False)
 
@@ -88,7 +89,8 @@ def single(
 ) -> Graph:
     """The graph for one weight or bias: the paths from it to C, and what it meets; all else is folded away.
 
-    `symbol`: as in `layout.symbol`, `<-` may stand for `←`. Numbers as in `computation`.
+    `symbol`: as in `net.layout.symbol`, `<-` may stand for `←`. Numbers as in `computation`, and errors: a coordinate
+    of a loss with parameters is refused, because the graph is the network's.
     """
     return _computation("single", cost, theta, x, y, symbol, max_neurons, max_layers, depth, alone=True)
 
@@ -97,7 +99,9 @@ def _computation(who, cost, theta, x, y, symbol, max_neurons, max_layers, depth,
     net = _network(who, cost)
     _at_least_one(max_neurons=max_neurons, max_layers=max_layers, depth=depth)
     if symbol is not None:
-        symbol = net.layout.symbol(net.layout.index(symbol))
+        symbol = net.layout.symbol(
+            cost.coordinate(f"draw.{who}", symbol) if isinstance(cost, Cost) else net.layout.index(symbol)
+        )
     given = [value is not None for value in (theta, x, y)]
     if any(given):
         if not all(given):

@@ -44,9 +44,11 @@ def explain(
     `example`: the one that is written out, the one that contributes most unless given. The same number is then found by
     `cost.value_and_grad`, by `jax.grad(cost)`, and by a central difference in float64, whether or not x64 is on (with a
     key in the context, in θ's own dtype); `.agrees` and the text say which of them agree.
-    Raises `InputError` for a symbol that is not in the network (with the nearest), under jit, and as `cost.check`.
+    It speaks of the network's own coordinates: the leaves of a loss with parameters have no layer to go through.
+    Raises `InputError` for a symbol that is not in the network (with the nearest, or because it is the loss's), under
+    jit, and as `cost.check`.
     """
-    i = cost.layout.index(symbol)
+    i = cost.coordinate("explain", symbol)
     record = run(cost, theta, x, y, weights=weights, context=context)
     owner, pair, where = _located(cost, record, i)
     contributions = record.factors * contributions_of(pair, where)

@@ -51,9 +51,15 @@ class Arguments:
 
     def places_of(self, argnums: int | Sequence[int]) -> list[int]:
         """Of the arrays, by place, those that stand in some of the arguments, by number as in `jax.grad`."""
+        whole = lambda k: isinstance(k, (int, np.integer)) and not isinstance(k, bool)
+        listed = isinstance(argnums, Sequence) and not isinstance(argnums, str)
+        wanted: list[Any] = [argnums] if whole(argnums) else [*argnums] if listed else []  # type: ignore[misc]
+        if not wanted or not all(map(whole, wanted)):
+            raise InputError(
+                f"argnums: expected the number of an argument, or a tuple of numbers, got {argnums!r}. As in argnums=0."
+            )
         paths, _ = jax.tree_util.tree_flatten_with_path(self.treedef.unflatten(self.leaves))
         count = len(self.treedef.children())
-        wanted = [argnums] if isinstance(argnums, int) else list(argnums)
         if any(not -count <= k < count for k in wanted):
             raise InputError(f"argnums: there are {count} arguments, got {argnums}. Count them from 0.")
         wanted = [k % count for k in wanted]
@@ -87,6 +93,20 @@ def not_finite(what: str, names: Sequence[str], arrays: Sequence[Any]) -> list[s
         bad = f", {(~finite).sum():,} of {array.size:,}" if array.size > 1 else ""
         found.append(f"{name}{list(first) if first else ''} = {array[first]}{bad}")
     return [f"{what} NaN or infinity: {'; '.join(found)}."] if found else []
+
+
+def narrowed(f: Callable[..., Any], args: tuple) -> tuple[str, ...]:
+    """A remark if NumPy's float64 among the arguments is taken as float32, which JAX does in silence with x64 off."""
+    given, leaves = Arguments.of(args), jax.tree.leaves(args)
+    is_narrowed = lambda a: isinstance(a, (np.ndarray, np.generic)) and is_float(a) and _canonical(a).dtype != a.dtype
+    names = [name for name, i in zip(given.names(f), given.places, strict=True) if is_narrowed(leaves[i])]
+    if not names:
+        return ()
+    those = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+    return (
+        f"JAX takes float64 as float32 while x64 is off: {those}. To compare in float64, set "
+        "jax.config.update('jax_enable_x64', True).",
+    )
 
 
 def _canonical(leaf: Any) -> Any:

@@ -1,7 +1,6 @@
 """A function traced once at given arguments: compiled as it is, and run in float64 by the same trace."""
 
 import gc
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from ..errors import InputError
+from ..errors import InputError, first_line, said
 from .arguments import Arguments
 from .calls import inner_jaxprs
 from .clock import Measured
@@ -132,7 +131,7 @@ class Program:
             time.sleep(GIVEN_BACK)
             return run()
         except Exception as error:
-            raise InputError(f"{self.who} fails as it runs: {_first_line(error)}") from error
+            raise InputError(f"{self.who} fails as it runs: {first_line(error)}") from error
 
     def exact(self, *arrays: Any) -> Any:
         """The result in float64, in the same structure, as NumPy arrays."""
@@ -142,7 +141,7 @@ class Program:
                 leaves = jax.device_get(leaves)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise InputError(f"{self.who} fails in float64: {_first_line(error)}") from error
+                    raise InputError(f"{self.who} fails in float64: {first_line(error)}") from error
                 if self.instead is not None:
                     return self.instead(self, arrays)
                 leaves = self._step_by_step(arrays)
@@ -226,24 +225,3 @@ def _held(jaxpr: ClosedJaxpr) -> Iterator[Any]:
     yield from jaxpr.consts
     for eqn in equations(jaxpr):
         yield from (c for inner in inner_jaxprs(eqn) if isinstance(inner, ClosedJaxpr) for c in inner.consts)
-
-
-def said(error: Exception) -> str:
-    """What an exception says, in one line, with its type, and what to do about values that are not known yet."""
-    line, remedy = f"{type(error).__name__}: {_first_line(error)}", ""
-    if isinstance(error, jax.errors.TracerArrayConversionError):
-        remedy = "Write it with jax.numpy, or as jax.pure_callback(f, x, x): f in NumPy, its result like x."
-    elif isinstance(error, jax.errors.TracerBoolConversionError):
-        remedy = "Write jnp.where or jax.lax.cond in place of if."
-    elif isinstance(error, (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError)):
-        remedy = "Keep to jax.numpy, without float(), int(), .item() or math of an argument."
-    return f"{line.removesuffix('.')}. {remedy}" if remedy else line
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and "Traceback" in lines[0]:  # of a callback: what it raised stands below
-        lines = [line for line in lines if re.match(r"\w+(Error|Exception)\b", line)] or lines
-    if lines and lines[0].endswith(":"):
-        lines[:2] = [" ".join(lines[:2])]
-    return re.sub(r"function <lambda> at \S*program\.py:\d+ traced for jit", "it", lines[0]) if lines else "no message"
