@@ -140,7 +140,8 @@ def run(
     outs, found = jax.tree.unflatten(jax.tree.structure(taken), evaluated(flat, jax.tree.leaves(args)))
     values, leaves = jax.tree.unflatten(jax.tree.structure(shapes), outs)
     root, steps, forward = _steps(calls, jax.device_get(found), n)
-    factors = w / w.sum() if cost.reduction == "mean" else w
+    counted = np.asarray(cost.counted(y, n), np.float64) if cost.reduction == "positions" else 1.0
+    factors = w if cost.reduction == "sum" else w / (w * counted).sum()
     named = dict(zip(cost.layout.names, leaves, strict=True))
     return Record(steps, forward, named, root.output, root.delta, values, factors)
 

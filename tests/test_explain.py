@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,7 +214,7 @@ GOLDEN = """\
 
 Base case: δ^3, from HalfSquaredError
   δ^3_j = f′(z^3_j) · ∂C_n/∂a^3_j
-  | HalfSquaredError: The text's C = ½ Σ_j (y_j − a_j)². −log N(y; a, 1) up to a constant.
+  | HalfSquaredError   C = ½ Σ_j (y_j − a_j)²,  δ = a − y
   | Sigmoid: a = 1/(1 + e⁻ᶻ); f′ = a(1 − a), 0 far out.
   a^3_1 = 0.77008, y_1 = 0, z^3_1 = 1.20876
   ∂C_n/∂a^3_1 = 0.77008
@@ -427,3 +428,15 @@ def test_float32_without_x64_and_with_noise():
     assert noisy.oracles["cost.value_and_grad"] == pytest.approx(noisy.value, rel=1e-5)
     assert noisy.oracles["central difference"] == pytest.approx(noisy.value, rel=1e-3)
     assert noisy.value != pytest.approx(quiet.value, rel=1e-3)
+
+
+@pytest.mark.parametrize("weights", [None, np.float64([1.0, 3.0])], ids=["alike", "weighted"])
+@pytest.mark.parametrize("loss", [jbp.losses.SoftmaxCrossEntropy(ignore=0), jbp.losses.LinearCrossEntropy(3, ignore=0)])
+def test_a_mean_over_positions(loss: Any, weights: Any, x64: None):
+    cost = jbp.Cost(jbp.Network([jbp.Dense(3)], (4, 2)), loss, "positions")
+    theta, x, y = cost.init(jax.random.key(0)), np.ones((2, 4, 2)), np.array([[0, 1, 2, 1], [2, 0, 0, 1]])
+    found = jbp.explain(cost, theta, x, y, "0.w[1,2]", weights=weights)
+    assert found.ok
+    assert found.value == pytest.approx(float(jax.grad(cost)(theta, x, y, weights=weights)[5]), rel=1e-9)
+    assert "the mean over all positions of 2 examples" in str(found)
+    assert ("1/5 Σ_n" if weights is None else "w_0/Σ_n w_n T_n") in str(found)

@@ -125,14 +125,16 @@ def _batch(cost: Cost, record: Record, each: np.ndarray, symbol: str, weights: A
     N = len(each)
     if N == 1 and record.factors[0] == 1:
         return []
-    mean = cost.reduction == "mean"
+    alike = weights is None and cost.reduction != "sum"
+    under = {"sum": "", "mean": "/Σw", "positions": "/Σ_n w_n T_n"}[cost.reduction]
+    share = f"1/{1 / record.factors[0]:.15g}" if alike else ""
 
     def factor(n: object) -> tuple[str, ...]:
         if weights is None:
-            return (f"1/{N}",) if mean else ()
-        return (f"w_{n}{'/Σw' if mean else ''}",)
+            return (share,) if alike else ()
+        return (f"w_{n}{under}",)
 
-    right = f"1/{N} Σ_n" if weights is None and mean else " ".join(("Σ_n", *factor("n")))
+    right = f"{share} Σ_n" if alike else " ".join(("Σ_n", *factor("n")))
     terms = tuple(
         Term((*factor(at), f"∂C_{at}/∂{symbol}"), (float(f), float(g)) if factor(at) else (float(g),))
         for at, f, g in zip(map(braced, range(N)), record.factors, each, strict=True)

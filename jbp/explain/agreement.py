@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..layer import stated
 from ..layers.compose import Tap
 from ..pair import Outer, Pair, Sum
 from ..record import Record, Step
@@ -24,7 +25,7 @@ def rounding(
     The second is large where terms cancel in dense layers. `gradients`: the number as a function of θ, by one way and
     by another. Ulps are of the coarsest dtype of any δ.
     """
-    counts = _counts(pair, where, _norms(owner.delta))
+    counts = _counts(owner, pair, where)
     size = counts * _norms(owner.delta)
     for step, delta, _ in reversed(record.route(owner)):  # from the leaf up: what δ counts in ∂C_n/∂w, by its norms
         before, after = _norms(step.delta), _norms(delta)
@@ -39,10 +40,14 @@ def rounding(
     return ULPS * eps * float(np.abs(record.factors) @ size) + TIMES * changed
 
 
-def _counts(pair: Pair, where: tuple[int, ...], norms: np.ndarray) -> np.ndarray:
-    """What δ at the layer's output, of these norms, counts in the last product, for each example `[N]`."""
+def _counts(owner: Step, pair: Pair, where: tuple[int, ...]) -> np.ndarray:
+    """What δ at the layer's output counts in the last product, for each example `[N]`."""
+    norms = _norms(owner.delta)
     if isinstance(pair, Outer):
-        return np.abs(numbers(pair.a)[:, :, where[0]]).sum(1)
+        a = np.abs(numbers(pair.a)[:, :, where[0]])
+        if stated(owner.layer, "affine"):
+            return a.sum(1)
+        return _ratio((a * np.abs(numbers(pair.delta)[:, :, where[1]])).sum(1), norms)  # its δ is inside the layer
     found = _ratio(np.abs(contributions_of(pair, where)), norms)
     return np.maximum(found, 1.0) if isinstance(pair, Sum) else found
 

@@ -117,7 +117,8 @@ class Explanation(Page):
     def blocks(self) -> Iterator[PageBlock]:
         """The argument part by part, and the same number by other ways."""
         N = len(self.contributions)
-        over = f", the {self.reduction} over {N} examples" if N > 1 else ""
+        what = "mean over all positions of" if self.reduction == "positions" else f"{self.reduction} over"
+        over = f", the {what} {N} examples" if N > 1 or self.reduction == "positions" else ""
         held = f"x, y and all of θ but coordinate {self.index}, ${self.symbol}$ = {_short(self.theta)}, stay fixed"
         under = [Text(Maths(f"C = {_short(self.cost)}{over}; {held}."))]
         if N > 1:

@@ -1,8 +1,8 @@
 """Losses of real numbers: squares, and squares that end.
 
-    HalfSquaredError   C = ½ Σ_j r_j²;  δ = r          r = a − y, the residuals
-    SquaredError       C = Σ_j r_j²;    δ = 2r
-    Huber              C = Σ_j h(r_j);  δ = clip(r, −d, d)
+    HalfSquaredError   C = ½ Σ_j (y_j − a_j)²,  δ = a − y
+    SquaredError       C = Σ_j (y_j − a_j)²,    δ = 2(a − y)
+    Huber              C = Σ_j h(a_j − y_j),    δ = clip(a − y, −d, d)
 
 Shapes: output and y `[N, ...]`, C_n `[N]`.
 """
