@@ -25,11 +25,13 @@ class Calls:
     """The calls of a leaf's reader in one `step_back`, each by the traces that its pair is of.
 
     A transformation may trace one call several times, and a branch of a `cond` is one of several: only two calls in one
-    trace are two. `outside`: those of the reader that a container handed on. All are equal, so that a program that has
-    been traced with one is not traced anew with another; one that is `alone` is equal to itself only.
+    trace are two. `outside`: those of the reader that a container handed on, for the whole leaf, or, `in_blocks`, for
+    one of its blocks after another, as a loop does that is unrolled. All are equal, so that a program that has been
+    traced with one is not traced anew with another; one that is `alone` is equal to itself only.
     """
 
     outside: "Calls | None" = None
+    in_blocks: bool = False
     alone: bool = False
     seen: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -42,7 +44,7 @@ class Calls:
     def add(self, pair: Any, several: bool) -> None:
         """One more. Raises `InputError` for a second one in the same trace, unless there may be `several`."""
         if self.outside is not None:
-            self.outside.add(pair, several)
+            self.outside.add(pair, several or self.in_blocks)
         traces = {id(trace): trace for leaf in jax.tree.leaves(pair) if (trace := _trace_of(leaf)) is not None}
         same = lambda then: len(then) == len(traces) and all(id(trace()) in traces for trace in then)
         if not several and any(map(same, self.seen)):
@@ -157,8 +159,8 @@ def bound(params: Any, read: Any, alone: bool = False) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if not isinstance(reader, Reader):
             raise InputError(f"read: expected a Reader at leaf {name}, got {reader!r}. As in jbp.read_gradient.")
-        around = reader.calls
-        calls = Calls(alone=True) if alone else Calls(around, alone=around is not None and around.alone)
+        around, blocks = reader.calls, reader.leaf is not None and reader.leaf[1] != jnp.shape(leaf)
+        calls = Calls(alone=True) if alone else Calls(around, blocks, around is not None and around.alone)
         found.append(replace(reader, leaf=(name, jnp.shape(leaf)), calls=calls))
     return treedef.unflatten(found)
 

@@ -554,7 +554,8 @@ def _in_chunks(read: Any, x: jax.Array, delta: jax.Array) -> Any:
     """Position by position, where such readings add up."""
     if not read.adds:
         return read(_sums(x, delta))
-    return sum(read(_sums(x[:, t : t + 1], delta[:, t : t + 1])) for t in range(x.shape[1]))
+    parts = [read(_sums(x[:, t : t + 1], delta[:, t : t + 1])) for t in range(x.shape[1])]
+    return jax.tree.map(lambda *readings: sum(readings), *parts)
 
 
 def _in_a_loop(read: Any, x: jax.Array, delta: jax.Array) -> Any:

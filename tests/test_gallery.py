@@ -27,7 +27,6 @@ MISSED = {
     "Bessel's I₀ at 0, jax#11479: 1 at 0": "a slope at |x|'s kink, which a kink inside i0e makes up for",
     "log-sigmoid at 0, jax#2140: 0 at 0": "slopes at two kinks that make up for each other; second order tells",
     "mean of squares beside NaN, jax#9040: NaN where it is": "autodiff has NaN, and no difference can be taken at NaN",
-    "renorm to 0 at 0, pytorch#80804: the identity, as autodiff has it": "what a comparison gives at equality alone",
 }
 
 

@@ -140,11 +140,9 @@ def _errors(evidence: Evidence) -> list[LeafError]:
 def _with_noise(comparison: Comparison, evidence: Evidence) -> Evidence:
     """With the shadow's own noise: how far last bits of float64 move it. Where all cancels, it is no reference.
 
-    Not at a kink: there a last bit changes the slope, and that is no noise. Equal numbers move apart only where it is
-    known that no kink is met.
+    Not at a kink: there a last bit changes the slope, and that is no noise.
     """
-    apart = comparison.behind is not None
-    moved = movement(lambda *near: comparison.leaves(comparison.oracle.exact(*near)), beside(evidence.arrays, apart))
+    moved = movement(lambda *near: comparison.leaves(comparison.oracle.exact(*near)), beside(evidence.arrays))
     norms = [(rms(off), float(off.max(initial=0))) for off in moved]
     *leaves, total = evidence.leaves
     first = count_of_values(evidence.exact)

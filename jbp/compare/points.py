@@ -48,12 +48,9 @@ def _by_value(a: Any, salt: np.uint64) -> Any:
     return np.where(bits & np.uint64(1), 1.0, -1.0) * (0.5 + (bits >> np.uint64(12)) * 2.0**-53)
 
 
-def beside(arrays: Sequence[Any], apart: bool = False) -> list[list[Any]]:
-    """Arguments a few last bits of float64 away: what differs between them is rounding, or noise.
-
-    All are on one side of a kink at which numbers are equal, unless each element moves by itself, `apart`.
-    """
-    return [last_bits(arrays, 4 * i * float(np.finfo(np.float64).eps), "noise", apart) for i in range(1, NOISES + 1)]
+def beside(arrays: Sequence[Any]) -> list[list[Any]]:
+    """Arguments a few last bits of float64 away, all on one side: what differs between them is rounding, or noise."""
+    return [last_bits(arrays, 4 * i * float(np.finfo(np.float64).eps), "noise") for i in range(1, NOISES + 1)]
 
 
 @np.errstate(invalid="ignore")  # an argument may be infinite

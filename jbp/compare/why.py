@@ -16,7 +16,7 @@ import numpy as np
 from ..programs.replay import equations, first_nonfinite
 from .comparison import Comparison
 from .differences import Probe
-from .error import EXACT, FAR, FLOOR, LeafError, rms
+from .error import EXACT, FAR, FLOOR, K_LARGEST, LeafError, rms
 from .evidence import Evidence, worst
 from .parts import VALUE, count_of_values
 from .patterns import pattern_of
@@ -96,7 +96,7 @@ def _told(comparison: Comparison, point: Evidence, leaves: Sequence[LeafError], 
         stopped = any(eqn.primitive.name == "stop_gradient" for eqn in equations(comparison.oracle.jaxpr))
         if cause is Cause.NONE and slope is not None and not leaf.wrong and not stopped:
             leaf = replace(leaf, expected=slope, by="by central differences")
-    if cause is Cause.FORMULA and not leaf.wrong and not _poor(comparison, point, i, leaf, apart=True):
+    if point.met is None and not leaf.wrong and _is_rounding(comparison, point, i, leaf, cause):
         leaf, cause = replace(leaf, excused=Cause.ROUNDED.value), Cause.ROUNDED
     if cause is Cause.FORMULA and not leaf.pattern:
         leaf = replace(leaf, pattern="its formula is right, its arithmetic loses digits")
@@ -189,18 +189,45 @@ def _unspoiled(point: Evidence, i: int, leaf: LeafError) -> bool:
         return bool(off.max(initial=0) <= leaf.allowed_largest)
 
 
-def _poor(comparison: Comparison, point: Evidence, i: int, leaf: LeafError, apart: bool = False) -> bool:
+def _poor(comparison: Comparison, point: Evidence, i: int, leaf: LeafError) -> bool:
     """Whether the rule's own arithmetic is poor, where autodiff can't be the measure of it.
 
     Then the measure is what a last bit of the arguments makes of the result.
     """
+    moved = _moved(comparison, point, i, leaf, apart=False)
+    exact, error = _own_error(comparison, point, i)
+    return not error <= max(4 * moved, 4 * FLOOR * leaf.epsilon * exact)
+
+
+def _is_rounding(comparison: Comparison, point: Evidence, i: int, leaf: LeafError, cause: Cause) -> bool:
+    """Whether a rule errs by no more than last bits of the arguments make, and its formula is right: as in float64, up
+    to `K_LARGEST` times autodiff's error; or where rule and oracle are both 0 beside that, since all terms cancel.
+    """
+    if i < count_of_values(point.exact):
+        return False
+    if cause is not Cause.FORMULA and leaf.scale > leaf.error:  # a leaf that is not 0 beside its error
+        return False
+    moved = _moved(comparison, point, i, leaf, apart=True)
+    exact, error = _own_error(comparison, point, i)
+    if not error <= 4 * moved:
+        return False
+    if cause is Cause.FORMULA and leaf.error <= K_LARGEST * leaf.oracle_error:
+        return True
+    return max(exact, leaf.scale) <= (4 if leaf.epsilon < EXACT else 1e-6) * moved
+
+
+def _moved(comparison: Comparison, point: Evidence, i: int, leaf: LeafError, apart: bool) -> float:
+    """How far last bits of the arguments move leaf i of the rule in float64."""
+    near = [point.arrays, *(last_bits(point.arrays, leaf.epsilon, name, apart) for name in "abcd")]
+    return rms(movement(lambda *a: comparison.leaves(comparison.rule.exact(*a)), near)[i])
+
+
+def _own_error(comparison: Comparison, point: Evidence, i: int) -> tuple[float, float]:
+    """(how large leaf i of the rule is in float64, how far its own arithmetic is from that)."""
     rule, arrays = comparison.rule, point.arrays
-    near = [arrays, *(last_bits(arrays, leaf.epsilon, name, apart) for name in "abcd")]
-    moved = movement(lambda *a: comparison.leaves(rule.exact(*a)), near)[i]
     exact, got = (np.asarray(comparison.leaves(result)[i]) for result in (rule.exact(*arrays), rule(*arrays)))
     with np.errstate(all="ignore"):
-        allowed = max(4 * rms(moved), 4 * FLOOR * leaf.epsilon * rms(exact))
-        return not rms(got.astype(exact.dtype) - exact) <= allowed
+        return rms(exact), rms(got.astype(exact.dtype) - exact)
 
 
 def _asked(
