@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..layer import Context, InputError, described, einsum
 from ..pair import Outer, Sum
 from .attention import DotProductAttention
-from .dense import Affine, Initializer, initialised
+from .dense import Affine, Dense, Initializer, initialised
 from .norm import RMSNorm, Scale
 from .rotary import rotated
 from .settings import check_flags, check_float_input, check_whole
@@ -113,7 +113,8 @@ class Attention:
                 f"Attention: expected x [N, T, W = {params.q.w.shape[0]}], got {described(x)}. "
                 "Check the width of the layer before."
             )
-        q, k, v = self._split(_dense(x, _joined(params)))
+        joined = _joined(params)
+        q, k, v = self._split(_dense(joined).forward(joined, x, context)[0])
         norms: list[Any] = [None, None]
         if self.qk_norm:
             (q, norms[0]), (k, norms[1]) = (
@@ -122,7 +123,7 @@ class Attention:
         if self.rope is not None:
             q, k = (rotated(a, self.rope) for a in (q, k))
         o, kept = self._core.forward((), (q, k, v), context)
-        return _dense(o.reshape(*x.shape[:2], -1), params.out), (x, kept, norms)
+        return _dense(params.out).forward(params.out, o.reshape(*x.shape[:2], -1), context)[0], (x, kept, norms)
 
     def backward(
         self, params: Projections, feedback: Projections, saved: Any, delta: Float[Array, "N T W"], read: Projections
@@ -131,8 +132,7 @@ class Attention:
         n, t, _ = x.shape
         heads = (n, t, self.heads, -1)
         o = self._core.output_of(kept).reshape(n, t, -1)
-        out = _read(read.out, o, delta)
-        delta_o = einsum("nto,io->nti", delta, feedback.out.w).astype(delta.dtype)
+        delta_o, out = _dense(params.out).backward(params.out, feedback.out, o, delta, read.out)
         (delta_q, delta_k, delta_v), _ = self._core.backward((), (), kept, delta_o.reshape(heads), ())
         if self.rope is not None:
             delta_q, delta_k = (rotated(d, self.rope, back=True) for d in (delta_q, delta_k))
@@ -164,9 +164,9 @@ def _joined(params: Projections) -> Affine:
     return Affine(jnp.concatenate([part.w for part in three], 1), b)
 
 
-def _dense(x: Float[Array, "N T I"], params: Affine) -> Float[Array, "N T O"]:
-    y = einsum("nti,io->nto", x, params.w)
-    return (y if params.b is None else y + jnp.broadcast_to(params.b, y.shape).astype(y.dtype)).astype(x.dtype)
+def _dense(params: Affine) -> Dense:
+    """The dense layer that has these params."""
+    return Dense(params.w.shape[1], params.b is not None)
 
 
 def _read(read: Affine, x: Any, delta: Any) -> Affine:
