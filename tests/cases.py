@@ -859,6 +859,20 @@ READOUTS = (
 )
 
 
+def over_calls(table: list[tuple[Callable, str]]) -> Any:
+    """The parametrisation of a test over wrong calls and their messages, by these; an address in one is no name."""
+    names = [message.partition(" at 0x")[0][:60] for _, message in table]
+    return pytest.mark.parametrize(("call", "message"), table, ids=names)
+
+
+def assert_told(call: Callable, message: str) -> None:
+    """The call raises `InputError` with this message; of one that ends in […] the beginning is asked."""
+    with pytest.raises(jbp.InputError) as error:
+        call()
+    begin = message.removesuffix("[…]")
+    assert str(error.value)[: len(begin) if begin != message else None] == begin
+
+
 def over(cases: tuple[Any, ...]) -> Any:
     """The parametrisation of a test over a table, with the rows' names."""
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)

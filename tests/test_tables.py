@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import N, assert_close, draw
+from cases import N, assert_close, assert_told, draw, over_calls
 from own_layers import LinearCrossEntropy, Loop
 
 import jbp
@@ -255,11 +255,6 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
 
 
 @pytest.mark.usefixtures("as_for_a_user")
-@pytest.mark.parametrize(
-    ("call", "message"), WRONG_CALLS, ids=[message.partition(" at 0x")[0][:60] for _, message in WRONG_CALLS]
-)
+@over_calls(WRONG_CALLS)
 def test_a_wrong_call_is_told_what_to_do(call: Callable, message: str):
-    with pytest.raises(jbp.InputError) as error:
-        call()
-    begin = message.removesuffix("[…]")
-    assert str(error.value)[: len(begin) if begin != message else None] == begin
+    assert_told(call, message)
