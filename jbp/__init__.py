@@ -9,7 +9,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     errors blocks markup paint    errors; a page as data and its writers; the one look of all figures
     programs/                     programs as JAX traces them: run again in float64, tapped, timed; they know no layer
     layer layout pair reader run  the contract: a layer, θ and its leaves, (a, δ) at a leaf, and who reads it
-    recomputed                    pairs that come a part at a time
+    uses recomputed               pairs made of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
     in_jax                        layers in anybody's model
@@ -88,11 +88,8 @@ from .layout import Layout as Layout
 from .network import Network as Network
 from .network import mlp as mlp
 from .pair import Gather as Gather
-from .pair import Nothing as Nothing
 from .pair import Outer as Outer
 from .pair import Pair as Pair
-from .pair import Several as Several
-from .pair import Stack as Stack
 from .pair import Sum as Sum
 from .reader import Reader as Reader
 from .reader import read_gradient as read_gradient
@@ -112,6 +109,9 @@ from .run import step_back as step_back
 from .state import State as State
 from .testing import assert_gradients as assert_gradients
 from .testing import assert_vjp as assert_vjp
+from .uses import Nothing as Nothing
+from .uses import Several as Several
+from .uses import Stack as Stack
 
 __all__ = sorted(
     name

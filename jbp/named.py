@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layer import Context, Layer
-from .pair import Pair, Stack
+from .pair import Pair
 from .programs.names import Name, entered, named
 from .reader import Reader
+from .uses import Stack
 
 GIVEN = ("ran", "params", "x", "output", "saved", "context", "delta")  # named as a layer begins to run in reverse
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from .layer import InputError, described
-from .pair import Pair, Several, Stack
+from .pair import Pair
+from .uses import Several, Stack
 
 _static: Any = {"static": True}
 

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 
 from .layer import InputError, described
 from .layout import Layout, joined
-from .pair import Gather, Nothing, Pair, Stack, Whole
+from .pair import Gather, Pair, Whole
 from .reader import Reader, as_stacked
+from .uses import Nothing, Stack
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from cases import N, assert_close, batch, draw
 from own_layers import Checkpoint, Embedding, InOneSweep, LayerNorm, LinearCrossEntropy, Loop, Reversible, block
 
 import jbp
-from jbp.pair import Nothing
+from jbp.uses import Nothing
 
 HALF = jbp.losses.HalfSquaredError()
 

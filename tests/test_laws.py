@@ -32,8 +32,9 @@ from scipy import special
 
 import jbp
 from jbp.layers.function import Function
-from jbp.pair import Stack, Whole
+from jbp.pair import Whole
 from jbp.programs.calls import inner_jaxprs
+from jbp.uses import Stack
 
 LOW_PRECISION = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
 REPEATS = 16  # draws of params, x and delta

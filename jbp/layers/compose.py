@@ -24,9 +24,9 @@ from jaxtyping import PRNGKeyArray
 
 from ..layer import Context, InputError, Layer, at, described, output_spec, wide_dtype
 from ..layout import Fixed
-from ..pair import Nothing
 from ..reader import read_nothing, readers
 from ..run import Kept, step, step_back
+from ..uses import Nothing
 
 
 def check_layer(name: str, given: Any) -> None:
