@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+import jbp
 from jbp.compare.differences import (
     STEPS,
     Numerical,
