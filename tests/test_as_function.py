@@ -209,8 +209,7 @@ def test_both_modes_with_whole_numbers_a_context_and_logs(x64: None):
 def test_a_fault_is_found_inside_a_function_of_both_modes():
     f = jbp.as_function(jbp.Tap(lambda delta: 7 * delta), forward_mode=True)
     report = jbp.compare_vjp(lambda x: jnp.sin(f((), x)), jnp.linspace(0.0, 1.0, 6).reshape(2, 3))
-    assert report.verdict is jbp.Verdict.WRONG
-    assert "off by the factor 7" in str(report)
+    assert "off by the factor 7.000" in report.verdict
 
 
 def test_forward_mode_needs_hijax(monkeypatch: pytest.MonkeyPatch):
