@@ -20,10 +20,10 @@ from jax.experimental import hijax as _hijax
 
 from .layer import InputError
 
-hijax: Any = _hijax  # what it has differs from JAX to JAX
-_HiPrim: Any = getattr(hijax, "HiPrim", object)
-_LINEAR_BY_JVP: Any = getattr(hijax, "linearize_from_jvp", (None, None))
-_REVERSE_BY_JVP: Any = getattr(hijax, "vjp_from_jvp", (None, None))
+_hi: Any = _hijax  # what it has differs from JAX to JAX
+_HiPrim: Any = getattr(_hi, "HiPrim", object)
+_LINEAR_BY_JVP: Any = getattr(_hi, "linearize_from_jvp", (None, None))
+_REVERSE_BY_JVP: Any = getattr(_hi, "vjp_from_jvp", (None, None))
 
 
 def check_hijax(who: str) -> None:
@@ -99,7 +99,7 @@ class InBothModes(_HiPrim):
         return self._of_output(push(*_picked(list(map(_moves, given)), given)))
 
     def batch(self, axis_data: Any, args: Any, dims: Any) -> tuple[Any, Any]:
-        forward = hijax.vmap_rule(axis_data, self.rules.forward, dims, (0, 0))
+        forward = _hi.vmap_rule(axis_data, self.rules.forward, dims, (0, 0))
         backward = _mapped_back(axis_data, self.rules.backward, (dims[0], 0, 0), dims[:2])
         return _at_front(InBothModes(Rules(forward, backward), args)(*args))
 
@@ -116,7 +116,7 @@ class InBothModes(_HiPrim):
 
     def _of_output(self, floats: list[Any]) -> Any:
         """In the structure of y: these at its floats, and zeros where there are none."""
-        some, zeros = iter(floats), [hijax.Zero(aval.to_tangent_aval()) for aval in self.out_avals_flat]
+        some, zeros = iter(floats), [_hi.Zero(aval.to_tangent_aval()) for aval in self.out_avals_flat]
         return self.out_tree.unflatten([next(some, zero) if _is_float(zero.aval) else zero for zero in zeros])
 
 
@@ -150,7 +150,7 @@ class Linear(_HiPrim):
     vjp_fwd, vjp_bwd_retval = _REVERSE_BY_JVP
 
     def batch(self, axis_data: Any, args: Any, dims: Any) -> tuple[Any, Any]:
-        push = hijax.vmap_rule(axis_data, self.push, dims, 0)
+        push = _hi.vmap_rule(axis_data, self.push, dims, 0)
         pull = _mapped_back(axis_data, self.pull, (dims[0], 0), dims[1])
         return _at_front(Linear(push, pull, args)(*args))
 
@@ -166,7 +166,7 @@ def _mapped_back(axis_data: Any, f: Callable[..., Any], dims: Any, of: Any) -> C
     over the axis by what is not."""
     is_none = lambda dim: dim is None
     places = jax.tree.map(lambda dim: 0 if dim is None else dim, of, is_leaf=is_none)
-    mapped = hijax.vmap_rule(axis_data, f, dims, (places, 0))
+    mapped = _hi.vmap_rule(axis_data, f, dims, (places, 0))
 
     def back(*args: Any) -> tuple[Any, Any]:
         found, logs = mapped(*args)
@@ -185,7 +185,7 @@ def _is_float(a: Any) -> bool:
 
 
 def _moves(tangent: Any) -> bool:
-    return not isinstance(tangent, hijax.Zero) and _is_float(tangent)
+    return not isinstance(tangent, _hi.Zero) and _is_float(tangent)
 
 
 def _picked(at: list[bool], leaves: list[Any]) -> list[Any]:
@@ -200,11 +200,11 @@ def _put(picked: Sequence[Any], at: list[bool], leaves: list[Any]) -> list[Any]:
 
 def _with_zeros(tree: Any) -> Any:
     """Zeros written out."""
-    return jax.tree.map(hijax.instantiate_zeros, tree, is_leaf=lambda leaf: isinstance(leaf, hijax.Zero))
+    return jax.tree.map(_hi.instantiate_zeros, tree, is_leaf=lambda leaf: isinstance(leaf, _hi.Zero))
 
 
 def _add(sums: list[Any], found: list[Any]) -> None:
     """Add what was found to the sums that JAX keeps, where it keeps one."""
     for total, a in zip(sums, found, strict=True):
-        if isinstance(total, hijax.GradAccum) and a is not None:
+        if isinstance(total, _hi.GradAccum) and a is not None:
             total.accum(a)

@@ -227,7 +227,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(jnp.where(seen, z, -1e9)), v)
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(cudnn, "DTYPES", (jnp.bfloat16, jnp.float16, jnp.dtype(jnp.float64)))
+    monkeypatch.setattr(cudnn, "KERNEL_DTYPES", (jnp.bfloat16, jnp.float16, jnp.dtype(jnp.float64)))
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     return asked
 

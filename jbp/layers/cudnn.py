@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import said
 from ..layer import InputError, described
 
-DTYPES = jnp.bfloat16, jnp.float16
+KERNEL_DTYPES = jnp.bfloat16, jnp.float16
 _OTHERWISE = "Write implementation='xla'."
 
 
@@ -23,7 +23,7 @@ def check_cudnn(q: Any, v: Any, added: bool, reach: tuple[int | None, int | None
     `reach`: how many keys a query sees on each side of its own place, None for all.
     """
     who = "DotProductAttention: implementation='cudnn'"
-    if q.dtype not in DTYPES or jax.default_backend() != "gpu":
+    if q.dtype not in KERNEL_DTYPES or jax.default_backend() != "gpu":
         raise InputError(
             f"{who} runs on CUDA in bfloat16 or float16, got {q.dtype} on {jax.default_backend()}. Write "
             "implementation='xla', or cast and run there."
