@@ -16,7 +16,8 @@ of seconds, and what one leaves is the next one's:
 
 A row that fails is a row that says so. All that is measured is in the JSON file as soon as it is known; at the end of
 its time the program stops, whatever still runs. It ends with 0 if all rows are right, 1 if one is not, 3 if it was
-stopped. New layers, losses and readouts come in through tests/cases.py; a new race is a line of `RACES`.
+stopped. New layers, losses and readouts come in through tests/cases.py; a new race is a line of `RACES`, and one that
+compiles for long has a line in `SHARES`, too.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,22 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))  # it runs from a checkout that nobody has installed
+import attention
 import cases
+import gpt2
 import mlps
 import training
+import transformers
 from per_example_norms_cost_one_pass import by_definition
 
 import jbp
 
 BEGUN = time.perf_counter()
 MINUTES = 8
-BUDGETS = {"machine": 25, "laws": 165, "compare": 60, "programs": 45, "races": 160}  # seconds
+BUDGETS = {"machine": 25, "laws": 145, "compare": 55, "programs": 40, "races": 190}  # seconds
 REPEATS = 16  # draws of params, x and δ that a law is judged by
 ROUNDS, LEAST_ROUNDS = 9, 3
 SAMPLE = 0.05  # seconds: what a sample lasts at least, by calling several times in a row
@@ -441,7 +446,8 @@ class Rival:
 
 @dataclass(frozen=True)
 class Contest:
-    """Rivals, jbp the first of them, at a size in words; `agree`: how far their results may be apart, by the norm.
+    """Rivals, jbp the first of them, at a size in words; `agree`: how far their results may be apart, by the norm, leaf
+    by leaf, or `as_one` vector, where a leaf's own gradient may be 0 but for rounding.
 
     `flops`: of a step, for those who do a gradient's matrix products; the others are in `shorter`.
     """
@@ -452,6 +458,7 @@ class Contest:
     agree: float | None = 0.03
     setting: str = "float32"
     shorter: tuple[str, ...] = ()
+    as_one: bool = False
 
 
 def compiled(f: Callable, *args: Any, steps: int = 1) -> Rival:
@@ -629,6 +636,77 @@ def dense(small: bool) -> tuple[Any, tuple[int, ...]]:
     return jbp.Dense(width), (examples, width)
 
 
+def attention_core(dtype: Any, small: bool) -> Contest:
+    """Output and the three gradients of causal attention, against `jax.nn`'s in XLA and, where it can be, in cuDNN."""
+    n, t, h, d = (1, 32, 2, 8) if small else (8, 1024, 12, 64)
+    args = [jax.random.normal(key, (n, t, h, d), dtype) for key in jax.random.split(jax.random.key(0), 4)]
+    core = jbp.DotProductAttention(causal=True)
+
+    def own(core):
+        def both(q, k, v, delta):
+            out, back = jbp.run(core, (), (q, k, v))
+            return out, back(delta)[0]
+
+        return compiled(both, *args)
+
+    rivals = {
+        "jbp": own(core),
+        "jax.vjp of jax.nn": compiled(attention.both_ways(attention.of_jax), *args),
+        "jax.vjp of jbp's forward": compiled(attention.both_ways(attention.same), *args),
+    }
+    if (low := dtype == jnp.bfloat16) and has_cudnn():
+        rivals["jax.vjp of jax.nn, cudnn"] = compiled(attention.both_ways(by_cudnn), *args)
+        rivals["jbp, cudnn"] = own(replace(core, implementation="cudnn"))
+    precise = {"agree": 0.1, "setting": "bfloat16"} if low else {}
+    return Contest(f"{n} × {t} positions, {h} heads of {d}", rivals, causal_flops(n, t, h * d), **precise)
+
+
+def causal_flops(n: int, t: int, width: int) -> float:
+    """Of causal attention's two matrix products, three times as many in both passes, for pairs that see each other."""
+    return 0.5 * 3 * 2 * 2.0 * n * t * t * width
+
+
+def has_cudnn() -> bool:
+    return jax.default_backend() == "gpu"
+
+
+def by_cudnn(q: Any, k: Any, v: Any) -> Any:
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+def gpt_step(small: bool) -> Contest:
+    """The cost and all gradients of GPT-2 124M, float32 params and products in bfloat16, leaves in and out."""
+    config, n = (replace(gpt2.SMALL, length=16, width=16), 2) if small else (gpt2.GPT2_124M, 8)
+    cost, t = gpt2.gpt2(config, compute_dtype=jnp.bfloat16), config.length
+    params = cost.layout.unflatten(cost.init(jax.random.key(0)))
+    x, y = jax.random.randint(jax.random.key(1), (2, n, t), 0, config.vocabulary)
+
+    def usual(core, scanned, again=False):
+        blocks = transformers.plain_blocks(core, scanned, again, config.heads, config.heads, False)
+
+        def plain(params, x, y):
+            p = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+            h = transformers.norm(p.norm, blocks(p.blocks.layer, p.tokens.table[x] + p.positions.table))
+            logits = (h @ p.tokens.table.T).astype(jnp.float32)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        return compiled(jax.value_and_grad(plain), params, x, y)
+
+    rivals = {"jbp": compiled(cost.value_and_grad_leaves, params, x, y)}
+    if has_cudnn():
+        by_kernel = gpt2.gpt2(replace(config, implementation="cudnn"), compute_dtype=jnp.bfloat16)
+        rivals["jbp, cudnn"] = compiled(by_kernel.value_and_grad_leaves, params, x, y)
+        rivals["jax.grad: cudnn, scanned"] = usual(by_cudnn, True)
+    rivals["jax.grad: jax.nn, scanned"] = usual(attention.of_jax, True)
+    if not small:  # each of them compiles for long
+        rivals["jax.grad: jax.nn, scanned, checkpointed"] = usual(attention.of_jax, True, True)
+        rivals["jax.grad: jax.nn, unrolled"] = usual(attention.of_jax, False)
+    kernels = cost.layout.size - t * config.width  # the table is the last one; positions are only added
+    flops = 6.0 * n * t * kernels + config.blocks * causal_flops(n, t, config.width)
+    size = f"{cost.layout.size:,} parameters, {n} × {t} positions"
+    return Contest(size, rivals, flops, agree=0.1, setting="bfloat16", as_one=True)
+
+
 BFLOAT16 = {"compute_dtype": jnp.bfloat16}
 RACES: dict[str, Callable[[bool], Contest]] = {  # small → contest
     "gradient, wide": partial(gradient, wide),
@@ -642,14 +720,20 @@ RACES: dict[str, Callable[[bool], Contest]] = {  # small → contest
     "a step of an epoch": epoch,
     "gradient, deep, bfloat16": partial(gradient, deep, **BFLOAT16),
     "a dense layer": partial(layer, dense, lambda p, x: x @ p.w + p.b),
+    "attention": partial(attention_core, jnp.float32),
+    "attention, bfloat16": partial(attention_core, jnp.bfloat16),
+    "a step of GPT-2": gpt_step,
 }
+SHARES = {"a step of GPT-2": 5}  # of the races' time, where it is not 1
 
 
-def off(got: Any, want: Any) -> float:
-    """The difference of two results, leaf by leaf in order, over the norm: the largest."""
+def off(got: Any, want: Any, as_one: bool = False) -> float:
+    """The difference of two results over the norm: the largest of the leaves, in order, or that of all together."""
+    norm = lambda a: jnp.linalg.norm(jnp.ravel(a).astype(jnp.float32))
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    difference = lambda a, b: float(jnp.linalg.norm(jnp.ravel(a - b)) / jnp.linalg.norm(jnp.ravel(b)))
-    return max(difference(a, b) for a, b in pairs)
+    norms = jnp.array([(norm(a - b), norm(b)) for a, b in pairs])
+    norms = jnp.sqrt(jnp.square(norms).sum(0, keepdims=True)) if as_one else norms
+    return float((norms[:, 0] / norms[:, 1]).max())
 
 
 def race(section: Section, name: str, build: Callable[[bool], Contest], until: float) -> None:
@@ -667,8 +751,8 @@ def race(section: Section, name: str, build: Callable[[bool], Contest], until: f
             counts[who] = calls_of(calls[who])
             if contest.agree is not None and "one jax.grad" not in who:
                 first = result if first is None else first
-                if not off(result, first) <= contest.agree:
-                    section.findings.add("races", f"{name}: {who}", False, error=f"off by {off(result, first):.2g}")
+                if not (apart := off(result, first, contest.as_one)) <= contest.agree:
+                    section.findings.add("races", f"{name}: {who}", False, error=f"off by {apart:.2g}")
         except Exception as error:
             calls.pop(who, None)
             said = {"not_run": str(error)} if late else {"error": f"{type(error).__name__}: {error}"[:300]}
@@ -697,10 +781,11 @@ def race(section: Section, name: str, build: Callable[[bool], Contest], until: f
 
 
 def races(section: Section) -> None:
-    """Each race has an equal share of the time that is left, and gives what it doesn't need to those after it."""
+    """Each race has its share of the time that is left, and gives what it doesn't need to those after it."""
+    shares = [SHARES.get(name, 1) for name in RACES]
     for i, (name, build) in enumerate(RACES.items()):
         now = time.perf_counter()
-        share = now + max(0.0, section.deadline - now) / (len(RACES) - i)
+        share = now + max(0.0, section.deadline - now) * shares[i] / sum(shares[i:])
 
         def ask(name=name, build=build, share=share):
             race(section, name, build, share)

@@ -26,6 +26,7 @@ class Config:
     width: int
     heads: int
     blocks: int
+    implementation: str = "xla"  # of the attention, "cudnn" on CUDA
 
 
 GPT2_124M = Config(vocabulary=50257, length=1024, width=768, heads=12, blocks=12)
@@ -35,7 +36,8 @@ SMALL = Config(vocabulary=128, length=64, width=64, heads=4, blocks=2)
 def block(config: Config) -> jbp.Layer:
     """x + attention(norm(x)), and then x + MLP(norm(x))."""
     dense = lambda width: jbp.Dense(width, weights=jax.nn.initializers.normal(0.02))
-    attention = jbp.Attention(config.heads, causal=True, weights=jax.nn.initializers.normal(0.02))
+    settings = {"weights": jax.nn.initializers.normal(0.02), "implementation": config.implementation}
+    attention = jbp.Attention(config.heads, causal=True, **settings)
     return jbp.Sequential(
         {
             "mix": jbp.Residual(jbp.Sequential({"norm": jbp.LayerNorm(), "attention": attention})),

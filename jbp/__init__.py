@@ -12,7 +12,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     uses recomputed               pairs made of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
-    in_jax                        layers in anybody's model
+    in_jax both_modes             layers in anybody's model, in reverse and in forward mode
     named record chain            one recorded run; which networks are drawn neuron by neuron
     compare/                      a rule against autodiff: evidence → leaf errors → verdict → report
     explain/ flow draw/           a run in words, in numbers, in pictures

@@ -1,6 +1,7 @@
 """A layer as a JAX function, differentiated by the layer's own backward, inside anybody's model.
 
-y = f(params, x)               custom_vjp: forward is the layer's, and so is the way back
+y = f(params, x)               custom_vjp: forward is the layer's, and so is the way back; or, with `forward_mode`, a
+                               primitive of hijax, which forward mode differentiates as well
 vjp.with_logs(delta)           besides, readouts of the δ that arrives, where JAX has `defvjp_with_logs`
 """
 
@@ -11,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .both_modes import InBothModes, Rules, check_hijax
 from .layer import Context, InputError, Layer, described, says
+from .layers.settings import check_flags
 from .layout import Layout
 from .network import Network
 from .reader import check_gradients, read_gradient, readers
@@ -19,11 +22,13 @@ from .readouts import Readout, check_shapes, collect, readers_of
 from .run import step, step_back
 
 
-def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+def as_function(layer: Any, *, forward_mode: bool = False, logs: Mapping[str, Any] | None = None) -> Callable[..., Any]:
     """The function `(params, x, context=Context()) -> y` of a layer, differentiated by the layer's own backward.
 
     It drops into Flax, Equinox or plain JAX. x has a batch axis first. Make a layer's params with
-    `layer.init(key, x_spec)`; the params of a `Network` are its vector θ. Reverse mode only, as any `jax.custom_vjp`.
+    `layer.init(key, x_spec)`; the params of a `Network` are its vector θ. Reverse mode only, as any `jax.custom_vjp`,
+    unless `forward_mode`: then `jax.jvp`, `jax.linearize` and `jax.hessian` work, too, by JAX's own derivative of the
+    forward, and of both passes; for JAX 0.12 and later.
 
     `logs`: readouts by name, for JAX 0.12 and later. A call with `log="block3"` logs each as `block3.NAME` in the
     reverse pass; a call without `log` logs nothing. `y, vjp = jax.vjp(model, …)` and then `vjp.with_logs(delta)` gives
@@ -32,8 +37,8 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
     C_n), and of this call alone: a layer that is called twice has two keys, and JAX raises for a key that is logged
     twice.
 
-    Raises `InputError` for what is no layer, for logs where JAX has none, and for readouts of single examples of a
-    layer that mixes them.
+    Raises `InputError` for what is no layer, for logs or a forward mode where JAX has none, and for readouts of single
+    examples of a layer that mixes them.
     """
     if not isinstance(layer, Layer | Network) or isinstance(layer, type):
         remedy = (
@@ -42,6 +47,9 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
         raise InputError(f"as_function: expected a layer or a Network, got {layer!r}. {remedy}")
     logs = dict(logs or {})
     _check_logs(layer, logs)
+    check_flags("as_function", forward_mode=forward_mode)
+    if forward_mode:
+        check_hijax("as_function")
     inner: Layer = layer.layer if isinstance(layer, Network) else layer
     to_leaves: Callable[[Any], Any] = layer.layout.unflatten if isinstance(layer, Network) else lambda params: params
     from_leaves: Callable[[Any], Any] = layer.layout.flatten if isinstance(layer, Network) else lambda leaves: leaves
@@ -71,8 +79,22 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
         output, kept = step(None, inner, to_leaves(params), x, context)
         return output, (params, kept)
 
+    def named(log: str, residuals: Any, delta: Any) -> dict[str, Any]:
+        return {f"{log}.{name}": result for name, result in logged(residuals, delta).items()}
+
+    def in_both_modes(log: str | None) -> Any:
+        def back(params: Any, kept: Any, delta: Any) -> tuple[Any, Any]:
+            *found, _ = backward((params, kept), delta)
+            return tuple(found), None if log is None else named(log, (params, kept), delta)
+
+        rules = Rules(lambda params, x, context: step(None, inner, to_leaves(params), x, context), back)
+        return lambda *args: InBothModes(rules, args)(*args)
+
     @cache
     def applied(log: str | None) -> Any:
+        if forward_mode:
+            return in_both_modes(log)
+
         def primal(params, x, context):
             return forward(params, x, context)[0]
 
@@ -80,8 +102,7 @@ def as_function(layer: Any, *, logs: Mapping[str, Any] | None = None) -> Callabl
         if log is None:
             apply.defvjp(forward, backward)
         else:
-            named = lambda *args: {f"{log}.{name}": result for name, result in logged(*args).items()}
-            apply.defvjp_with_logs(forward, lambda *args: (backward(*args), named(*args)))
+            apply.defvjp_with_logs(forward, lambda *args: (backward(*args), named(log, *args)))
         return apply
 
     def function(params: Any, x: Any, context: Context = Context(), *, log: str | None = None) -> Any:

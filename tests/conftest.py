@@ -35,8 +35,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Annotations are checked at run time, which costs a sixth of the suite's time: always in the modules that compute, in
 # all of them with JBP_CHECK_ALL_TYPES=1, as .ci/run does once. Before the first import of jbp. An int is a float there,
 # as the annotations (PEP 484) and mypy have it.
-CORE = "layer layout pair recomputed reader run activations layers losses network readouts in_jax loss_leaves checking"
-CORE += " reverse"
+CORE = "layer layout pair recomputed reader run activations layers losses network readouts in_jax both_modes"
+CORE += " loss_leaves checking reverse"
 checked = ["jbp"] if os.environ.get("JBP_CHECK_ALL_TYPES") else [f"jbp.{name}" for name in CORE.split()]
 jaxtyping.install_import_hook(checked, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 

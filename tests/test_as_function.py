@@ -92,6 +92,132 @@ def test_the_context_passes_through(x64: None):
     np.testing.assert_array_equal(f(params, x) == 0, np.zeros(x.shape, bool))  # no key, no noise, no mask
 
 
+# -- in both modes ----------------------------------------------------------------------------------------------------
+
+hijax = pytest.mark.skipif(not hasattr(jax.experimental.hijax, "HiPrim"), reason="this JAX has no HiPrim of hijax")
+FOLDED = jbp.Network([jbp.Dense(2), jbp.Tanh()], (3,))
+BOTH_MODES = {
+    "Dense": (jbp.Dense(2), (3,)),
+    "Network": (FOLDED, (3,)),
+    "DotProductAttention": (jbp.DotProductAttention(causal=True, soft_cap=2.0), ((3, 2, 2), (4, 1, 2), (4, 1, 3))),
+}
+AROUND = {  # a cost of (params, x), and what a model around it does with the function
+    "nothing": lambda f, params, x: f(params, x),
+    "checkpoint": lambda f, params, x: jax.checkpoint(f)(params, x),
+    "vmap": lambda f, params, x: jax.vmap(f, (None, 0))(params, jnp.stack([x, 2 * x])),
+    "vmap of params": lambda f, params, x: jax.vmap(f, (0, None))(jnp.stack([params, 2 * params]), x),
+    "scan of checkpoints": lambda f, params, x: jax.lax.scan(
+        jax.checkpoint(lambda c, i: (c + f(params, x * i).sum(), None)), 0.0, jnp.arange(2.0)
+    )[0],
+}
+
+
+def derivatives(cost: Any, more: bool) -> Any:
+    """Those of both modes, of (params, x) along v, once and twice; `more` of them."""
+
+    def of(args: Any, v: Any) -> dict[str, Any]:
+        both = jax.grad(cost, (0, 1))
+        found = {
+            "grad": both(*args),
+            "jvp of grad": jax.jvp(both, args, v),
+            "grad of jvp": jax.grad(lambda *args: jax.jvp(cost, args, v)[1], (0, 1))(*args),
+        }
+        if more:
+            along = lambda *args: sum(map(jnp.vdot, *map(jax.tree.leaves, (both(*args), v))))
+            found |= {
+                "linearize": jax.linearize(cost, *args)[1](*v),
+                "grad of grad": jax.grad(along, (0, 1))(*args),
+                "hessian": jax.hessian(cost)(*args),
+                "reverse over forward": jax.jacrev(jax.jacfwd(cost))(*args),
+            }
+        return found
+
+    return jax.jit(of)
+
+
+@hijax
+@pytest.mark.parametrize(
+    ("name", "around"), [*((name, "nothing") for name in BOTH_MODES), *(("Network", way) for way in list(AROUND)[1:])]
+)
+def test_both_modes_give_what_autodiff_of_the_forward_gives(name: str, around: str, x64: None):
+    layer, shapes = BOTH_MODES[name]
+    spec = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct((2, *shape), jnp.float64), shapes, is_leaf=lambda s: isinstance(s[0], int)
+    )
+    params, plain = jnp.linspace(-1.0, 1.0, FOLDED.layout.size), FOLDED
+    if layer is not FOLDED:
+        plain = lambda params, x: layer.forward(params, x, jbp.Context())[0]
+        params = layer.init(jax.random.key(0), jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), spec))
+    args = (params, draw(0, spec))
+    v = draw(1, jax.eval_shape(lambda: args))
+    cost = lambda f: lambda params, x: jnp.sin(AROUND[around](f, params, x)).sum()
+    more = name == "Dense"
+    got = derivatives(cost(jbp.as_function(layer, forward_mode=True)), more)(args, v)
+    assert_close(got, derivatives(cost(plain), more)(args, v))
+
+
+@hijax
+def test_every_reverse_is_the_layers_own():
+    """Seven times autodiff's, by a `Tap`, wherever a model calls it; and forward mode is the derivative."""
+    f, x = jbp.as_function(jbp.Tap(lambda delta: 7 * delta), forward_mode=True), jnp.ones((2, 3))
+    ways = {
+        "itself": lambda x: f((), x),
+        "jit": jax.jit(lambda x: f((), x)),
+        "checkpoint": jax.checkpoint(lambda x: f((), x)),
+        "all saved": jax.checkpoint(lambda x: f((), x), policy=jax.checkpoint_policies.everything_saveable),
+        "vmap": jax.vmap(lambda x: f((), x[None])[0]),
+        "vmap of checkpoint": jax.vmap(jax.checkpoint(lambda x: f((), x[None])[0])),
+        "checkpoint of vmap": jax.checkpoint(jax.vmap(lambda x: f((), x[None])[0])),
+        "scan": lambda x: jax.lax.scan(lambda c, _: (f((), c), None), x, None, length=1)[0],
+        "scan of checkpoint": lambda x: jax.lax.scan(jax.checkpoint(lambda c, _: (f((), c), None)), x, None, length=1)[
+            0
+        ],
+        "cond": lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: f((), x), lambda x: x, x),
+    }
+    for name, way in ways.items():
+        np.testing.assert_array_equal(jax.grad(lambda x, way=way: way(x).sum())(x), 7 * x, err_msg=name)
+        np.testing.assert_array_equal(jax.jvp(way, (x,), (x,))[1], x, err_msg=name)
+
+
+@hijax
+def test_both_modes_with_whole_numbers_a_context_and_logs(x64: None):
+    lookup, index = jbp.as_function(Lookup(2), forward_mode=True), jnp.array([[0, 3, 3], [1, 1, 1]])
+    table = {"table": jnp.ones((4, 2))}
+    due = jnp.array([[1.0, 1.0], [3.0, 3.0], [0.0, 0.0], [2.0, 2.0]])
+    assert_close(jax.grad(lambda p: lookup(p, index).sum())(table)["table"], due)
+    assert_close(jax.jvp(lambda p: lookup(p, index), (table,), (table,))[1], lookup(table, index))
+
+    layer, context = jbp.Sequential([NoisyGain(), jbp.Tanh()]), jbp.Context(jax.random.key(0), jnp.asarray(MASK))
+    params, x, delta = jax.tree.map(lambda a: a[0], LayerCase("", layer, (3, 2), None).draw(jnp.float64, 1))
+    f = jbp.as_function(layer, forward_mode=True)
+    assert_close(gradients(f, params, x, delta, context), gradients(of_plain_jax(layer), params, x, delta, context))
+
+    logs = {"norms": jbp.SquaredNorms()}
+    logged, alone = (jbp.as_function(DENSE, logs=logs, forward_mode=mode) for mode in (True, False))
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), DENSE.init(jax.random.key(0), SPEC))
+    x = draw(0, jax.ShapeDtypeStruct((N, 3), jnp.float64))
+    found = []
+    for f in (logged, alone):
+        _, vjp = jax.vjp(lambda p, f=f: (f(p, x, log="here") ** 2).sum(), params)
+        found.append(vjp.with_logs(jnp.ones(())))
+    assert set(found[0][1]) == {"here.norms"}
+    assert_close(*found)
+    assert_close(jax.jvp(lambda p: logged(p, x, log="here"), (params,), (params,))[0], plain(params, x))
+
+
+@hijax
+def test_a_fault_is_found_inside_a_function_of_both_modes():
+    f = jbp.as_function(jbp.Tap(lambda delta: 7 * delta), forward_mode=True)
+    report = jbp.compare_vjp(lambda x: jnp.sin(f((), x)), jnp.linspace(0.0, 1.0, 6).reshape(2, 3))
+    assert "off by the factor 7.000" in report.verdict
+
+
+def test_forward_mode_needs_hijax(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jbp.both_modes._HiPrim", object)
+    with pytest.raises(jbp.InputError, match=r"needs jax\.experimental.hijax\.HiPrim\. Install"):
+        jbp.as_function(DENSE, forward_mode=True)
+
+
 # -- inside other libraries -------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 from cases import assert_close, dot_product_attention, draw, near, qkv
 
 import jbp
-from jbp.layers import attention
+from jbp.layers import attention, cudnn
 from jbp.programs.calls import inner_jaxprs
 
 N = 2
@@ -202,6 +202,81 @@ def test_the_reverse_is_right(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_in_the_reverse_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
     assert faulty(name, monkeypatch).kind is jbp.Verdict.WRONG
+
+
+# -- cuDNN's kernel, which no CPU has: what it is asked for ------------------------------------------------------------
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A machine with CUDA whose kernel takes float64; the list gets what each call asks for by name."""
+    asked: list[dict[str, Any]] = []
+
+    def kernel(q, k, v, bias, mask, *, scale, is_causal, local_window_size, implementation):
+        """As `jax.nn` documents it, masks by a large negative number: a row that sees nothing has the mean of v."""
+        assert all(a is None or a.shape[2:] == (q.shape[1], k.shape[1]) for a in (bias, mask))  # it broadcasts no other
+        asked.append({"bias": bias is not None, "mask": mask is not None, "window": local_window_size})
+        assert implementation == "cudnn"
+        assert local_window_size is None or (is_causal and local_window_size[1] == 0)
+        k, v = (jnp.repeat(a, q.shape[2] // k.shape[2], axis=2) for a in (k, v))
+        z = jnp.einsum("nthd,nshd->nhts", q, k) * (1 / np.sqrt(q.shape[-1]) if scale is None else scale)
+        z = z if bias is None else z + jnp.broadcast_to(bias, z.shape)
+        left = k.shape[1] + q.shape[1] if local_window_size is None else local_window_size[0]
+        seen = np.broadcast_to(near(q.shape[1], k.shape[1], left, 0) | (not is_causal), z.shape)
+        seen = seen if mask is None else seen & jnp.broadcast_to(mask, z.shape)
+        return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(jnp.where(seen, z, -1e9)), v)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "KERNEL_DTYPES", (jnp.bfloat16, jnp.float16, jnp.dtype(jnp.float64)))
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    return asked
+
+
+SEEN = jnp.array([[False, True, True, False], [False, False, False, False]])
+BY_CUDNN = {
+    "causal": ({"causal": True, "scale": 0.3}, None, None, None),
+    "a mask, and queries that see nothing": ({"causal": True}, SEEN, None, None),
+    "a window that ends before the last queries": ({"window": (1, 0)}, None, None, None),
+    "a causal window, masked": ({"causal": True, "window": 2}, SEEN, None, None),
+    "a bias": ({}, None, (1, 1, 4), None),
+    "two biases and a mask": ({"causal": True}, SEEN, (2, 6, 4), (1, 2, 1, 4)),
+}
+
+
+@pytest.mark.parametrize("name", BY_CUDNN)
+def test_cudnn_is_asked_for_the_same(name: str, x64: None, as_on_cuda: list[dict[str, Any]]):
+    settings, mask, bias, side = BY_CUDNN[name]
+    x = of(6, 4, dtype=jnp.float64, d=8, e=8, **({"bias": bias} if bias else {}))
+    more = None if side is None else {"attention_bias": draw(3, jax.ShapeDtypeStruct(side, jnp.float64))}
+    delta = draw(1, jax.ShapeDtypeStruct(x[0].shape, jnp.float64))
+    found = []
+    for implementation in ("xla", "cudnn"):
+        o, back = jbp.run(CORE(**settings, implementation=implementation), (), x, jbp.Context(mask=mask, side=more))
+        found.append((o, back(delta)[0]))
+    assert_close(*found)
+    assert [(asked["bias"], asked["mask"]) for asked in as_on_cuda] == [(bool(bias or side), mask is not None)]
+
+
+def test_what_cudnn_refuses_has_a_remedy(as_on_cuda: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
+    def raises(*args, **more):
+        raise NotImplementedError("Compute capability 10.3 requires cuDNN version >= 9.11.")
+
+    fits, mask = of(6, 4, dtype=jnp.bfloat16, d=8, e=8), jbp.Context(mask=jnp.ones((N, 3), bool))
+    for settings, x, context, text in (
+        ({}, of(6, 4, d=8, e=8), None, "runs on CUDA in bfloat16 or float16, got float32 on gpu"),
+        ({}, of(6, 4, dtype=jnp.bfloat16, d=8, e=16), None, "needs heads of one size for q, k and v, a multiple of 8"),
+        ({"window": 2}, fits, None, "has windows to the left alone: causal=True or window=(left, 0)"),
+        ({}, of(6, 3, dtype=jnp.bfloat16, d=8, e=8), mask, "for even T and S alone, got T = 6 and S = 3. Pad them"),
+    ):
+        with pytest.raises(jbp.InputError) as caught:
+            jbp.run(CORE(**settings, implementation="cudnn"), (), x, context or jbp.Context())
+        assert text in str(caught.value)
+        assert "implementation='xla'" in str(caught.value)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", raises)
+    with pytest.raises(jbp.InputError, match=r"requires cuDNN version >= 9\.11\. Write implementation='xla'\."):
+        jbp.run(CORE(implementation="cudnn"), (), fits)
+    with pytest.raises(jbp.InputError, match="cudnn has no soft cap"):
+        CORE(implementation="cudnn", soft_cap=1.0)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

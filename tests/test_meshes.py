@@ -188,13 +188,16 @@ def test_labels_out_of_range_are_named_on_a_mesh(kind: AxisType):
 
 # -- as a function of shards ------------------------------------------------------------------------------------------
 
+hijax = pytest.mark.skipif(not hasattr(jax.experimental.hijax, "HiPrim"), reason="this JAX has no HiPrim of hijax")
+
 
 @pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("forward_mode", [False, pytest.param(True, marks=hijax)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_function_inside_a_shard_map(kind: AxisType, check_vma: bool):
+def test_as_function_inside_a_shard_map(kind: AxisType, forward_mode: bool, check_vma: bool):
     """Its gradients for params that the shards share are the sums over all of them."""
     net = jbp.mlp(3, 4, 2)
-    theta, f = net.init(jax.random.key(0)), jbp.as_function(net)
+    theta, f = net.init(jax.random.key(0)), jbp.as_function(net, forward_mode=forward_mode)
     due = jax.grad(lambda t, x: jnp.sum(net(t, x) ** 2), (0, 1))(theta, X)
     with jax.set_mesh(mesh := mesh_of(kind, 4)):
         spread = jax.shard_map(f, mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"), check_vma=check_vma)

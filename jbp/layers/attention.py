@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import Context, InputError, described, wide_dtype
+from .cudnn import attention_by_cudnn
 from .settings import check_above_zero, check_flags
 
 TILE = 256  # queries, or keys, of a tile
@@ -50,7 +51,9 @@ class DotProductAttention:
     A bias `[N, H|1, T|1, S|1]` in x has a delta; one in `context.side["attention_bias"]`, `[N|1, H|1, T|1, S|1]`, has
     none. float64, float32, bfloat16; sums and exponentials in float32.
 
-    `implementation="cudnn"`: the kernel of `jax.nn` on CUDA for bfloat16 and float16, with that function's own reverse.
+    `implementation="cudnn"`: the kernel of `jax.nn` on CUDA for bfloat16 and float16, with that function's own reverse;
+    a query that sees no key gives 0 there, too. It has no soft cap and no window to the right, and wants E = D in
+    eights; with a mask or a bias, which it adds as an array `[N|1, H|1, T, S]`, even T and S.
     """
 
     causal: bool = False
@@ -92,7 +95,8 @@ class DotProductAttention:
                 f"count, got {described(context.mask)}."
             )
         if self.implementation == "cudnn":
-            return self._cudnn(q, k, v, bias, side, context.mask)
+            o, pull = attention_by_cudnn(q, k, v, bias, side, context.mask, self.scale, self._reach)
+            return o, (pull, o)
         biases = tuple(b for b in (bias, side) if b is not None)
         one = lambda head: _forward(self, head, [_of_head(b, head.place, q, k) for b in biases])
         o, log_sum = jax.lax.map(one, _heads(self, q, k, v, context.mask, bool(biases)))
@@ -151,7 +155,7 @@ class DotProductAttention:
         sides = [far <= right] * (right is not None) + ([] if left is None else [far >= -left])
         return reduce(jnp.logical_and, sides)
 
-    # -- errors, and the other implementation -----------------------------------------------------------------------
+    # -- errors -----------------------------------------------------------------------------------------------------
 
     def _check(self, x: Any) -> tuple[Any, Any, Any, Any]:
         if not isinstance(x, tuple | list) or len(x) not in (3, 4) or not all(hasattr(a, "ndim") for a in x):
@@ -176,20 +180,6 @@ class DotProductAttention:
         if bias:
             _check_bias(bias[0], q, k, "bias", (q.shape[0],))
         return q, k, v, bias[0] if bias else None
-
-    def _cudnn(self, q: Any, k: Any, v: Any, bias: Any, side: Any, mask: Any) -> tuple[Any, Any]:
-        if q.dtype not in (jnp.bfloat16, jnp.float16) or jax.default_backend() != "gpu":
-            raise InputError(
-                "DotProductAttention: implementation='cudnn' runs on CUDA in bfloat16 or float16, got "
-                f"{q.dtype} on {jax.default_backend()}. Write implementation='xla', or cast and run there."
-            )
-        if mask is not None or bias is not None or side is not None:
-            raise InputError("DotProductAttention: cudnn takes no mask and no bias here. Write implementation='xla'.")
-        run = lambda q, k, v: jax.nn.dot_product_attention(
-            q, k, v, scale=self.scale, is_causal=self.causal, local_window_size=self.window, implementation="cudnn"
-        )
-        o, pull = jax.vjp(run, q, k, v)
-        return o, (pull, o)
 
 
 # -- one head of keys -------------------------------------------------------------------------------------------------
