@@ -1,7 +1,9 @@
 """θ from arrays that others have named, and the way back: every place a table can say, and wrong calls."""
 
+import runpy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +133,51 @@ def test_without_safetensors_the_error_has_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(jbp.InputError, match=r"which is missing. Run pip install 'jbp\[checkpoint\]'"):
         stacked_net().layout.load(tmp_path / "x.safetensors")
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_the_names_of_gpt2_are_those_that_are_published():
+    """The shapes of `gpt2` at Hugging Face, at another width: their Conv1D has kernels [in, out]."""
+    example = runpy.run_path(str(EXAMPLES / "gpt2.py"))
+    config = example["Config"](vocabulary=7, length=5, width=4, heads=2, blocks=3)
+    layout = example["gpt2"](config).layout
+    shapes = {"wte.weight": (7, 4), "wpe.weight": (5, 4), "ln_f.weight": (4,), "ln_f.bias": (4,)}
+    for i in range(3):
+        dense = {"attn.c_attn": (4, 12), "attn.c_proj": (4, 4), "mlp.c_fc": (4, 16), "mlp.c_proj": (16, 4)}
+        for name, shape in ({"ln_1": (4,), "ln_2": (4,)} | dense).items():
+            shapes |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[-1:]}
+    held_by(layout, example["published"](config), shapes, {"h.0.attn.bias": (1, 1, 5, 5)}, example["MASKS"])
+
+
+def test_the_names_of_llama_are_those_that_are_published():
+    """Kernels [out, in], and fewer heads of keys and values than of queries."""
+    example = runpy.run_path(str(EXAMPLES / "llama.py"))
+    classes, width, hidden, blocks = example["CLASSES"], example["WIDTH"], 2 * example["WIDTH"], example["BLOCKS"]
+    keys = width // example["HEADS"] * example["KV_HEADS"]
+    layout = example["llama"](jbp.Dense(classes, bias=False)).layout
+    shapes = {f"{name}.weight": (classes, width) for name in ("model.embed_tokens", "lm_head")}
+    shapes["model.norm.weight"] = (width,)
+    for i in range(blocks):
+        block = {"input_layernorm": (width,), "post_attention_layernorm": (width,), "mlp.down_proj": (width, hidden)}
+        block |= {f"mlp.{name}_proj": (hidden, width) for name in ("gate", "up")}
+        block |= {
+            f"self_attn.{name}_proj": (n, width) for name, n in zip("qkvo", (width, keys, keys, width), strict=True)
+        }
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()}
+    held_by(layout, example["PUBLISHED"], shapes, {}, ())
+
+
+def held_by(layout: jbp.Layout, names: dict, shapes: dict, besides: dict, ignore) -> None:
+    """A checkpoint of these shapes fills the layout, and comes back."""
+    random = np.random.default_rng(0)
+    source = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    theta = layout.load(source | {name: np.ones(shape) for name, shape in besides.items()}, names, ignore)
+    back = layout.named(theta, names)
+    assert {name: array.shape for name, array in back.items()} == shapes
+    assert all(np.array_equal(array, source[name]) for name, array in back.items())
+    assert layout.size == sum(array.size for array in source.values())
 
 
 class OnAnotherDevice:
