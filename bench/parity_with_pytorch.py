@@ -1,10 +1,10 @@
 """The same weights in PyTorch and in jbp: the same logits, the same loss, the same gradient of every array.
 
 A small GPT-2 and a small Llama are written here in PyTorch's own layers, with their weights under the published names;
-`layout.load` takes their `state_dict()` by the tables of `examples/gpt2.py` and `examples/llama.py`, and `layout.named`
-gives jbp's gradient back under the same names. What is off is the norm of an array's difference as a part of its norm: in
-float64 between the two, at most 1e-10; in float32 from PyTorch's float64, at most twice what PyTorch's own float32 is
-off, or 4 ε.
+`layout.load` takes their `state_dict()` by the tables of `examples/gpt2.py` and `examples/llama.py`, and
+`layout.named` gives jbp's gradient back under the same names. What is off is the norm of an array's difference as a
+part of its norm: in float64 between the two, at most 1e-10; in float32 from PyTorch's float64, at most twice what
+PyTorch's own float32 is off, or 4 ε.
 
     pip install -e '.[bench]' && python bench/parity_with_pytorch.py
 """
