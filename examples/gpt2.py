@@ -3,7 +3,9 @@
     python examples/gpt2.py            # a few hundred steps on the source of Python's own library
     python examples/gpt2.py --steps 5000
 
-The model of 124 million parameters is the same function with other numbers: `gpt2(GPT2_124M)`.
+The model of 124 million parameters is the same function with other numbers, and takes the published weights:
+
+    theta = gpt2(GPT2_124M).layout.load("model.safetensors", published(GPT2_124M), ignore=MASKS)
 """
 
 import argparse
@@ -69,6 +71,25 @@ def gpt2(config: Config, **settings) -> jbp.Cost:
     )
     loss = jbp.losses.LinearCrossEntropy(config.vocabulary)
     return jbp.Cost(network, loss, "positions", tied={"loss.w": "tokens.table.T"})
+
+
+MASKS = ["h.*.attn.bias", "h.*.attn.masked_bias"]  # causal masks: stored with the weights, and none of them
+
+
+def published(config: Config) -> dict[str, str]:
+    """Where each leaf stands in the weights that Hugging Face publishes as `gpt2`: their kernels are [in, out] too."""
+    names = {"tokens.table": "wte.weight", "positions.table": "wpe.weight"}
+    for ours, theirs in {"mix.layer.norm": "h.{i}.ln_1", "mlp.layer.norm": "h.{i}.ln_2"}.items():
+        names |= {f"blocks.layer.{ours}.gain": f"{theirs}.weight", f"blocks.layer.{ours}.bias": f"{theirs}.bias"}
+    names |= {"norm.gain": "ln_f.weight", "norm.bias": "ln_f.bias"}
+    dense = {"mix.layer.attention.out": "attn.c_proj", "mlp.layer.up": "mlp.c_fc", "mlp.layer.down": "mlp.c_proj"}
+    for ours, theirs in dense.items():
+        names |= {f"blocks.layer.{ours}.{k}": f"h.{{i}}.{theirs}.{v}" for k, v in (("w", "weight"), ("b", "bias"))}
+    for k, part in enumerate("qkv"):  # one array holds all three
+        columns = f"{k * config.width}:{(k + 1) * config.width}"
+        ours, theirs = f"blocks.layer.mix.layer.attention.{part}", "h.{i}.attn.c_attn"
+        names |= {f"{ours}.w": f"{theirs}.weight[:, {columns}]", f"{ours}.b": f"{theirs}.bias[{columns}]"}
+    return names
 
 
 def text() -> np.ndarray:

@@ -3,6 +3,10 @@
     python examples/llama.py
 
 It learns to go on with sequences that repeat themselves, which takes attention to what came a period before.
+`PUBLISHED` says where each leaf stands in the weights of Llama as Hugging Face has them, whose rotary positions turn
+the two halves of a head, as here. Their config says the rest: `rms_norm_eps` is `RMSNorm(epsilon)`, `rope_theta` is
+`Attention(rope=)`. Of a tied head (`tie_word_embeddings`), which a file may leave out, write
+`"head.w": "model.embed_tokens.weight.T"`.
 """
 
 import jax
@@ -14,6 +18,22 @@ import jbp
 
 CLASSES, LENGTH, WIDTH, HEADS, KV_HEADS, BLOCKS = 16, 24, 32, 4, 2, 2
 
+_LAYER = "model.layers.{i}"  # PyTorch's kernels are [out, in]
+PUBLISHED = {
+    "tokens.table": "model.embed_tokens.weight",
+    "blocks.layer.mix.layer.norm.gain": f"{_LAYER}.input_layernorm.weight",
+    "blocks.layer.mix.layer.attention.q.w": f"{_LAYER}.self_attn.q_proj.weight.T",
+    "blocks.layer.mix.layer.attention.k.w": f"{_LAYER}.self_attn.k_proj.weight.T",
+    "blocks.layer.mix.layer.attention.v.w": f"{_LAYER}.self_attn.v_proj.weight.T",
+    "blocks.layer.mix.layer.attention.out.w": f"{_LAYER}.self_attn.o_proj.weight.T",
+    "blocks.layer.mlp.layer.norm.gain": f"{_LAYER}.post_attention_layernorm.weight",
+    "blocks.layer.mlp.layer.gate.gate.w": f"{_LAYER}.mlp.gate_proj.weight.T",
+    "blocks.layer.mlp.layer.gate.up.w": f"{_LAYER}.mlp.up_proj.weight.T",
+    "blocks.layer.mlp.layer.down.w": f"{_LAYER}.mlp.down_proj.weight.T",
+    "norm.gain": "model.norm.weight",
+    "head.w": "lm_head.weight.T",
+}
+
 
 def block() -> jbp.Layer:
     attention = jbp.Attention(HEADS, KV_HEADS, causal=True, rope=10_000.0, bias=False)
@@ -22,7 +42,7 @@ def block() -> jbp.Layer:
     return jbp.Sequential({"mix": jbp.Residual(jbp.Sequential(mix)), "mlp": jbp.Residual(jbp.Sequential(mlp))})
 
 
-def llama(head: jbp.Layer) -> jbp.Cost:
+def llama(head: jbp.Layer, **settings) -> jbp.Cost:
     network = jbp.Network(
         {
             "tokens": jbp.Embedding(CLASSES, WIDTH, weights=jax.nn.initializers.normal(1.0)),
@@ -31,6 +51,7 @@ def llama(head: jbp.Layer) -> jbp.Cost:
             "head": head,
         },
         jax.ShapeDtypeStruct((LENGTH,), jnp.int32),
+        **settings,
     )
     return jbp.Cost(network, jbp.losses.SoftmaxCrossEntropy(), "positions")
 

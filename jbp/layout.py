@@ -16,7 +16,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 
 from .errors import arrived
 from .layer import InputError, Theta, described
+from .published import from_elsewhere, to_elsewhere
 
 LARGE = 1 << 16  # elements from which on a leaf is copied by itself
 LOSS = "loss."  # in front of the names of a loss's own leaves
@@ -178,6 +179,31 @@ class Layout:
     def map(self, function: Callable[..., Any], *trees: Any) -> list[Any]:
         """`function(name, *leaves)` for each leaf, in the vector's order."""
         return [function(*group) for group in zip(self.names, *map(self.treedef.flatten_up_to, trees), strict=True)]
+
+    # -- weights from elsewhere, and to elsewhere -------------------------------------------------------------------
+
+    def load(self, source: Any, names: Any = None, ignore: Iterable[str] = ()) -> Float[Array, "P"]:
+        """θ `[P]` in this layout's dtype, from arrays that others have named.
+
+        `source`: a tree or dict of arrays by name (NumPy's, JAX's, a PyTorch `state_dict()`), or the path of a
+        safetensors file or of a folder of them. `names`: {leaf: published name}, where `{i}` counts the blocks of a
+        stacked leaf, and a slice or `.T` may follow, as in `"h.{i}.attn.c_attn.weight[:, 0:64]"`; or a function of
+        `get`; see `published`. A leaf that is not in it stands under its own name. `ignore`: patterns of names in the
+        source that no leaf needs, as in `["h.*.attn.bias"]`.
+
+        Raises `InputError` where an array is missing, left over, of another shape or not of floats. To load a part of
+        θ, put the rest into the source: `layout.load(layout.named(theta) | part)`.
+        """
+        return jnp.asarray(from_elsewhere(self, source, names, ignore))
+
+    def named(self, theta: Theta, names: Any = None) -> dict[str, np.ndarray]:
+        """{published name: array} of a vector like θ `[P]`, on the host: the way back of `load`, by the same `names`.
+
+        `safetensors.numpy.save_file(layout.named(theta, names), path)` writes it. Raises `InputError` where `names`
+        has a function, or its slices overlap or leave a gap.
+        """
+        self.check(theta)
+        return to_elsewhere(self, np.asarray(theta), names)
 
     # -- the plain chain of the text --------------------------------------------------------------------------------
 
