@@ -12,6 +12,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     uses recomputed               pairs made of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
+    moments gram projected clipping   readouts by family
     in_jax                        layers in anybody's model
     named record chain            one recorded run; which networks are drawn neuron by neuron
     compare/                      a rule against autodiff: evidence → leaf errors → verdict → report
@@ -39,6 +40,7 @@ from .activations import SiLU as SiLU
 from .activations import Softmax as Softmax
 from .activations import Softplus as Softplus
 from .activations import Tanh as Tanh
+from .clipping import ClippedSum as ClippedSum
 from .compare import GradientsDisagree as GradientsDisagree
 from .compare import Report as Report
 from .compare import Verdict as Verdict
@@ -53,6 +55,7 @@ from .explain import explain as explain
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
+from .gram import Gram as Gram
 from .history import History as History
 from .in_jax import as_function as as_function
 from .layer import Context as Context
@@ -85,12 +88,20 @@ from .layers.repeat import Repeat as Repeat
 from .layers.reversible import Reversible as Reversible
 from .layers.tied import Tied as Tied
 from .layout import Layout as Layout
+from .moments import MeanGradient as MeanGradient
+from .moments import Noise as Noise
+from .moments import NoiseScale as NoiseScale
+from .moments import SignalToNoise as SignalToNoise
+from .moments import SumOfSquares as SumOfSquares
+from .moments import Variance as Variance
 from .network import Network as Network
 from .network import mlp as mlp
 from .pair import Gather as Gather
 from .pair import Outer as Outer
 from .pair import Pair as Pair
 from .pair import Sum as Sum
+from .projected import MapGradients as MapGradients
+from .projected import Projected as Projected
 from .reader import Reader as Reader
 from .reader import read_gradient as read_gradient
 from .reader import read_pair as read_pair
