@@ -12,7 +12,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     uses recomputed               pairs made of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
-    moments gram projected clipping   readouts by family
+    moments gram projected clipping   readouts by family; terms: of each term of a cost
     in_jax                        layers in anybody's model
     named record chain            one recorded run; which networks are drawn neuron by neuron
     compare/                      a rule against autodiff: evidence → leaf errors → verdict → report
@@ -118,6 +118,7 @@ from .run import run as run
 from .run import step as step
 from .run import step_back as step_back
 from .state import State as State
+from .terms import by_term as by_term
 from .testing import assert_gradients as assert_gradients
 from .testing import assert_vjp as assert_vjp
 from .uses import Nothing as Nothing

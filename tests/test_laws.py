@@ -267,7 +267,6 @@ class PairCase:
     draw: Callable[[int, int, int], tuple[jbp.Pair, np.ndarray]]
     t: int = 1
 
-
     def block(self, g: np.ndarray) -> tuple[int, ...]:
         """The leaf's shape, of one block if it is of stacked ones."""
         return g.shape[2:] if self.name.startswith("stack") else g.shape[1:]
