@@ -6,7 +6,7 @@ arXiv:2210.00038). A pair is kept in its smaller form, g_n or (a, δ).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -45,7 +45,7 @@ class ClippedSum:
 
     max_norm: Any = None
     per: Any = field(default="example", metadata=_static)
-    weights: Callable[[Any], Any] | None = field(default=None, metadata=_static)
+    weights: Any = field(default=None, metadata=_static)
 
     def __post_init__(self):
         if isinstance(self.per, Mapping):

@@ -82,7 +82,8 @@ class Variance:
 class SignalToNoise:
     """|ḡ| / σ as a vector `[P]`, of one example; of the mean of N it is √N times that.
 
-    0 where the gradient is 0 for all examples, inf where they agree otherwise; of one example alone nothing is noise.
+    0 where the mean is 0; where the examples agree there is no noise, and the ratio is inf, or as large as the rounding
+    of `Variance` leaves it.
     """
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> tuple[Float[Array, "*leaf"], Float[Array, "*leaf"]]:

@@ -63,7 +63,7 @@ class Pair(ABC):
     def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "*leaf"]:
         """Σ_n w_n g_n."""
         g = self.per_example()
-        return jnp.tensordot(w.astype(g.dtype), g, 1)
+        return sum_over_examples("n,n...->...", w.astype(g.dtype), g)
 
     def squared_norms(self) -> Float[Array, "N"]:
         """‖g_n‖²."""
@@ -72,7 +72,7 @@ class Pair(ABC):
     def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "*leaf"]:
         """Σ_n w_n g_n², element by element; Σ_n g_n² without w."""
         squares = jnp.square(self.per_example())
-        return squares.sum(0) if w is None else jnp.tensordot(w.astype(squares.dtype), squares, 1)
+        return squares.sum(0) if w is None else sum_over_examples("n,n...->...", w.astype(squares.dtype), squares)
 
     def weighted(self, w: Float[Array, "N"]) -> "Pair":
         """The pair of w_n C_n, whose gradients are w_n g_n. Holds all g_n."""

@@ -4,7 +4,7 @@ Projected      Aᵀ g_n B at each leaf, as data attribution keeps them
 MapGradients   f(g_n) for any f, a few gradients at a time
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -104,8 +104,8 @@ class MapGradients:
     gives any arrays; a function of a module compiles once. N·P numbers would be `PerExampleGradients`.
     """
 
-    f: Callable[[Any], Any]
-    at_most: int = 1
+    f: Any
+    at_most: Any = 1
 
     def __post_init__(self):
         if not callable(self.f):
