@@ -20,7 +20,7 @@ from .layer import InputError, described
 from .layout import Layout
 from .moments import counted
 from .pair import Pair
-from .readouts import by_name, on_vector
+from .readouts import on_vector, pairs_by_name
 from .uses import Stack
 
 _static: Any = {"static": True}
@@ -101,7 +101,7 @@ class ClippedSum:
         return Stack(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "P"]:
-        pairs = by_name(layout, readings)
+        pairs = pairs_by_name(layout, readings)
         sums: dict[str, Any] = {}
         for names in self.groups(layout):
             w = self._weights_of(jnp.stack([pairs[name].squared_norms() for name in names]).sum(0))

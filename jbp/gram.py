@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from .layer import InputError, described
 from .layout import Layout
 from .pair import Pair
-from .readouts import by_name
+from .readouts import pairs_by_name
 from .uses import Stack
 
 
@@ -47,6 +47,6 @@ class Gram:
 
     def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "N M"]:
         if self.other is not None:
-            pairs = by_name(layout, readings)
+            pairs = pairs_by_name(layout, readings)
             readings = [pairs[name].dots(self.other[name]) for name in layout.names]
         return jnp.stack(readings).sum(0)

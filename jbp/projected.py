@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .layer import InputError, described
 from .layout import Layout
 from .pair import Pair
-from .readouts import by_name, on_vector
+from .readouts import on_vector, pairs_by_name
 from .uses import Stack
 
 
@@ -120,7 +120,7 @@ class MapGradients:
         return Stack(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> Any:
-        pairs = by_name(layout, readings).values()
+        pairs = pairs_by_name(layout, readings).values()
         n = jax.eval_shape(next(iter(pairs)).squared_norms).shape[0]
         of_one = lambda i: self.f(on_vector([pair.examples(i[None]).per_example() for pair in pairs]))
         return jax.lax.map(of_one, jnp.arange(n), batch_size=min(n, self.at_most))

@@ -153,7 +153,7 @@ class RowGradients:
         return Stack(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> dict[str, Any]:
-        return {name: self._result(pair) for name, pair in by_name(layout, readings).items()}
+        return {name: self._result(pair) for name, pair in pairs_by_name(layout, readings).items()}
 
     def _result(self, reading: Any) -> Any:
         if isinstance(reading, Stack):
@@ -183,10 +183,10 @@ class Pairs:
         return Stack(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> dict[str, Pair]:
-        return by_name(layout, readings)
+        return pairs_by_name(layout, readings)
 
 
-def by_name(layout: Layout, pairs: list[Any]) -> dict[str, Pair]:
+def pairs_by_name(layout: Layout, pairs: list[Any]) -> dict[str, Pair]:
     """The leaves' pairs by name."""
     return {name: _told(pair, shape) for name, pair, shape in zip(layout.names, pairs, layout.shapes, strict=True)}
 

@@ -77,9 +77,9 @@ class Terms:
         ]
         return tuple(deltas) if isinstance(output, tuple) else jax.tree.map(lambda *each: sum(each), *deltas)
 
-    def term(self, k: int) -> "Term":
+    def term(self, k: int) -> "OneTerm":
         """Term k by itself, unweighted, on the whole output and the whole y."""
-        return Term(self, k)
+        return OneTerm(self, k)
 
     @property
     def _weights(self) -> tuple[float, ...]:
@@ -87,7 +87,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Term:
+class OneTerm:
     """C_nk: one of several losses, with a δ of 0 at the parts of the output that are the others'."""
 
     terms: Terms
