@@ -110,8 +110,7 @@ def measure_gpt(report: harness.Report, examples: int, positions: int) -> None:
     # as vectors, since the gradient of a key's bias is 0 up to rounding
     harness.agree(mine[OURS].call(), {"vmap(grad)": cost.layout.flatten(definition.call())}, 1e-4)
     race = report.race(f"Against one gradient, {title}", mine, gradients)
-    for name, most in ((OURS, 1.4), (NORMS, 1.3)):
-        what = f"{name.removeprefix("jbp's ")}, {title}"
+    for what, name, most in ((f"clipped sum, {title}", OURS, 1.4), (f"squared norms, {title}", NORMS, 1.3)):
         report.row(what, "one gradient, the fastest", race, name, time_at_most=most)
     race = report.race(f"Against the definition, {title}", mine, {"vmap(grad)": definition})
     report.row(f"clipped sum, {title}", "`vmap(grad)`", race, OURS)

@@ -229,7 +229,7 @@ def test_a_loss_equals_an_independent_implementation(case: LossCase, x64: None):
 
 
 @over(COSTS)
-def test_every_readout_equals_its_definition(case: CostCase):
+def test_every_readout_equals_its_definition(case: CostCase, x64: None):
     values, gradients = exact(case)["examples"]
     factors = WEIGHTS / WEIGHTS.sum()
     assert_close(exact(case)["pairs"], gradients)
