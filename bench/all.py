@@ -20,6 +20,7 @@ PROGRAMS = (
     "training_step_on_the_vector",
     "epoch_of_the_texts_network",
     "per_example_norms_cost_one_pass",
+    "clipped_sums_cost_one_pass",
     "comparing_costs_ten_gradients",
     "attention",
     "transformers",

@@ -13,6 +13,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     uses recomputed               pairs made of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
+    moments gram projected clipping   readouts by family; terms: of each term of a cost
     in_jax both_modes             layers in anybody's model, in reverse and in forward mode
     named record chain            one recorded run; which networks are drawn neuron by neuron
     compare/                      a rule against autodiff: evidence → leaf errors → verdict → report
@@ -40,6 +41,7 @@ from .activations import SiLU as SiLU
 from .activations import Softmax as Softmax
 from .activations import Softplus as Softplus
 from .activations import Tanh as Tanh
+from .clipping import ClippedSum as ClippedSum
 from .compare import GradientsDisagree as GradientsDisagree
 from .compare import Report as Report
 from .compare import Verdict as Verdict
@@ -54,6 +56,7 @@ from .explain import explain as explain
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
+from .gram import Gram as Gram
 from .history import History as History
 from .in_jax import as_function as as_function
 from .layer import Context as Context
@@ -86,12 +89,20 @@ from .layers.repeat import Repeat as Repeat
 from .layers.reversible import Reversible as Reversible
 from .layers.tied import Tied as Tied
 from .layout import Layout as Layout
+from .moments import MeanGradient as MeanGradient
+from .moments import Noise as Noise
+from .moments import NoiseScale as NoiseScale
+from .moments import SignalToNoise as SignalToNoise
+from .moments import SumOfSquares as SumOfSquares
+from .moments import Variance as Variance
 from .network import Network as Network
 from .network import mlp as mlp
 from .pair import Gather as Gather
 from .pair import Outer as Outer
 from .pair import Pair as Pair
 from .pair import Sum as Sum
+from .projected import MapGradients as MapGradients
+from .projected import Projected as Projected
 from .reader import Reader as Reader
 from .reader import read_gradient as read_gradient
 from .reader import read_pair as read_pair
@@ -108,6 +119,7 @@ from .run import run as run
 from .run import step as step
 from .run import step_back as step_back
 from .state import State as State
+from .terms import by_term as by_term
 from .testing import assert_gradients as assert_gradients
 from .testing import assert_vjp as assert_vjp
 from .uses import Nothing as Nothing

@@ -16,11 +16,21 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact, Int
 
 from .layer import InputError, described, einsum, sum_over_examples, wide
 
 LARGEST_FACTOR = 1 << 12  # coordinates of a leaf without Kronecker structure, up to which G is the whole matrix
+
+
+def along_examples(w: Float[Array, "N"], a: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+    """w with an axis of size 1 for each other axis of a, in its dtype."""
+    return jnp.expand_dims(w.astype(a.dtype), tuple(range(1, a.ndim)))
+
+
+def onto(a: Inexact[Array, "... I"], A: Float[Array, "I r"]) -> Float[Array, "... r"]:
+    """a A over the last axis of a, in at least float32."""
+    return einsum("...i,ir->...r", wide(a), A.astype(wide(a).dtype))
 
 
 class Pair(ABC):
@@ -53,15 +63,34 @@ class Pair(ABC):
     def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "*leaf"]:
         """Σ_n w_n g_n."""
         g = self.per_example()
-        return jnp.tensordot(w.astype(g.dtype), g, 1)
+        return sum_over_examples("n,n...->...", w.astype(g.dtype), g)
 
     def squared_norms(self) -> Float[Array, "N"]:
         """‖g_n‖²."""
         return jnp.square(self._rows()).sum(1)
 
-    def squares(self) -> Float[Array, "*leaf"]:
-        """Σ_n g_n², element by element."""
-        return jnp.square(self.per_example()).sum(0)
+    def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "*leaf"]:
+        """Σ_n w_n g_n², element by element; Σ_n g_n² without w."""
+        squares = jnp.square(self.per_example())
+        return squares.sum(0) if w is None else sum_over_examples("n,n...->...", w.astype(squares.dtype), squares)
+
+    def weighted(self, w: Float[Array, "N"]) -> "Pair":
+        """The pair of w_n C_n, whose gradients are w_n g_n. Holds all g_n."""
+        g = self.per_example()
+        return Sum((g * along_examples(w, g))[:, None])
+
+    def examples(self, index: Int[Array, "M"]) -> "Pair":
+        """The pair of the examples of these numbers, in this order. Holds their g_n."""
+        return Sum(self.per_example()[index][:, None])
+
+    def condensed(self) -> "Pair":
+        """The same pair, to be kept for several questions: as g_n where these are fewer numbers than a and δ."""
+        return self
+
+    def projected(self, A: Float[Array, "I r"] | None, B: Float[Array, "O s"]) -> Float[Array, "N ..."]:
+        """Aᵀ g_n B over the last two axes of g_n; without A, g_n B over the last one. N·|leaf|·r; holds all g_n."""
+        g = self.per_example()
+        return onto(g if A is None else jnp.swapaxes(onto(jnp.swapaxes(g, -1, -2), A), -1, -2), B)
 
     def dots(self, other: "Pair") -> Float[Array, "N M"]:
         """⟨g_n, g'_m⟩ with the other pair of the same leaf: one leaf's share of the Gram matrix."""
@@ -145,8 +174,7 @@ class Outer(Pair):
 
     def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "I O"]:
         """Σ_n w_n g_n = the gradient with δ scaled. N·T·I·O."""
-        a, delta = wide(self.a), wide(self.delta)
-        return Outer(a, delta * w[:, None, None].astype(delta.dtype)).gradient()
+        return self.weighted(w).gradient()
 
     def squared_norms(self) -> Float[Array, "N"]:
         """‖g_n‖², without g_n: ‖a‖²‖δ‖² for T = 1, N·(I + O); else Σ_ts ⟨a_t, a_s⟩⟨δ_t, δ_s⟩, N·T²·(I + O), or g_n
@@ -158,14 +186,35 @@ class Outer(Pair):
             return (einsum("nti,nsi->nts", self.a, self.a) * einsum("nto,nso->nts", self.delta, self.delta)).sum((1, 2))
         return jax.lax.map(lambda pair: jnp.square(einsum("ti,to->io", *pair)).sum(), (self.a, self.delta))
 
-    def squares(self) -> Float[Array, "I O"]:
-        """Σ_n g_n²: (a²)ᵀ(δ²) for T = 1, else one example after another. N·T·I·O; holds I·O numbers."""
-        (_, t, i), o = self.a.shape, self.delta.shape[2]
+    def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "I O"]:
+        """Σ_n w_n g_n²: (a²)ᵀ(w δ²) for T = 1, else one example after another. N·T·I·O; holds I·O numbers."""
+        (n, t, i), o = self.a.shape, self.delta.shape[2]
+        dtype = wide(self.delta).dtype
+        w = jnp.ones(n, dtype) if w is None else w.astype(dtype)
         if t == 1:
-            return sum_over_examples("ni,no->io", jnp.square(wide(self.a[:, 0])), jnp.square(wide(self.delta[:, 0])))
-        zero = jnp.zeros((i, o), wide(self.delta).dtype)
-        add = lambda total, pair: (total + jnp.square(einsum("ti,to->io", *pair)), None)
-        return jax.lax.scan(add, zero, (self.a, self.delta))[0]
+            return sum_over_examples(
+                "ni,no->io", jnp.square(wide(self.a[:, 0])), jnp.square(wide(self.delta[:, 0])) * w[:, None]
+            )
+        add = lambda total, pair: (total + pair[0] * jnp.square(einsum("ti,to->io", *pair[1:])), None)
+        return jax.lax.scan(add, jnp.zeros((i, o), dtype), (w, self.a, self.delta))[0]
+
+    def weighted(self, w: Float[Array, "N"]) -> "Outer":
+        """The pair of w_n C_n: δ is scaled. N·T·O."""
+        a, delta = wide(self.a), wide(self.delta)
+        return Outer(a, delta * along_examples(w, delta))
+
+    def examples(self, index: Int[Array, "M"]) -> "Outer":
+        """The pair of these examples: rows of a and of δ."""
+        return Outer(self.a[index], self.delta[index])
+
+    def condensed(self) -> Pair:
+        """The same pair: its g_n, N·T·I·O, where N·I·O numbers are fewer than N·T·(I + O)."""
+        (_, t, i), o = self.a.shape, self.delta.shape[2]
+        return Sum(self.per_example()[:, None]) if i * o < t * (i + o) else self
+
+    def projected(self, A: Float[Array, "I r"] | None, B: Float[Array, "O s"]) -> Float[Array, "N ..."]:
+        """Aᵀ g_n B = Σ_t (a_t A) ⊗ (δ_t B), as Choe et al. 2024, arXiv:2405.13954, keep it. N·T·(I·r + O·s + r·s)."""
+        return super().projected(A, B) if A is None else Outer(onto(self.a, A), onto(self.delta, B)).per_example()
 
     def dots(self, other: Pair) -> Float[Array, "N M"]:
         """⟨g_n, g'_m⟩ = Σ_ts ⟨a_t, a'_s⟩⟨δ_t, δ'_s⟩, N·M·T·S·(I + O), unless forming g_n costs less."""
@@ -210,6 +259,19 @@ class Sum(Pair):
     def per_example(self) -> Float[Array, "N *leaf"]:
         """g_n. Additions only."""
         return wide(self.g).sum(1)
+
+    def weighted(self, w: Float[Array, "N"]) -> "Sum":
+        """The pair of w_n C_n: g is scaled. N·T·|leaf|."""
+        g = wide(self.g)
+        return Sum(g * along_examples(w, g))
+
+    def examples(self, index: Int[Array, "M"]) -> "Sum":
+        """The pair of these examples: rows of g."""
+        return Sum(self.g[index])
+
+    def condensed(self) -> "Sum":
+        """The same pair with its positions added. Additions only."""
+        return Sum(self.per_example()[:, None])
 
     def gradient(self) -> Float[Array, "*leaf"]:
         """Σ_n g_n over examples and positions at once. Additions only."""
@@ -286,7 +348,11 @@ class Gather(Pair):
     def weighted(self, w: Float[Array, "N"]) -> "Gather":
         """The pair of w_n C_n: δ is scaled. N·T·O."""
         delta = wide(self.delta)
-        return Gather(self.index, delta * w[:, None, None].astype(delta.dtype), self.rows)
+        return Gather(self.index, delta * along_examples(w, delta), self.rows)
+
+    def examples(self, index: Int[Array, "M"]) -> "Gather":
+        """The pair of these examples: rows of the indices and of δ."""
+        return Gather(self.index[index], self.delta[index], self.rows)
 
     def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "V O"]:
         """Σ_n w_n g_n = the gradient with δ scaled. N·T·O."""
@@ -299,6 +365,31 @@ class Gather(Pair):
     def squared_norms(self) -> Float[Array, "N"]:
         """‖g_n‖² = Σ_ts [index_t = index_s]⟨δ_t, δ_s⟩, N·T²·O."""
         return self.inner(self)
+
+    def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "V O"]:
+        """Σ_n w_n g_n²: at row index_t, Σ_t w δ_t · (the sum of all δ_s of its example at that row). N·T²·O."""
+        delta = wide(self.delta)
+        same = einsum("nts,nso->nto", self._met(self), delta)
+        scaled = delta if w is None else self.weighted(w).delta
+        return Gather(self.index, scaled * same, self.rows).gradient()
+
+    def dots(self, other: Pair) -> Float[Array, "N M"]:
+        """⟨g_n, g'_m⟩ = Σ_ts [index_t = index'_s]⟨δ_t, δ'_s⟩, N·M·T·S·O, unless forming g_n costs less: N·M·V·O.
+
+        Forming holds (N + M)·V·O numbers, the other way N·M·T·S.
+        """
+        if not isinstance(other, Gather) or self.rows < self.index.shape[1] * other.index.shape[1]:
+            return super().dots(other)
+        theirs = jnp.where(other.index < self.rows, other.index, -1)  # what has no row here has none there
+        met = jnp.expand_dims(self.index, (2, 3)) == jnp.expand_dims(theirs, (0, 1))
+        return jnp.where(met, einsum("nto,mso->ntms", self.delta, other.delta), 0).sum((1, 3))
+
+    def projected(self, A: Float[Array, "V r"] | None, B: Float[Array, "O s"]) -> Float[Array, "N ..."]:
+        """Aᵀ g_n B = Σ_t A_{index_t} ⊗ (δ_t B). N·T·(O·s + r·s)."""
+        if A is None:
+            return super().projected(A, B)
+        a = jnp.take(A.astype(wide(self.delta).dtype), self.index, axis=0, mode="fill", fill_value=0)
+        return Outer(a, onto(self.delta, B)).per_example()
 
     def inner(self, other: Pair) -> Float[Array, "N"]:
         """⟨g_n, g'_n⟩: with a Gather as `squared_norms`; with an Outer Σ_ts a'_{s, index_t}⟨δ_t, δ'_s⟩, N·T·S·O."""

@@ -1,5 +1,7 @@
 """Readouts: what is read at each parameter. A few lines each, over the primitives of the pair.
 
+Here are what a readout is and the plain ones; `moments`, `gram`, `projected` and `clipping` have the others.
+
 A readout says what to read off one leaf's pair, and how the leaves' readings become one result. `reverse.Cost.measure`
 takes any number of them through one reverse pass; XLA drops what no output needs.
 
@@ -7,6 +9,7 @@ Pairs carry the unscaled cost C_n of each example. `weights: [N]` are the factor
 C = Σ_n weights_n C_n (1/N for a mean), so that Σ_n weights_n g_n is its gradient.
 """
 
+import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -25,7 +28,9 @@ from .uses import Nothing, Stack
 @runtime_checkable
 class Readout(Protocol):
     """A frozen dataclass. Settings are static; where it is a pytree (`jax.tree_util.register_dataclass`), its arrays
-    are vectors `[P]` like θ: the layout cuts them, and `read` is called on a readout that holds the leaf's part.
+    are vectors `[P]` like θ: the layout cuts them, and `read` is called on a readout that holds the leaf's part. One
+    that holds other arrays (matrices by leaf name, pairs of another batch, a number) states
+    `for_leaf(layout, i) -> readout`, the one that reads leaf number i; it is the same for all blocks of a loop.
 
     `of_examples = False` says that it speaks of the whole batch alone, so that a network which mixes examples has it;
     `adds = True`, that the reading of a sum of pairs is the sum of the readings.
@@ -55,7 +60,12 @@ class Gradient:
         return as_stacked(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> Float[Array, "P"]:
-        return joined([g.ravel() for g in readings])
+        return on_vector(readings)
+
+
+def on_vector(readings: list[Any]) -> Float[Array, "P"]:
+    """Readings of the leaves' own shapes as one vector."""
+    return joined([g.ravel() for g in readings])
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ class RowGradients:
         return Stack(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> dict[str, Any]:
-        return {name: self._result(pair) for name, pair in _by_name(layout, readings).items()}
+        return {name: self._result(pair) for name, pair in pairs_by_name(layout, readings).items()}
 
     def _result(self, reading: Any) -> Any:
         if isinstance(reading, Stack):
@@ -173,10 +183,11 @@ class Pairs:
         return Stack(readings)
 
     def collect(self, layout: Layout, readings: list[Any]) -> dict[str, Pair]:
-        return _by_name(layout, readings)
+        return pairs_by_name(layout, readings)
 
 
-def _by_name(layout: Layout, pairs: list[Any]) -> dict[str, Pair]:
+def pairs_by_name(layout: Layout, pairs: list[Any]) -> dict[str, Pair]:
+    """The leaves' pairs by name."""
     return {name: _told(pair, shape) for name, pair, shape in zip(layout.names, pairs, layout.shapes, strict=True)}
 
 
@@ -209,31 +220,51 @@ class Split:
         return self.treedef.unflatten([next(rest) if leaf is None else leaf for leaf in self.settings])
 
 
-def readers_of(readouts: tuple[Readout, ...], layout: Layout, weights: Float[Array, "N"]) -> Any:
-    """A reader for each leaf, of several readouts at once, in the structure of the params.
+@dataclass(frozen=True)
+class AtLeaf:
+    """A readout at one leaf, without the arrays that the leaf's reader owns."""
 
-    Raises `InputError` where an array of a readout is no vector `[P]`.
+    split: Split | None  # None if it owns none
+    whole: Any = None  # then the readout itself
+
+    def filled(self, own: list[Any]) -> Any:
+        """The readout with the leaf's parts of its vectors."""
+        return self.whole if self.split is None else self.split.filled(own)[0]
+
+
+def at_leaves(readout: Readout, layout: Layout) -> list[tuple[AtLeaf, list[Any]]]:
+    """For each leaf, the readout there, and the arrays that the leaf's reader owns for it.
+
+    Raises `InputError` where an array of a readout should be a vector `[P]` and is none.
     """
-    split, arrays = Split.of(readouts)
+    places = range(len(layout.names))
+    if hasattr(readout, "for_leaf"):
+        return [(AtLeaf(None, readout.for_leaf(layout, i)), []) for i in places]
+    split, arrays = Split.of((readout,))
     for vector in arrays:
         if jnp.shape(vector) != (layout.size,):
             raise InputError(
-                f"a readout's array must be a vector [P] = [{layout.size}] like theta, got {described(vector)}. "
-                "Make it with layout.flatten(tree)."
+                f"{type(readout).__name__}: expected a vector [P] = [{layout.size}] like theta, got "
+                f"{described(vector)}. Make it with layout.flatten(tree)."
             )
     parts = [layout.leaves(vector) for vector in arrays]
+    return [(AtLeaf(split), [part[i] for part in parts]) for i in places]
 
-    def reader(i: int) -> Reader:
-        def read(pair: Pair, own: list[Any]) -> tuple[Any, ...]:
-            return tuple(readout.read(pair, weights) for readout in split.filled(own))
+
+def readers_of(readouts: tuple[Readout, ...], layout: Layout, weights: Float[Array, "N"]) -> Any:
+    """A reader for each leaf, of several readouts at once, in the structure of the params."""
+
+    def reader(*each: tuple[AtLeaf, list[Any]]) -> Reader:
+        def read(pair: Pair, own: list[list[Any]]) -> tuple[Any, ...]:
+            return tuple(at.filled(its).read(pair, weights) for (at, _), its in zip(each, own, strict=True))
 
         def stack(readings: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(readout.stack(each) for readout, each in zip(readouts, readings, strict=True))
 
         adds = all(getattr(readout, "adds", False) for readout in readouts)
-        return Reader(read, stack, [part[i] for part in parts], adds)
+        return Reader(read, stack, [own for _, own in each], adds)
 
-    return layout.treedef.unflatten([reader(i) for i in range(len(layout.names))])
+    return layout.treedef.unflatten(map(reader, *(at_leaves(readout, layout) for readout in readouts)))
 
 
 def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n: int) -> None:
@@ -242,10 +273,9 @@ def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n
     A loop that forgets `jbp.stacked`, or a gradient in a reading's place, would else give wrong numbers in silence.
     """
     leaves = zip(layout.names, layout.shapes, layout.treedef.flatten_up_to(readings), strict=True)
-    split, arrays = Split.of(readouts)
-    parts = [layout.leaves(vector) for vector in arrays]
-    for i, (name, shape, reading) in enumerate(leaves):
-        mine = split.filled([part[i] for part in parts])
+    places = zip(*(at_leaves(readout, layout) for readout in readouts), strict=True)
+    for (name, shape, reading), place in zip(leaves, places, strict=True):
+        mine = [at.filled(own) for at, own in place]
         for readout, got in zip(mine, reading if isinstance(reading, tuple) else (reading,) * len(mine), strict=False):
             due = jax.eval_shape(lambda r=readout, s=shape: r.read(Nothing(n, s, np.float32), jnp.ones(n, np.float32)))
             if any(isinstance(part, Pair) for part in (due, got)):
@@ -264,6 +294,17 @@ def _is_of(pair: Pair, shape: tuple[int, ...]) -> bool:
         return jax.eval_shape(_told(pair, shape).gradient).shape == shape
     except (TypeError, ValueError):  # a pair that is not in its form
         return False
+
+
+def given_twice(readouts: tuple[Readout, ...]) -> Readout | None:
+    """The first readout that an earlier one equals, in its settings and with the very same arrays."""
+    seen: list[tuple[Split, list[Any]]] = []
+    for readout in readouts:
+        split, arrays = Split.of((readout,))
+        if any(split == other and all(map(operator.is_, arrays, its)) for other, its in seen):
+            return readout
+        seen.append((split, arrays))
+    return None
 
 
 def collect(readouts: tuple[Readout, ...], layout: Layout, readings: Any) -> tuple[Any, ...]:

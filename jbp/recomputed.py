@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from .pair import Gather, Outer, Pair
 from .uses import Several
@@ -90,6 +90,21 @@ class Portion(Pair):
         """⟨g_n, v⟩: the pair's at their places."""
         return self._spread(self.pair.along(v))
 
+    def projected(self, A: Float[Array, "I r"] | None, B: Float[Array, "O s"]) -> Float[Array, "N ..."]:
+        """Aᵀ g_n B: the pair's at their places."""
+        return self._spread(self.pair.projected(A, B))
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """Makes what another maker makes, with δ scaled; its `each` is (w `[N]`, the other's)."""
+
+    maker: Any
+
+    def outer(self, each: Any, shared: Any) -> Outer:
+        w, rest = each
+        return self.maker.outer(rest, shared).weighted(w)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -147,9 +162,21 @@ class Recomputed(Pair):
         """‖g_n‖²."""
         return self._each(lambda outer, _: outer.squared_norms())
 
-    def squares(self) -> Float[Array, "I O"]:
-        """Σ_n g_n²."""
-        return self._sum(lambda outer, _: outer.squares())
+    def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "I O"]:
+        """Σ_n w_n g_n²."""
+        return self._sum(lambda outer, w: outer.squares(w), w)
+
+    def weighted(self, w: Float[Array, "N"]) -> "Recomputed":
+        """The pair of w_n C_n: δ is scaled wherever it is made."""
+        return replace(self, maker=_Weighted(self.maker), each=(w, self.each))
+
+    def examples(self, index: Int[Array, "M"]) -> "Recomputed":
+        """The pair of these examples."""
+        return replace(self, each=jax.tree.map(lambda a: a[index], self.each))
+
+    def projected(self, A: Float[Array, "I r"] | None, B: Float[Array, "O s"]) -> Float[Array, "N ..."]:
+        """Aᵀ g_n B."""
+        return self._each(lambda outer, _: outer.projected(A, B))
 
     def dots(self, other: Pair) -> Float[Array, "N M"]:
         """⟨g_n, g'_m⟩; where the other is recomputed too, it is so once for each of the parts of this one."""

@@ -36,7 +36,7 @@ from .network import Network, cast
 from .outside import check_arrays, check_context, check_hashable, check_key, check_logits
 from .pair import Pair
 from .reader import Reader, check_gradients, read_gradient, read_nothing, read_whole
-from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
+from .readouts import Pairs, Readout, Split, check_shapes, collect, given_twice, readers_of
 from .run import check_feedback, run, step, turned
 
 
@@ -245,6 +245,8 @@ class Cost:
             raise InputError(f"{who}: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient()).")
         if not self.layout.size:
             raise InputError(f"{who}: this network has no parameters to read anything at. Add a layer that has.")
+        if (twice := given_twice(readouts)) is not None:
+            raise InputError(f"{who}: {type(twice).__name__} was given twice. Give each readout once.")
         single = [r for r in readouts if getattr(r, "of_examples", True)]
         if single and self.mixed_by is not None:
             raise InputError(

@@ -7,13 +7,13 @@ Stack      a leaf of L stacked blocks: a pair for each
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .layer import InputError
 from .pair import Gather, Outer, Pair, Sum
@@ -47,9 +47,17 @@ class Nothing(Pair):
         """Zeros."""
         return self._zeros(self.n)
 
-    def squares(self) -> Float[Array, "*leaf"]:
+    def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "*leaf"]:
         """Zeros."""
         return self._zeros(*self.leaf)
+
+    def weighted(self, w: Float[Array, "N"]) -> "Nothing":
+        """The same."""
+        return self
+
+    def examples(self, index: Int[Array, "M"]) -> "Nothing":
+        """The same of as many examples as there are numbers."""
+        return replace(self, n=index.shape[0])
 
     def dots(self, other: Pair) -> Float[Array, "N M"]:
         """Zeros."""
@@ -116,6 +124,18 @@ class Several(Pair):
         cross = [2 * one.inner(two) for one, two in itertools.combinations(self.uses, 2)]
         return _added([use.squared_norms() for use in self.uses] + cross)
 
+    def weighted(self, w: Float[Array, "N"]) -> "Several":
+        """The pairs of w_n C_n."""
+        return Several(tuple(use.weighted(w) for use in self.uses))
+
+    def examples(self, index: Int[Array, "M"]) -> "Several":
+        """The uses' pairs of these examples."""
+        return Several(tuple(use.examples(index) for use in self.uses))
+
+    def projected(self, A: Float[Array, "I r"] | None, B: Float[Array, "O s"]) -> Float[Array, "N ..."]:
+        """Aᵀ g_n B: the sum of the uses'."""
+        return _added([use.projected(A, B) for use in self.uses])
+
     def inner(self, other: Pair) -> Float[Array, "N"]:
         """⟨g_n, g'_n⟩: the sum of the uses'."""
         return _added([use.inner(other) for use in self.uses])
@@ -180,9 +200,25 @@ class Stack(Pair):
         """‖g_n‖²: the sum of the blocks'."""
         return self._each(lambda pair: pair.squared_norms()).sum(0)
 
-    def squares(self) -> Float[Array, "L *block"]:
-        """Σ_n g_n², block by block."""
-        return self._each(lambda pair: pair.squares())
+    def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "L *block"]:
+        """Σ_n w_n g_n², block by block."""
+        return self._each(lambda pair: pair.squares(w))
+
+    def weighted(self, w: Float[Array, "N"]) -> "Stack":
+        """The blocks' pairs of w_n C_n."""
+        return Stack(jax.vmap(lambda pair: pair.weighted(w))(self.blocks))
+
+    def examples(self, index: Int[Array, "M"]) -> "Stack":
+        """The blocks' pairs of these examples."""
+        return Stack(jax.vmap(lambda pair: pair.examples(index))(self.blocks))
+
+    def condensed(self) -> "Stack":
+        """The blocks' pairs condensed."""
+        return Stack(jax.vmap(lambda pair: pair.condensed())(self.blocks))
+
+    def projected(self, A: Float[Array, "I r"] | None, B: Float[Array, "O s"]) -> Float[Array, "N L ..."]:
+        """Aᵀ g_n B of each block."""
+        return jnp.moveaxis(self._each(lambda pair: pair.projected(A, B)), 0, 1)
 
     def dots(self, other: Pair) -> Float[Array, "N M"]:
         """⟨g_n, g'_m⟩: the sum over the blocks."""

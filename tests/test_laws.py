@@ -229,14 +229,15 @@ def test_a_loss_equals_an_independent_implementation(case: LossCase, x64: None):
 
 
 @over(COSTS)
-def test_every_readout_equals_its_definition(case: CostCase):
+def test_every_readout_equals_its_definition(case: CostCase, x64: None):
     values, gradients = exact(case)["examples"]
     factors = WEIGHTS / WEIGHTS.sum()
     assert_close(exact(case)["pairs"], gradients)
     value, readouts = exact(case)["readouts"]
     assert_close(value, values @ factors)
     for (_, definition), got in zip(READOUTS, readouts, strict=True):
-        assert_close(got, np.stack([definition(g, factors) for g in gradients]))
+        expected = [definition(g, factors) for g in gradients]
+        assert_close(got, jax.tree.map(lambda *parts: np.stack(parts), *expected))
 
 
 @pytest.mark.parametrize(("reduction", "weights", "factors"), [
@@ -265,6 +266,19 @@ class PairCase:
     name: str
     draw: Callable[[int, int, int], tuple[jbp.Pair, np.ndarray]]
     t: int = 1
+
+    def block(self, g: np.ndarray) -> tuple[int, ...]:
+        """The leaf's shape, of one block if it is of stacked ones."""
+        return g.shape[2:] if self.name.startswith("stack") else g.shape[1:]
+
+
+def projections(leaf: tuple[int, ...]) -> tuple[Any, Any]:
+    """A and B of 2 and 3 columns for a leaf; no A for one that has not two axes."""
+    return (normal(40, leaf[0], 2) if len(leaf) == 2 else None), normal(41, *leaf[-1:], 3)
+
+
+def projected(g: np.ndarray, A: Any, B: Any) -> np.ndarray:
+    return g @ B if A is None else np.einsum("ir,n...io,os->n...rs", A, g, B)
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -336,6 +350,7 @@ def test_a_pair_answers_by_definition(case: PairCase, x64: None):
     (pair, g), (other, g_other) = case.draw(0, 5, case.t), case.draw(100, 2, case.t + 1)
     twin, g_twin = case.draw(300, 5, case.t + 1)  # of the same examples
     w, v = normal(200, 5), normal(201, *g.shape[1:])
+    A, B = projections(case.block(g))
     rows, rows_other = g.reshape(5, -1), g_other.reshape(2, -1)
     expected = {
         "per_example": g,
@@ -343,16 +358,27 @@ def test_a_pair_answers_by_definition(case: PairCase, x64: None):
         "weighted_gradient": np.einsum("n,n...->...", w, g),
         "squared_norms": (rows**2).sum(1),
         "squares": (g**2).sum(0),
+        "weighted squares": np.einsum("n,n...->...", w, g**2),
+        "weighted": np.einsum("n,n...->n...", w, g),
+        "examples": g[[3, 0, 3]],
+        "condensed": g,
         "dots": rows @ rows_other.T,
         "inner": (g * g_twin).reshape(5, -1).sum(1),
         "along": rows @ np.ravel(v),
     }
+    if g.ndim > 1:  # a number has no axis to project
+        expected["projected"] = projected(g, A, B)
 
     @jax.jit
     def ask(w, v):
-        given = {"weighted_gradient": (w,), "dots": (other,), "inner": (twin,), "along": (v,)}
-        own = {name: getattr(pair, name)(*given.get(name, ())) for name in expected}
-        defined = {n: getattr(jbp.Pair, n)(pair, *given.get(n, ())) for n in expected if n != "per_example"}
+        given = {
+            "weighted_gradient": (w,), "dots": (other,), "inner": (twin,), "along": (v,), "weighted squares": (w,),
+            "weighted": (w,), "examples": (jnp.array([3, 0, 3]),), "projected": (A, B),
+        }  # fmt: skip
+        told = lambda answer: answer.per_example() if isinstance(answer, jbp.Pair) else answer
+        ask = lambda of, name, *self: told(getattr(of, name.split()[-1])(*self, *given.get(name, ())))
+        own = {name: ask(pair, name) for name in expected}
+        defined = {name: ask(jbp.Pair, name, pair) for name in expected if name != "per_example"}
         return own, defined
 
     own, defined = ask(w, v)

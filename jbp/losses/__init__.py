@@ -12,3 +12,4 @@ from .loss import from_function as from_function
 from .squares import HalfSquaredError as HalfSquaredError
 from .squares import Huber as Huber
 from .squares import SquaredError as SquaredError
+from .terms import Terms as Terms
