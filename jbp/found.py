@@ -1,0 +1,129 @@
+"""The pairs of a function that somebody else wrote, found in its trace; autodiff carries δ.
+
+    back(one, params, x, delta) -> (delta of x, a pair for each leaf of params)
+
+`one(params, x_n)` is a function of one example, of which `mapped` makes that of a batch. Where a leaf meets the data in
+a product, a lookup or a convolution, stands `Outer`, `Gather`, `Patches`; `Sum` where the leaf is small; `Whole`, with
+the reason, where it is neither. `forms` tells which.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .layer import spec_of
+from .pair import Gather, Outer, Pair, Sum, Whole
+from .patches import Patches, Viewed, Window
+from .programs.meets import Plan, Site, planned
+from .uses import Nothing, Several, Stack
+
+One = Callable[[Any, Any], Any]
+
+
+def mapped(one: One, params: Any, x: Any) -> Any:
+    """The function of one example on a batch `[N, ...]`."""
+    return jax.vmap(one, (None, 0))(params, x)
+
+
+def plan_of(one: One, params: Any, spec: Any) -> Plan:
+    """How one(params, x_n) uses its params; `spec` is that of one example."""
+    flat, treedef = jax.tree.flatten((params, spec))
+    floats = lambda *args: [a for a in jax.tree.leaves(one(*treedef.unflatten(args))) if is_float(a)]
+    return planned(jax.make_jaxpr(floats)(*flat), len(jax.tree.leaves(params)))
+
+
+def is_float(a: Any) -> bool:
+    """Whether a value is of a float dtype, so that there is a δ of it."""
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+
+def back(one: One, params: Any, x: Any, delta: Any) -> tuple[Any, list[Pair]]:
+    """(δ of x, a pair for each leaf of the params in its order) from δ of the output on a batch x `[N, ...]`."""
+    plan = plan_of(one, params, spec_of(x))
+    leaves, (parts, treedef) = jax.tree.leaves(params), jax.tree.flatten(x)
+    floats = [i for i, part in enumerate(parts) if is_float(part)]
+    delta, n = jax.tree.leaves(delta), parts[0].shape[0]
+
+    def run(whole: list[Any], its: Any, zeros: Any, axis: int | None) -> Any:
+        def each(whole: list[Any], its: Any, parts: list[Any], zeros: Any) -> Any:
+            given = [*leaves]
+            for i, leaf in zip(plan.whole, whole, strict=True):
+                given[i] = leaf
+            data = [*parts]
+            for i, part in zip(floats, its, strict=True):
+                data[i] = part
+            return plan.run(given, data, zeros)
+
+        return jax.vmap(each, (axis, 0, 0, 0))(whole, its, parts, zeros)
+
+    whole, its, zeros = [leaves[i] for i in plan.whole], [parts[i] for i in floats], plan.zeros(n)
+    _, vjp, met = jax.vjp(partial(run, axis=None), whole, its, zeros, has_aux=True)
+    totals, delta_its, (at_leaves, at_sites) = vjp(delta)
+    copies = [jnp.broadcast_to(leaf, (n, *leaf.shape)) for leaf in whole]
+    each = jax.vjp(lambda whole: run(whole, its, zeros, 0)[0], copies)[1](delta)[0] if whole else []
+
+    uses: dict[int, list[Pair]] = {i: [] for i in range(len(leaves))}
+    for i, total, gradients in zip(plan.whole, totals, each, strict=True):
+        uses[i].append(Whole(total, gradients))
+    for i, g in zip(plan.small, at_leaves, strict=True):
+        uses[i].append(Sum(g))
+    for site, a, d in zip(plan.sites, met, at_sites, strict=True):
+        if site.leaf not in plan.small:
+            uses[site.leaf].append(_pair(site, a, d))
+    pairs = [
+        Nothing(n, jnp.shape(leaf), leaf.dtype) if not own else own[0] if len(own) == 1 else Several(tuple(own))
+        for leaf, own in zip(leaves, uses.values(), strict=True)
+    ]
+    delta_parts: list[Any] = [None] * len(parts)
+    for i, part in zip(floats, delta_its, strict=True):
+        delta_parts[i] = part
+    return treedef.unflatten(delta_parts), pairs
+
+
+def _pair(site: Site, a: Any, delta: Any) -> Pair:
+    """The pair of one use, from what it met and δ, both with the axes of the examples and of the loops in front."""
+    settled = site.settled
+    for _ in range(1 + len(site.loops)):
+        settled = jax.vmap(settled)
+    a, delta = settled(a, delta)
+    # axes of blocks go before the examples: those of loops over blocks, then those of the product itself
+    blocks = [1 + i for i, over in enumerate(site.loops) if over]
+    own = [1 + len(site.loops)] if site.stacked else []
+    a, delta = (jnp.moveaxis(part, (*blocks, *own), range(len(blocks) + len(own))) for part in (a, delta))
+    pair: Pair
+    if site.kind == "patches":
+        pair = Patches(a, delta, Window(*site.window))
+    else:
+        pair = Gather(a, delta) if site.kind == "gather" else Outer(a, delta)
+    for _ in own:
+        pair = Stack(pair)
+    if site.kind == "outer" and not own and site.moves == (("transpose", (1, 0)),):
+        pair = Outer(delta, a)
+    elif site.moves:
+        pair = Viewed(pair, site.block, site.moves)
+    for _ in blocks:
+        pair = Stack(pair)
+    return pair
+
+
+def forms(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
+    """{leaf name: the form of its pair}, "Whole: why not" where there is none, "Nothing" for a leaf that is not used.
+
+    A leaf that is used several times has its forms with a +, each once; a leaf that a loop goes over has those of
+    its blocks.
+    """
+    kinds = {"outer": "Outer", "gather": "Gather", "patches": "Patches"}
+
+    def of(i: int) -> str:
+        if i in plan.whole:
+            return f"Whole: {plan.whole[i]}"
+        if i in plan.small:
+            return "Sum"
+        found = [("Stack of " if any(site.loops) or site.stacked else "") + kinds[site.kind]
+                 for site in plan.sites if site.leaf == i]  # fmt: skip
+        return " + ".join(dict.fromkeys(found)) or "Nothing"
+
+    return {name: of(i) for i, name in enumerate(names)}
