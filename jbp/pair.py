@@ -239,6 +239,10 @@ class Whole(Pair):
         """Σ_n g_n, as given."""
         return wide(self.total)
 
+    def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "*leaf"]:
+        """Σ_n w_n g_n; where the examples are mixed, the seed has been weighted before, and it is the sum as given."""
+        return self.gradient() if self.each is None else super().weighted_gradient(w)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "uses", "recomputed", "reader", "run",
-    "activations", "layers", "losses", "outside", "network", "readouts", "in_jax", "named", "record", "compare",
+    "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "patches", "uses", "recomputed", "reader", "run",
+    "found", "activations", "layers", "losses", "outside", "network", "model", "readouts", "examples",
+    "in_jax", "named", "record", "compare",
     "loss_leaves", "checking", "reverse", "chain", "testing", "curvature", "feedback", "explain", "flow", "draw",
     "history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands",
     "__main__",
