@@ -18,12 +18,13 @@ import jax.numpy as jnp
 
 from .errors import described
 from .found import back, forms, is_float, mapped, plan_of
-from .layer import PROBE, Context, InputError, batch_of, inferred
+from .layer import PROBE, Context, InputError, Layer, batch_of, inferred
 from .layout import Layout
 from .network import Border, Network
 from .outside import check_arrays
 from .pair import Whole
 from .programs.mixing import mixing
+from .run import step, step_back
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,22 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """A container of one layer, whose params are that layer's own. Saved: what `step` kept."""
+
+    model: Layer
+
+    def init(self, key: Any, x: Any) -> Any:
+        return self.model.init(key, x)
+
+    def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
+        return step("model", self.model, params, x, context)
+
+    def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
+        return step_back(self.model, params, feedback, saved, delta, read)
+
+
+@dataclass(frozen=True)
 class ModelNetwork(Network):
     """The network of `from_model`: θ is the model's own params, unrolled, and the model is its only layer."""
 
@@ -88,7 +105,7 @@ class ModelNetwork(Network):
     @cached_property
     def layer(self) -> Border:
         """The model as one layer, whose params are the model's own."""
-        return Border(self.layers[0], self.input, self.dtype, self.compute_dtype)
+        return Border(Alone(self.layers[0]), self.input, self.dtype, self.compute_dtype)
 
     @cached_property
     def layout(self) -> Layout:
