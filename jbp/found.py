@@ -40,30 +40,60 @@ def is_float(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
+class Traced:
+    """A function of one example, planned, on params and a batch x `[N, ...]`."""
+
+    def __init__(self, one: One, params: Any, x: Any):
+        self.plan = plan_of(one, params, spec_of(x))
+        self.leaves, (self.parts, self.treedef) = jax.tree.leaves(params), jax.tree.flatten(x)
+        self.floats = [i for i, part in enumerate(self.parts) if is_float(part)]
+        self.n = self.parts[0].shape[0]
+
+    @property
+    def arguments(self) -> tuple[list[Any], list[Any], Any]:
+        """What δ is taken of: leaves without a site, the floats of x, the zeros at the sites."""
+        return (
+            [self.leaves[i] for i in self.plan.whole],
+            [self.parts[i] for i in self.floats],
+            self.plan.zeros(self.n),
+        )
+
+    def __call__(self, whole: list[Any], its: list[Any], zeros: Any, axis: int | None = None) -> Any:
+        """(float outputs, what is met at the sites), examples first; `axis`: that of the examples in `whole`."""
+
+        def each(whole: list[Any], its: list[Any], parts: list[Any], zeros: Any) -> Any:
+            leaves, data = [*self.leaves], [*self.parts]
+            for i, leaf in zip(self.plan.whole, whole, strict=True):
+                leaves[i] = leaf
+            for i, part in enumerate(parts):
+                data[i] = part
+            for i, part in zip(self.floats, its, strict=True):
+                data[i] = part
+            return self.plan.run(leaves, data, zeros)
+
+        return jax.vmap(each, (axis, 0, 0, 0))(whole, its, self.parts, zeros)
+
+
+def forward(one: One, params: Any, x: Any) -> Any:
+    """The function on a batch: the same program as in `back`, so that XLA merges both runs."""
+    outputs, structure = jax.tree.flatten(jax.eval_shape(partial(mapped, one), params, x))
+    traced = Traced(one, params, x)
+    found = iter(traced(*traced.arguments)[0])
+    if not all(map(is_float, outputs)):  # whole numbers are no outputs of the plan
+        rest = jax.tree.leaves(mapped(one, params, x))
+        return structure.unflatten([next(found) if is_float(out) else out for out in rest])
+    return structure.unflatten(found)
+
+
 def back(one: One, params: Any, x: Any, delta: Any) -> tuple[Any, list[Pair]]:
     """(δ of x, a pair for each leaf of the params in its order) from δ of the output on a batch x `[N, ...]`."""
-    plan = plan_of(one, params, spec_of(x))
-    leaves, (parts, treedef) = jax.tree.leaves(params), jax.tree.flatten(x)
-    floats = [i for i, part in enumerate(parts) if is_float(part)]
-    delta, n = jax.tree.leaves(delta), parts[0].shape[0]
-
-    def run(whole: list[Any], its: Any, zeros: Any, axis: int | None) -> Any:
-        def each(whole: list[Any], its: Any, parts: list[Any], zeros: Any) -> Any:
-            given = [*leaves]
-            for i, leaf in zip(plan.whole, whole, strict=True):
-                given[i] = leaf
-            data = [*parts]
-            for i, part in zip(floats, its, strict=True):
-                data[i] = part
-            return plan.run(given, data, zeros)
-
-        return jax.vmap(each, (axis, 0, 0, 0))(whole, its, parts, zeros)
-
-    whole, its, zeros = [leaves[i] for i in plan.whole], [parts[i] for i in floats], plan.zeros(n)
-    _, vjp, met = jax.vjp(partial(run, axis=None), whole, its, zeros, has_aux=True)
+    traced = Traced(one, params, x)
+    plan, leaves, n = traced.plan, traced.leaves, traced.n
+    delta, (whole, its, zeros) = jax.tree.leaves(delta), traced.arguments
+    _, vjp, met = jax.vjp(traced, whole, its, zeros, has_aux=True)
     totals, delta_its, (at_leaves, at_sites) = vjp(delta)
     copies = [jnp.broadcast_to(leaf, (n, *leaf.shape)) for leaf in whole]
-    each = jax.vjp(lambda whole: run(whole, its, zeros, 0)[0], copies)[1](delta)[0] if whole else []
+    each = jax.vjp(lambda whole: traced(whole, its, zeros, 0)[0], copies)[1](delta)[0] if whole else []
 
     uses: dict[int, list[Pair]] = {i: [] for i in range(len(leaves))}
     for i, total, gradients in zip(plan.whole, totals, each, strict=True):
@@ -77,10 +107,10 @@ def back(one: One, params: Any, x: Any, delta: Any) -> tuple[Any, list[Pair]]:
         Nothing(n, jnp.shape(leaf), leaf.dtype) if not own else own[0] if len(own) == 1 else Several(tuple(own))
         for leaf, own in zip(leaves, uses.values(), strict=True)
     ]
-    delta_parts: list[Any] = [None] * len(parts)
-    for i, part in zip(floats, delta_its, strict=True):
+    delta_parts: list[Any] = [None] * len(traced.parts)
+    for i, part in zip(traced.floats, delta_its, strict=True):
         delta_parts[i] = part
-    return treedef.unflatten(delta_parts), pairs
+    return traced.treedef.unflatten(delta_parts), pairs
 
 
 def _pair(site: Site, a: Any, delta: Any) -> Pair:

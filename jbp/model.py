@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from .errors import described
-from .found import back, forms, is_float, mapped, plan_of
+from .found import back, forms, forward, is_float, plan_of
 from .layer import PROBE, Context, InputError, Layer, batch_of, inferred
 from .layout import Layout
 from .network import Border, Network
@@ -65,7 +65,7 @@ class Model:
         return jax.tree.map(lambda a: a[0], output)
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
-        return (self.apply(params, x) if self.mixes_examples else mapped(self.one, params, x)), x
+        return (self.apply(params, x) if self.mixes_examples else forward(self.one, params, x)), x
 
     def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
         treedef: Any = jax.tree.structure(params)
