@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .found import back
+from .found import back, forward
 from .layer import InputError, described, spec_of, wide, wide_dtype
 from .model import check_params
 from .outside import check_arrays
@@ -60,9 +60,8 @@ def _clipped(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> Any:
 
 def _pairs(loss_fn: LossOfOne, params: Any, batch: Any) -> list[Pair]:
     """The pair of each leaf, in its form."""
-    n = jax.tree.leaves(batch)[0].shape[0]
-    value = jax.eval_shape(loss_fn, params, spec_of(batch))
-    _, pairs = back(loss_fn, params, batch, jnp.ones(n, value.dtype))
+    values, kept = forward(loss_fn, params, batch)
+    _, pairs = back(loss_fn, params, kept, jnp.ones_like(values))
     return [pair.of(leaf.shape) for pair, leaf in zip(pairs, jax.tree.leaves(params), strict=True)]
 
 

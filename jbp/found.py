@@ -1,6 +1,7 @@
 """The pairs of a function that somebody else wrote, found in its trace; autodiff carries δ.
 
-    back(one, params, x, delta) -> (delta of x, a pair for each leaf of params)
+    forward(one, params, x) -> (output, kept)
+    back(one, params, kept, delta) -> (delta of x, a pair for each leaf of params)
 
 `one(params, x_n)` is a function of one example, of which `mapped` makes that of a batch. Where a leaf meets the data in
 a product, a lookup or a convolution, stands `Outer`, `Gather`, `Patches`; `Sum` where the leaf is small; `Whole`, with
@@ -74,23 +75,23 @@ class Traced:
         return jax.vmap(each, (axis, 0, 0, 0))(whole, its, self.parts, zeros)
 
 
-def forward(one: One, params: Any, x: Any) -> Any:
-    """The function on a batch: the same program as in `back`, so that XLA merges both runs."""
-    outputs, structure = jax.tree.flatten(jax.eval_shape(partial(mapped, one), params, x))
+def forward(one: One, params: Any, x: Any) -> tuple[Any, Any]:
+    """(output, what `back` needs) of a batch."""
     traced = Traced(one, params, x)
-    found = iter(traced(*traced.arguments)[0])
-    if not all(map(is_float, outputs)):  # whole numbers are no outputs of the plan
-        rest = jax.tree.leaves(mapped(one, params, x))
-        return structure.unflatten([next(found) if is_float(out) else out for out in rest])
-    return structure.unflatten(found)
+    outputs, vjp, met = jax.vjp(traced, *traced.arguments, has_aux=True)
+    spec, structure = jax.tree.flatten(jax.eval_shape(partial(mapped, one), params, x))
+    if len(outputs) < len(spec):  # whole numbers have no δ, and are no outputs of the plan
+        found, rest = iter(outputs), jax.tree.leaves(mapped(one, params, x))
+        outputs = [next(found) if is_float(out) else out for out in rest]
+    return structure.unflatten(outputs), (x, vjp, met)
 
 
-def back(one: One, params: Any, x: Any, delta: Any) -> tuple[Any, list[Pair]]:
-    """(δ of x, a pair for each leaf of the params in its order) from δ of the output on a batch x `[N, ...]`."""
+def back(one: One, params: Any, kept: Any, delta: Any) -> tuple[Any, list[Pair]]:
+    """(δ of x, a pair for each leaf of the params in its order) from δ of the output and what `forward` kept."""
+    x, vjp, met = kept
     traced = Traced(one, params, x)
     plan, leaves, n = traced.plan, traced.leaves, traced.n
-    delta, (whole, its, zeros) = jax.tree.leaves(delta), traced.arguments
-    _, vjp, met = jax.vjp(traced, whole, its, zeros, has_aux=True)
+    delta, (whole, its, zeros) = [d for d in jax.tree.leaves(delta) if is_float(d)], traced.arguments
     totals, delta_its, (at_leaves, at_sites) = vjp(delta)
     copies = [jnp.broadcast_to(leaf, (n, *leaf.shape)) for leaf in whole]
     each = jax.vjp(lambda whole: traced(whole, its, zeros, 0)[0], copies)[1](delta)[0] if whole else []

@@ -3,7 +3,8 @@
     forward    y = apply(θ, x)
     backward   δx = jax.vjp(apply)(δ), and a pair for each leaf of θ, see `found`
 
-Saved: x; the model runs again in reverse, and XLA merges both runs. The model runs on examples one by one, mapped over
+Saved: x, what `jax.vjp` keeps, and what each leaf met: XLA does not merge a second run of every model with the first.
+(What `jax.vjp` keeps may be a parameter, which costs nothing where the model is the whole network.) The model runs on examples one by one, mapped over
 the batch by `jax.vmap`, so that every pair has an axis of examples; one that mixes them runs on the batch as a whole,
 and has a gradient but no pairs.
 """
@@ -65,7 +66,7 @@ class Model:
         return jax.tree.map(lambda a: a[0], output)
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
-        return (self.apply(params, x) if self.mixes_examples else forward(self.one, params, x)), x
+        return (self.apply(params, x), x) if self.mixes_examples else forward(self.one, params, x)
 
     def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
         treedef: Any = jax.tree.structure(params)
