@@ -9,9 +9,10 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     errors blocks markup paint    errors; a page as data and its writers; the one look of all figures
     programs/                     programs as JAX traces them: run again in float64, tapped, timed; they know no layer
     layer layout pair reader run  the contract: a layer, θ and its leaves, (a, δ) at a leaf, and who reads it
-    uses recomputed               pairs made of pairs; pairs that come a part at a time
+    patches uses recomputed       pairs of convolutions and views; of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
+    found model examples          anybody's model as a network; single examples in anybody's loop
     in_jax                        layers in anybody's model
     named record chain            one recorded run; which networks are drawn neuron by neuron
     compare/                      a rule against autodiff: evidence → leaf errors → verdict → report
@@ -48,6 +49,8 @@ from .compare import compare_jvp as compare_jvp
 from .compare import compare_vjp as compare_vjp
 from .compare import search as search
 from .course import Run as Run
+from .examples import clipped_grad as clipped_grad
+from .examples import per_example_norms as per_example_norms
 from .explain import Explanation as Explanation
 from .explain import explain as explain
 from .fit import fit as fit
@@ -85,12 +88,16 @@ from .layers.repeat import Repeat as Repeat
 from .layers.reversible import Reversible as Reversible
 from .layers.tied import Tied as Tied
 from .layout import Layout as Layout
+from .model import from_model as from_model
 from .network import Network as Network
 from .network import mlp as mlp
 from .pair import Gather as Gather
 from .pair import Outer as Outer
 from .pair import Pair as Pair
 from .pair import Sum as Sum
+from .patches import Patches as Patches
+from .patches import Viewed as Viewed
+from .patches import Window as Window
 from .reader import Reader as Reader
 from .reader import read_gradient as read_gradient
 from .reader import read_pair as read_pair

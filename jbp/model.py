@@ -129,9 +129,7 @@ def _rest(layout: Layout) -> tuple[Any, ...]:
     return layout.shapes, layout.dtype, layout.trainable
 
 
-def from_model(
-    apply: Callable[[Any, Any], Any], params: Any, input: Any, per_example: bool = False
-) -> ModelNetwork:
+def from_model(apply: Callable[[Any, Any], Any], params: Any, input: Any, per_example: bool = False) -> ModelNetwork:
     """Anybody's model (Flax, Equinox, Haiku, plain JAX) as a `Network` whose pairs are found in its trace.
 
     `apply(params, x)` is the output for a batch x `[N, *input]` or, with `per_example`, for one example. `params`: a
@@ -146,7 +144,9 @@ def from_model(
     batch axis.
     """
     if not callable(apply):
-        raise InputError(f"from_model: apply must be a function, got {apply!r}. As in from_model(model.apply, params, …).")
+        raise InputError(
+            f"from_model: apply must be a function, got {apply!r}. As in from_model(model.apply, params, input=(784,))."
+        )
     check_params("from_model", params)
     params = jax.tree.map(jnp.asarray, params)
     layout = Layout.of(params)
@@ -176,7 +176,10 @@ def check_params(who: str, params: Any) -> None:
     check_arrays(params=params)
     found = jax.tree_util.tree_leaves_with_path(params)
     if not found:
-        raise InputError(f"{who}: expected params, a pytree of float arrays, got {described(params)}, which has none.")
+        raise InputError(
+            f"{who}: expected params, a pytree of float arrays, got {described(params)}, which has none. "
+            "Give the model's own."
+        )
     for path, leaf in found:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             name = jax.tree_util.keystr(path, simple=True, separator=".")

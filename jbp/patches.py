@@ -1,7 +1,7 @@
 """Pairs of what other libraries' models hold: a convolution's kernel, and a leaf that is reshaped before it is used.
 
-    Patches   a kernel `[*window, C/groups, O]`; an `Outer` of patches of x that are made one example at a time
-    Viewed    a leaf whose reshape or transpose has a pair
+Patches   a kernel `[*window, C/groups, O]`; an `Outer` of patches of x that are made one example at a time
+Viewed    a leaf whose reshape or transpose has a pair
 """
 
 import math

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from .calls import INLINE, inner_jaxprs, is_call, primal_of, scan_inputs
-from .replay import aval_of, bind, equations
-from .views import Moves, moved, reshaped, seen, transposed
+from .replay import aval_of, bind
+from .views import Moves, reshaped, transposed
 
 SMALL = 1 << 12  # numbers of a leaf of which one copy for each example is always welcome
 _SEEN = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy")
@@ -204,9 +204,9 @@ def _seen_through(eqn: JaxprEqn, view: View) -> View | None:
     moves = view.moves
     if name == "transpose":
         moves = transposed(view.shape, moves, p["permutation"])
-    elif name == "reshape" and p.get("dimensions") is not None:
-        return None
-    elif name == "broadcast_in_dim" and list(p["broadcast_dimensions"]) != sorted(p["broadcast_dimensions"]):
+    elif (name == "reshape" and p.get("dimensions") is not None) or (
+        name == "broadcast_in_dim" and list(p["broadcast_dimensions"]) != sorted(p["broadcast_dimensions"])
+    ):
         return None
     else:
         moves = reshaped(view.shape, moves, aval.shape)
