@@ -53,6 +53,7 @@ def _clipped(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> Any:
     norms = _norms_of(pairs)
     limit = jnp.asarray(max_norm, norms.dtype)
     factors = limit / jnp.maximum(norms, limit)
+    treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     clipped = [pair.weighted_gradient(factors).astype(leaf.dtype) for pair, leaf in zip(pairs, leaves, strict=True)]
     return treedef.unflatten(clipped)

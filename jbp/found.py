@@ -31,6 +31,7 @@ def mapped(one: One, params: Any, x: Any) -> Any:
 
 def plan_of(one: One, params: Any, spec: Any) -> Plan:
     """How one(params, x_n) uses its params; `spec` is that of one example."""
+    treedef: Any
     flat, treedef = jax.tree.flatten((params, spec))
     floats = lambda *args: [a for a in jax.tree.leaves(one(*treedef.unflatten(args))) if is_float(a)]
     return planned(jax.make_jaxpr(floats)(*flat), len(jax.tree.leaves(params)))
@@ -46,6 +47,7 @@ class Traced:
 
     def __init__(self, one: One, params: Any, x: Any):
         self.plan = plan_of(one, params, spec_of(x))
+        self.treedef: Any
         self.leaves, (self.parts, self.treedef) = jax.tree.leaves(params), jax.tree.flatten(x)
         self.floats = [i for i, part in enumerate(self.parts) if is_float(part)]
         self.n = self.parts[0].shape[0]
@@ -79,6 +81,7 @@ def forward(one: One, params: Any, x: Any) -> tuple[Any, Any]:
     """(output, what `back` needs) of a batch."""
     traced = Traced(one, params, x)
     outputs, vjp, met = jax.vjp(traced, *traced.arguments, has_aux=True)
+    structure: Any
     spec, structure = jax.tree.flatten(jax.eval_shape(partial(mapped, one), params, x))
     if len(outputs) < len(spec):  # whole numbers have no δ, and are no outputs of the plan
         found, rest = iter(outputs), jax.tree.leaves(mapped(one, params, x))

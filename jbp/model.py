@@ -4,9 +4,9 @@
     backward   δx = jax.vjp(apply)(δ), and a pair for each leaf of θ, see `found`
 
 Saved: x, what `jax.vjp` keeps, and what each leaf met: XLA does not merge a second run of every model with the first.
-(What `jax.vjp` keeps may be a parameter, which costs nothing where the model is the whole network.) The model runs on examples one by one, mapped over
-the batch by `jax.vmap`, so that every pair has an axis of examples; one that mixes them runs on the batch as a whole,
-and has a gradient but no pairs.
+(What `jax.vjp` keeps may be a parameter, which costs nothing where the model is the whole network.) The model runs on
+examples one by one, mapped over the batch by `jax.vmap`, so that every pair has an axis of examples; one that mixes
+them runs on the batch as a whole, and has a gradient but no pairs.
 """
 
 from collections.abc import Callable
@@ -160,6 +160,7 @@ def from_model(apply: Callable[[Any, Any], Any], params: Any, input: Any, per_ex
 def _mixed_in(apply: Callable, params: Any, spec: Any) -> str | None:
     """The primitive in which the examples of a batch meet; None where each is by itself."""
     with inferred("forward"):
+        treedef: Any
         flat, treedef = jax.tree.flatten((params, batch_of(spec, PROBE)))
         traced = jax.make_jaxpr(lambda *args: jax.tree.leaves(apply(*treedef.unflatten(args))))(*flat)
     n, leaves = PROBE, len(jax.tree.leaves(params))

@@ -51,8 +51,8 @@ class Patches(Pair):
         fits = len(shape) == rank + 1 and x[:-rank] == delta[:-rank] != ()
         if not fits or (x[-1], delta[-1]) != (shape[-2] * self.window.groups, shape[-1]):
             raise InputError(
-                f"expected Patches(x [N, *T, *space, C], delta [N, *T, *space, O]) of a kernel [*window, C/groups, O] = "
-                f"{list(shape)}, got {described((self.x, self.delta))}. Check both, and the window."
+                f"expected Patches(x [N, *T, *space, C], delta [N, *T, *space, O]) of a kernel [*window, C/groups, O] "
+                f"= {list(shape)}, got {described((self.x, self.delta))}. Check both, and the window."
             )
         t = math.prod(x[1:-rank])
         one = lambda a: a.reshape(a.shape[0], t, *a.shape[-rank:])

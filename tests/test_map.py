@@ -14,7 +14,8 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "patches", "uses", "recomputed", "reader", "run",
+    "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "patches", "uses", "recomputed",
+    "reader", "run",
     "found", "activations", "layers", "losses", "outside", "network", "model", "readouts", "examples",
     "in_jax", "named", "record", "compare",
     "loss_leaves", "checking", "reverse", "chain", "testing", "curvature", "feedback", "explain", "flow", "draw",

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from .calls import INLINE, inner_jaxprs, is_call, primal_of, scan_inputs
+from .calls import INLINE, inner_jaxprs, is_call, name_of, primal_of, scan_inputs
 from .replay import aval_of, bind
 from .views import Moves, reshaped, transposed
 
@@ -178,11 +178,11 @@ class Walk:
 def _sites_inside(run: Callable[..., Any], ins: list[Any]) -> list[Site]:
     """The sites of a part of a program, without running it."""
     walk = Walk()
-    spec = lambda v: replace(v, value=None) if isinstance(v, View) else None
     values = [v.value if isinstance(v, View) else v for v in ins]
 
     def go(values: list[Any]) -> None:
-        run(walk, *(replace(spec(v), value=a) if isinstance(v, View) else a for v, a in zip(ins, values, strict=True)))
+        given = zip(ins, values, strict=True)
+        run(walk, *(replace(v, value=a) if isinstance(v, View) else a for v, a in given))
 
     jax.eval_shape(go, values)
     return walk.sites
@@ -192,7 +192,7 @@ def _why(eqn: JaxprEqn) -> str:
     """Why a leaf has no pair of its own form: what it goes into."""
     name = eqn.primitive.name
     if is_call(eqn):
-        return f"held by {eqn.params.get('name') or name}, which has a rule of its own"
+        return f"held by {name_of(eqn)}, which has a rule of its own"
     return f"goes into {name}"
 
 
@@ -201,15 +201,13 @@ def _seen_through(eqn: JaxprEqn, view: View) -> View | None:
     name, p, aval = eqn.primitive.name, eqn.params, aval_of(eqn.outvars[0])
     if not jnp.issubdtype(aval.dtype, jnp.floating) or math.prod(aval.shape) != math.prod(view.value.shape):
         return None
-    moves = view.moves
-    if name == "transpose":
-        moves = transposed(view.shape, moves, p["permutation"])
-    elif (name == "reshape" and p.get("dimensions") is not None) or (
-        name == "broadcast_in_dim" and list(p["broadcast_dimensions"]) != sorted(p["broadcast_dimensions"])
-    ):
+    axes = list(p.get("broadcast_dimensions", ()))
+    if (name == "reshape" and p.get("dimensions") is not None) or axes != sorted(axes):
         return None
+    if name == "transpose":
+        moves = transposed(view.shape, view.moves, p["permutation"])
     else:
-        moves = reshaped(view.shape, moves, aval.shape)
+        moves = reshaped(view.shape, view.moves, aval.shape)
     return replace(view, moves=moves, value=bind(eqn, [view.value])[0])
 
 
@@ -278,8 +276,8 @@ def _convolution(eqn: JaxprEqn, ins: list[Any]) -> tuple[Site, Any] | None:
     def settled(x: Any, delta: Any) -> tuple[Any, Any]:
         return x.transpose(order(d.lhs_spec)), delta.transpose(order(d.out_spec))
 
-    settings = (p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"], p["feature_group_count"])
-    settings = tuple(tuple(map(tuple, s)) if i == 1 else (tuple(s) if i < 4 else s) for i, s in enumerate(settings))
+    strides, padding, *dilations = p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"]
+    settings = (tuple(strides), tuple(map(tuple, padding)), *map(tuple, dilations), p["feature_group_count"])
     site = Site(view.leaf, "patches", view.loops, view.shape, moves, settled, window=settings, **_PENDING)
     return site, ins[0]
 
