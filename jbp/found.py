@@ -3,7 +3,7 @@
     forward(one, params, x) -> (output, kept)
     back(one, params, kept, delta) -> (delta of x, a pair for each leaf of params)
 
-`one(params, x_n)` is a function of one example, of which `mapped` makes that of a batch. Where a leaf meets the data in
+`one(params, x_n)` is a function of one example, of which `over_examples` makes that of a batch. Where a leaf meets the data in
 a product, a lookup or a convolution, stands `Outer`, `Gather`, `Patches`; `Sum` where the leaf is small; `Whole`, with
 the reason, where it is neither. `forms` tells which.
 """
@@ -18,26 +18,28 @@ import jax.numpy as jnp
 from .layer import spec_of
 from .pair import Gather, Outer, Pair, Sum, Whole
 from .patches import Patches, Viewed, Window
-from .programs.meets import Plan, Site, planned
+from .programs.calls import has_rule
+from .programs.meets import Meeting, Uses, planned
+from .programs.replay import equations
 from .uses import Nothing, Several, Stack
 
 One = Callable[[Any, Any], Any]
 
 
-def mapped(one: One, params: Any, x: Any) -> Any:
+def over_examples(one: One, params: Any, x: Any) -> Any:
     """The function of one example on a batch `[N, ...]`."""
     return jax.vmap(one, (None, 0))(params, x)
 
 
-def plan_of(one: One, params: Any, spec: Any) -> Plan:
+def plan_of(one: One, params: Any, spec: Any) -> Uses:
     """How one(params, x_n) uses its params; `spec` is that of one example."""
     treedef: Any
     flat, treedef = jax.tree.flatten((params, spec))
-    floats = lambda *args: [a for a in jax.tree.leaves(one(*treedef.unflatten(args))) if is_float(a)]
+    floats = lambda *args: [a for a in jax.tree.leaves(one(*treedef.unflatten(args))) if has_delta(a)]
     return planned(jax.make_jaxpr(floats)(*flat), len(jax.tree.leaves(params)))
 
 
-def is_float(a: Any) -> bool:
+def has_delta(a: Any) -> bool:
     """Whether a value is of a float dtype, so that there is a δ of it."""
     return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
@@ -49,7 +51,7 @@ class Traced:
         self.plan = plan_of(one, params, spec_of(x))
         self.treedef: Any
         self.leaves, (self.parts, self.treedef) = jax.tree.leaves(params), jax.tree.flatten(x)
-        self.floats = [i for i, part in enumerate(self.parts) if is_float(part)]
+        self.floats = [i for i, part in enumerate(self.parts) if has_delta(part)]
         self.n = self.parts[0].shape[0]
 
     @property
@@ -82,10 +84,14 @@ def forward(one: One, params: Any, x: Any) -> tuple[Any, Any]:
     traced = Traced(one, params, x)
     outputs, vjp, met = jax.vjp(traced, *traced.arguments, has_aux=True)
     structure: Any
-    spec, structure = jax.tree.flatten(jax.eval_shape(partial(mapped, one), params, x))
+    spec, structure = jax.tree.flatten(jax.eval_shape(partial(over_examples, one), params, x))
+    if any(has_rule(eqn, "vjp") for eqn in equations(traced.plan.jaxpr)):
+        # whoever differentiates what jax.vjp returned goes through a rule's forward, and not by the rule: the output is
+        # the function's own, and XLA merges most of both
+        return over_examples(one, params, x), (x, vjp, met)
     if len(outputs) < len(spec):  # whole numbers have no δ, and are no outputs of the plan
-        found, rest = iter(outputs), jax.tree.leaves(mapped(one, params, x))
-        outputs = [next(found) if is_float(out) else out for out in rest]
+        found, rest = iter(outputs), jax.tree.leaves(over_examples(one, params, x))
+        outputs = [next(found) if has_delta(out) else out for out in rest]
     return structure.unflatten(outputs), (x, vjp, met)
 
 
@@ -94,7 +100,7 @@ def back(one: One, params: Any, kept: Any, delta: Any) -> tuple[Any, list[Pair]]
     x, vjp, met = kept
     traced = Traced(one, params, x)
     plan, leaves, n = traced.plan, traced.leaves, traced.n
-    delta, (whole, its, zeros) = [d for d in jax.tree.leaves(delta) if is_float(d)], traced.arguments
+    delta, (whole, its, zeros) = [d for d in jax.tree.leaves(delta) if has_delta(d)], traced.arguments
     totals, delta_its, (at_leaves, at_sites) = vjp(delta)
     copies = [jnp.broadcast_to(leaf, (n, *leaf.shape)) for leaf in whole]
     each = jax.vjp(lambda whole: traced(whole, its, zeros, 0)[0], copies)[1](delta)[0] if whole else []
@@ -117,7 +123,7 @@ def back(one: One, params: Any, kept: Any, delta: Any) -> tuple[Any, list[Pair]]
     return traced.treedef.unflatten(delta_parts), pairs
 
 
-def _pair(site: Site, a: Any, delta: Any) -> Pair:
+def _pair(site: Meeting, a: Any, delta: Any) -> Pair:
     """The pair of one use, from what it met and δ, both with the axes of the examples and of the loops in front."""
     settled = site.settled
     for _ in range(1 + len(site.loops)):
@@ -143,7 +149,7 @@ def _pair(site: Site, a: Any, delta: Any) -> Pair:
     return pair
 
 
-def forms(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
+def forms(plan: Uses, names: tuple[str, ...]) -> dict[str, str]:
     """{leaf name: the form of its pair}, "Whole: why not" where there is none, "Nothing" for a leaf that is not used.
 
     A leaf that is used several times has its forms with a +, each once; a leaf that a loop goes over has those of

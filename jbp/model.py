@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from .errors import described
-from .found import back, forms, forward, is_float, plan_of
+from .found import back, forms, forward, has_delta, plan_of
 from .layer import PROBE, Context, InputError, Layer, batch_of, inferred
 from .layout import Layout
 from .network import Border, Network
@@ -74,7 +74,7 @@ class Model:
         if self.mixes_examples:
             _, vjp = jax.vjp(self.apply, params, saved)
             total, delta_x = vjp(delta)
-            delta_x = jax.tree.map(lambda x, d: d if is_float(x) else None, saved, delta_x)
+            delta_x = jax.tree.map(lambda x, d: d if has_delta(x) else None, saved, delta_x)
             pairs: list[Any] = [Whole(t, None) for t in jax.tree.leaves(total)]
         else:
             delta_x, pairs = back(self.one, params, saved, delta)

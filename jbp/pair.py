@@ -28,6 +28,11 @@ class Pair(ABC):
 
     by_parts: ClassVar[bool] = False  # whether it comes a part at a time, so that what it meets is asked part by part
 
+    @property
+    def kind(self) -> Any:
+        """What uses of one leaf have in common that are joined along positions; None for one that is joined with none."""
+        return None
+
     @abstractmethod
     def per_example(self) -> Float[Array, "N *leaf"]:
         """g_n, the gradient of each example's own cost."""
@@ -108,6 +113,11 @@ class Outer(Pair):
 
     a: Any
     delta: Any
+
+    @property
+    def kind(self) -> Any:
+        """Its form."""
+        return Outer
 
     def of(self, shape: tuple[int, ...]) -> "Outer":
         """With one axis of positions. Raises `InputError` unless the leaf is `[I, O]`."""
@@ -197,6 +207,11 @@ class Sum(Pair):
 
     g: Any
 
+    @property
+    def kind(self) -> Any:
+        """Its form."""
+        return Sum
+
     def of(self, shape: tuple[int, ...]) -> "Sum":
         """With one axis of positions. Raises `InputError` unless g ends in the leaf's axes."""
         g = jnp.shape(self.g)
@@ -256,6 +271,11 @@ class Gather(Pair):
     index: Any
     delta: Any
     rows: int | None = field(default=None, metadata={"static": True})
+
+    @property
+    def kind(self) -> Any:
+        """Its form."""
+        return Gather
 
     def of(self, shape: tuple[int, ...]) -> "Gather":
         """With one axis of positions and V. Raises `InputError` unless the leaf is `[V, O]`."""

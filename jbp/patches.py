@@ -171,6 +171,11 @@ class Viewed(Pair):
     leaf: tuple[int, ...] = field(metadata=_static)
     moves: Moves = field(metadata=_static)
 
+    @property
+    def kind(self) -> Any:
+        """The pair's, seen the same way."""
+        return (self.pair.kind, self.moves) if self.pair.kind else None
+
     def of(self, shape: tuple[int, ...]) -> "Viewed":
         """With the pair in its form. Raises `InputError` unless the leaf has the shape."""
         if shape != self.leaf:

@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .layer import InputError
-from .pair import Gather, Outer, Pair, Sum
-from .patches import Viewed
+from .pair import Pair
 
 
 @jax.tree_util.register_dataclass
@@ -95,7 +94,7 @@ class Several(Pair):
         flat = [u for use in self.uses for u in (use.uses if isinstance(use, Several) else (use,))]
         joined: dict[Any, Pair] = {}
         for place, use in enumerate(flat):
-            alike = _alike(use) or place
+            alike = use.kind or place
             joined[alike] = _along_positions(joined[alike], use) if alike in joined else use
         uses = tuple(use for use in joined.values() if not isinstance(use, Nothing)) or (flat[0],)
         return uses[0] if len(uses) == 1 else Several(uses)
@@ -132,13 +131,6 @@ class Several(Pair):
             f"factors: the leaf is used in several ways ({kinds}), so its second moment is no Kronecker product. "
             "Untie the leaf, or read other quantities there."
         )
-
-
-def _alike(use: Pair) -> Any:
-    """What uses have in common that are joined along positions; None for one that is joined with no other."""
-    if isinstance(use, Viewed) and isinstance(use.pair, Outer | Gather):
-        return type(use.pair), use.moves
-    return type(use) if isinstance(use, Outer | Sum | Gather) else None
 
 
 def _added(parts: list[Array]) -> Array:

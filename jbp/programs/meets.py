@@ -1,10 +1,10 @@
 """Where the parameters of a traced function meet its data: products, lookups, convolutions.
 
 The function is traced on one example. `planned` walks the trace and finds for each parameter leaf how it is used; at
-each meeting (`Site`) stands what the leaf meets and what it adds to. `Plan.run` runs the function again with a zero
+each meeting (`Meeting`) stands what the leaf meets and what it adds to. `Uses.run` runs the function again with a zero
 added at each site and hands out what was met there: the zero's cotangent is δ. In a loop (`lax.scan`) both are stacked
 turn by turn. Of a leaf that is small, the zero is added to the leaf itself (`LEAF`): its cotangent is the example's
-gradient. What is neither is named with the reason (`Plan.whole`).
+gradient. What is neither is named with the reason (`Uses.whole`).
 """
 
 import math
@@ -20,12 +20,12 @@ from .calls import INLINE, inner_jaxprs, is_call, name_of, primal_of, scan_input
 from .replay import aval_of, bind
 from .views import Moves, reshaped, transposed
 
-SMALL = 1 << 12  # numbers of a leaf of which one copy for each example is always welcome
+ALWAYS_SMALL = 1 << 12  # numbers of a leaf of which one copy for each example is always welcome
 _SEEN = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy")
 
 
 @dataclass(frozen=True)
-class View:
+class Seen:
     """A parameter leaf, or the block of it that a turn of a loop has, as it is seen at some place.
 
     `loops`: for each loop around, from the outermost in, whether it goes over blocks of the leaf, or closes over it.
@@ -40,7 +40,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Site:
+class Meeting:
     """Where a leaf meets the data. `shape` and `dtype` of what it adds to, with the loops' turns in front.
 
     `kind`: "outer" (a product), "gather" (a lookup), "patches" (a convolution). `settled(met, delta)` brings what one
@@ -65,7 +65,7 @@ class Walk:
     """One run through a program: sites as they are met, what is met there, and the reasons why a leaf has none."""
 
     zeros: Iterator[Any] | None = None  # to be added at the sites; None to find them
-    sites: list[Site] = field(default_factory=list)
+    sites: list[Meeting] = field(default_factory=list)
     met: list[Any] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
 
@@ -79,13 +79,13 @@ class Walk:
 
     def plain(self, value: Any, why: str) -> Any:
         """The value as data; if it is a parameter, the leaf has no site for this use."""
-        if isinstance(value, View):
+        if isinstance(value, Seen):
             self.refused.setdefault(value.leaf, why)
             return value.value
         return value
 
     def _equation(self, eqn: JaxprEqn, ins: list[Any]) -> Sequence[Any]:
-        views, name = [i for i, v in enumerate(ins) if isinstance(v, View)], eqn.primitive.name
+        views, name = [i for i, v in enumerate(ins) if isinstance(v, Seen)], eqn.primitive.name
         if not views:
             return bind(eqn, ins)
         if name in INLINE:
@@ -104,10 +104,10 @@ class Walk:
                 found = _convolution(eqn, ins)
         if found is None:
             return bind(eqn, [self.plain(v, _why(eqn)) for v in ins])
-        out = bind(eqn, [v.value if isinstance(v, View) else v for v in ins])[0]
+        out = bind(eqn, [v.value if isinstance(v, Seen) else v for v in ins])[0]
         return [self._site(*found, out)]
 
-    def _site(self, site: Site, met: Any, out: Any) -> Any:
+    def _site(self, site: Meeting, met: Any, out: Any) -> Any:
         self.sites.append(replace(site, shape=out.shape, dtype=out.dtype))
         self.met.append(met)
         return out if self.zeros is None else out + next(self.zeros)
@@ -119,19 +119,19 @@ class Walk:
             return self.run(jaxpr, consts, ins)
         if self.zeros is None:
             return [self.plain(out, "handed out of a checkpoint") for out in self.run(jaxpr, consts, ins)]
-        data = [i for i, v in enumerate(ins) if not isinstance(v, View)]
+        data = [i for i, v in enumerate(ins) if not isinstance(v, Seen)]
         own = [next(self.zeros) for _ in _sites_inside(lambda walk, *ins: walk.run(jaxpr, consts, ins), ins)]
         walks: list[Walk] = []
 
         def again(given: list[Any], leaves: list[Any], zeros: list[Any]) -> tuple[list[Any], list[Any]]:
             walk, rest, values = Walk(iter(zeros)), iter(given), iter(leaves)
-            args = [replace(v, value=next(values)) if isinstance(v, View) else next(rest) for v in ins]
+            args = [replace(v, value=next(values)) if isinstance(v, Seen) else next(rest) for v in ins]
             outs = [walk.plain(out, "") for out in walk.run(jaxpr, consts, args)]
             walks.append(walk)
             return outs, walk.met
 
         policy = {k: eqn.params[k] for k in ("prevent_cse", "policy") if k in eqn.params}
-        leaves = [v.value for v in ins if isinstance(v, View)]
+        leaves = [v.value for v in ins if isinstance(v, Seen)]
         outs, met = jax.checkpoint(again, **policy)([ins[i] for i in data], leaves, own)
         self.sites += walks[0].sites
         self.met += met
@@ -141,15 +141,15 @@ class Walk:
         p, (first, count) = eqn.params, scan_inputs(eqn)
         jaxpr, consts, length = p["jaxpr"].jaxpr, p["jaxpr"].consts, p["length"]
         ins = [self.plain(v, "carried by a loop") if first <= i < first + count else v for i, v in enumerate(ins)]
-        blocks: dict[int, View] = {}
+        blocks: dict[int, Seen] = {}
         for i, v in enumerate(ins):
-            if isinstance(v, View) and i < first:
+            if isinstance(v, Seen) and i < first:
                 blocks[i] = replace(v, loops=(*v.loops, False))
-            elif isinstance(v, View) and v.moves:
+            elif isinstance(v, Seen) and v.moves:
                 ins[i] = self.plain(v, "moved before a loop cuts it")
-            elif isinstance(v, View):
+            elif isinstance(v, Seen):
                 blocks[i] = replace(v, shape=v.shape[1:], loops=(*v.loops, True))
-        values = [v.value if isinstance(v, View) else v for v in ins]
+        values = [v.value if isinstance(v, Seen) else v for v in ins]
         walks: list[Walk] = []
 
         def body(carry: Any, turn: Any) -> tuple[Any, Any]:
@@ -175,14 +175,14 @@ class Walk:
         return [*carry, *ys]
 
 
-def _sites_inside(run: Callable[..., Any], ins: list[Any]) -> list[Site]:
+def _sites_inside(run: Callable[..., Any], ins: list[Any]) -> list[Meeting]:
     """The sites of a part of a program, without running it."""
     walk = Walk()
-    values = [v.value if isinstance(v, View) else v for v in ins]
+    values = [v.value if isinstance(v, Seen) else v for v in ins]
 
     def go(values: list[Any]) -> None:
         given = zip(ins, values, strict=True)
-        run(walk, *(replace(v, value=a) if isinstance(v, View) else a for v, a in given))
+        run(walk, *(replace(v, value=a) if isinstance(v, Seen) else a for v, a in given))
 
     jax.eval_shape(go, values)
     return walk.sites
@@ -196,7 +196,7 @@ def _why(eqn: JaxprEqn) -> str:
     return f"goes into {name}"
 
 
-def _seen_through(eqn: JaxprEqn, view: View) -> View | None:
+def _seen_through(eqn: JaxprEqn, view: Seen) -> Seen | None:
     """The view behind an equation that only moves numbers; None where it does more."""
     name, p, aval = eqn.primitive.name, eqn.params, aval_of(eqn.outvars[0])
     if not jnp.issubdtype(aval.dtype, jnp.floating) or math.prod(aval.shape) != math.prod(view.value.shape):
@@ -214,7 +214,7 @@ def _seen_through(eqn: JaxprEqn, view: View) -> View | None:
 _PENDING: Any = {"shape": (), "dtype": None}  # of a site whose output is not yet known
 
 
-def _product(eqn: JaxprEqn, ins: list[Any], w: int) -> tuple[Site, Any]:
+def _product(eqn: JaxprEqn, ins: list[Any], w: int) -> tuple[Meeting, Any]:
     """A leaf `[B, I, O]` times a `[B, T, I]`: B blocks, of which a plain product has none."""
     contracted, batched = eqn.params["dimension_numbers"]
     view, a = ins[w], ins[1 - w]
@@ -234,10 +234,10 @@ def _product(eqn: JaxprEqn, ins: list[Any], w: int) -> tuple[Site, Any]:
     def settled(a: Any, delta: Any) -> tuple[Any, Any]:
         return a.transpose(*ab, *af, *ac).reshape(*B, T, I), delta.transpose(order).reshape(*B, T, O)
 
-    return Site(view.leaf, "outer", view.loops, view.shape, moves, settled, stacked=bool(B), **_PENDING), a
+    return Meeting(view.leaf, "outer", view.loops, view.shape, moves, settled, stacked=bool(B), **_PENDING), a
 
 
-def _lookup(eqn: JaxprEqn, ins: list[Any]) -> tuple[Site, Any] | None:
+def _lookup(eqn: JaxprEqn, ins: list[Any]) -> tuple[Meeting, Any] | None:
     """Rows of a table `[V, …]`, whole ones; None for any other lookup."""
     view, p = ins[0], eqn.params
     shape = view.value.shape
@@ -260,10 +260,10 @@ def _lookup(eqn: JaxprEqn, ins: list[Any]) -> tuple[Site, Any] | None:
         return index.reshape(-1), delta.transpose(order).reshape(-1, O)
 
     moves = reshaped(view.shape, view.moves, (V, O))
-    return Site(view.leaf, "gather", view.loops, view.shape, moves, settled, **_PENDING), index
+    return Meeting(view.leaf, "gather", view.loops, view.shape, moves, settled, **_PENDING), index
 
 
-def _convolution(eqn: JaxprEqn, ins: list[Any]) -> tuple[Site, Any] | None:
+def _convolution(eqn: JaxprEqn, ins: list[Any]) -> tuple[Meeting, Any] | None:
     """A kernel `[*window, I, O]` on x `[B, *space, C]`; None where groups of examples have kernels of their own."""
     view, p = ins[1], eqn.params
     if p["batch_group_count"] != 1:
@@ -278,7 +278,7 @@ def _convolution(eqn: JaxprEqn, ins: list[Any]) -> tuple[Site, Any] | None:
 
     strides, padding, *dilations = p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"]
     settings = (tuple(strides), tuple(map(tuple, padding)), *map(tuple, dilations), p["feature_group_count"])
-    site = Site(view.leaf, "patches", view.loops, view.shape, moves, settled, window=settings, **_PENDING)
+    site = Meeting(view.leaf, "patches", view.loops, view.shape, moves, settled, window=settings, **_PENDING)
     return site, ins[0]
 
 
@@ -286,12 +286,12 @@ def _convolution(eqn: JaxprEqn, ins: list[Any]) -> tuple[Site, Any] | None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Uses:
     """How a traced function's first `leaves` arguments are used. `small`: leaves whose zero is added to themselves."""
 
     jaxpr: ClosedJaxpr
     leaves: int
-    sites: tuple[Site, ...]
+    sites: tuple[Meeting, ...]
     small: tuple[int, ...]
     whole: dict[int, str]
 
@@ -312,23 +312,23 @@ class Plan:
         return [walk.plain(out, "") for out in outs], walk.met
 
 
-def _args(leaves: Sequence[Any], plan: Plan, added: dict[int, Any]) -> Iterator[Any]:
+def _args(leaves: Sequence[Any], plan: Uses, added: dict[int, Any]) -> Iterator[Any]:
     for i, leaf in enumerate(leaves):
         if i in added:
             yield leaf + added[i]
         elif i in plan.whole:
             yield leaf
         else:
-            yield View(i, jnp.shape(leaf), (), (), leaf)
+            yield Seen(i, jnp.shape(leaf), (), (), leaf)
 
 
-def planned(jaxpr: ClosedJaxpr, leaves: int) -> Plan:
+def planned(jaxpr: ClosedJaxpr, leaves: int) -> Uses:
     """The plan of a function of one example whose first `leaves` arguments are parameters, the others data."""
-    plan, largest = Plan(jaxpr, leaves, (), (), {}), _largest(jaxpr.jaxpr, leaves)
+    plan, largest = Uses(jaxpr, leaves, (), (), {}), _largest(jaxpr.jaxpr, leaves)
     while True:
         walk = Walk()
 
-        def go(args: Sequence[Any], plan: Plan = plan, walk: Walk = walk) -> None:
+        def go(args: Sequence[Any], plan: Uses = plan, walk: Walk = walk) -> None:
             params = _args(args[:leaves], plan, dict.fromkeys(plan.small, 0.0))
             outs = walk.run(jaxpr.jaxpr, jaxpr.consts, [*params, *args[leaves:]])
             for out in outs:
@@ -337,7 +337,7 @@ def planned(jaxpr: ClosedJaxpr, leaves: int) -> Plan:
         jax.eval_shape(go, jaxpr.in_avals)
         if not walk.refused:
             return replace(plan, sites=tuple(walk.sites))
-        fits = lambda i: math.prod(jaxpr.in_avals[i].shape) <= max(SMALL, largest)
+        fits = lambda i: math.prod(jaxpr.in_avals[i].shape) <= max(ALWAYS_SMALL, largest)
         small = [i for i in walk.refused if fits(i)]
         whole = {i: why for i, why in walk.refused.items() if not fits(i)}
         plan = replace(plan, small=tuple(sorted({*plan.small, *small})), whole=plan.whole | whole)

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-Shape = tuple[int, ...]
 Moves = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def seen(shape: Shape, moves: Moves) -> Shape:
+def seen(shape: tuple[int, ...], moves: Moves) -> tuple[int, ...]:
     """The shape in which a leaf is seen."""
     for kind, to in moves:
         shape = to if kind == "reshape" else tuple(shape[i] for i in to)
     return shape
 
 
-def reshaped(shape: Shape, moves: Moves, to: Sequence[int]) -> Moves:
+def reshaped(shape: tuple[int, ...], moves: Moves, to: Sequence[int]) -> Moves:
     """The moves of a leaf of this shape, and then a reshape."""
     if moves and moves[-1][0] == "reshape":
         moves = moves[:-1]
@@ -29,7 +28,7 @@ def reshaped(shape: Shape, moves: Moves, to: Sequence[int]) -> Moves:
     return moves if to == seen(shape, moves) else (*moves, ("reshape", to))
 
 
-def transposed(shape: Shape, moves: Moves, axes: Sequence[int]) -> Moves:
+def transposed(shape: tuple[int, ...], moves: Moves, axes: Sequence[int]) -> Moves:
     """The moves of a leaf of this shape, and then a transpose."""
     axes, now = tuple(map(int, axes)), seen(shape, moves)
     real = [i for i in axes if now[i] != 1]
@@ -48,7 +47,7 @@ def moved(a: Any, moves: Moves, lead: int = 0) -> Any:
     return a
 
 
-def moved_back(a: Any, shape: Shape, moves: Moves, lead: int = 0) -> Any:
+def moved_back(a: Any, shape: tuple[int, ...], moves: Moves, lead: int = 0) -> Any:
     """An array in the shape in which a leaf of this shape is seen, as one like the leaf."""
     front, before = a.shape[:lead], [shape]
     for move in moves[:-1]:
@@ -61,6 +60,6 @@ def moved_back(a: Any, shape: Shape, moves: Moves, lead: int = 0) -> Any:
     return a
 
 
-def size(shape: Shape) -> int:
+def size(shape: tuple[int, ...]) -> int:
     """The number of elements."""
     return math.prod(shape)
