@@ -3,9 +3,9 @@
     forward(one, params, x) -> (output, kept)
     back(one, params, kept, delta) -> (delta of x, a pair for each leaf of params)
 
-`one(params, x_n)` is a function of one example, of which `over_examples` makes that of a batch. Where a leaf meets the data in
-a product, a lookup or a convolution, stands `Outer`, `Gather`, `Patches`; `Sum` where the leaf is small; `Whole`, with
-the reason, where it is neither. `forms` tells which.
+`one(params, x_n)` is a function of one example, of which `over_examples` makes that of a batch. Where a leaf meets the
+data in a product, a lookup or a convolution, stands `Outer`, `Gather`, `Patches`; `Sum` where the leaf is small;
+`Whole`, with the reason, where it is neither. `forms` tells which.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,7 @@ class Pair(ABC):
 
     @property
     def kind(self) -> Any:
-        """What uses of one leaf have in common that are joined along positions; None for one that is joined with none."""
+        """What uses of a leaf have in common that are joined along positions; None for one that stays by itself."""
         return None
 
     @abstractmethod
