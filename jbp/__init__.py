@@ -10,11 +10,12 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     programs/                     programs as JAX traces them: run again in float64, tapped, timed; they know no layer
     layer layout pair reader run  the contract: a layer, θ and its leaves, (a, δ) at a leaf, and who reads it
     published                     arrays by the names that others gave them, from and to a checkpoint
-    uses recomputed               pairs made of pairs; pairs that come a part at a time
+    patches uses recomputed       pairs of convolutions and views; of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
     moments gram projected clipping   readouts by family; terms: of each term of a cost
     in_jax both_modes             layers in anybody's model, in reverse and in forward mode
+    found model examples          anybody's model as a network; single examples in anybody's loop
     named record chain            one recorded run; which networks are drawn neuron by neuron
     compare/                      a rule against autodiff: evidence → leaf errors → verdict → report
     explain/ flow draw/           a run in words, in numbers, in pictures
@@ -51,6 +52,8 @@ from .compare import compare_jvp as compare_jvp
 from .compare import compare_vjp as compare_vjp
 from .compare import search as search
 from .course import Run as Run
+from .examples import clipped_grad as clipped_grad
+from .examples import per_example_norms as per_example_norms
 from .explain import Explanation as Explanation
 from .explain import explain as explain
 from .fit import fit as fit
@@ -89,6 +92,7 @@ from .layers.repeat import Repeat as Repeat
 from .layers.reversible import Reversible as Reversible
 from .layers.tied import Tied as Tied
 from .layout import Layout as Layout
+from .model import from_model as from_model
 from .moments import MeanGradient as MeanGradient
 from .moments import Noise as Noise
 from .moments import NoiseScale as NoiseScale
@@ -101,6 +105,9 @@ from .pair import Gather as Gather
 from .pair import Outer as Outer
 from .pair import Pair as Pair
 from .pair import Sum as Sum
+from .patches import Patches as Patches
+from .patches import Viewed as Viewed
+from .patches import Window as Window
 from .projected import MapGradients as MapGradients
 from .projected import Projected as Projected
 from .reader import Reader as Reader

@@ -13,6 +13,7 @@ from functools import lru_cache
 import jax
 
 from .layer import Layer, output_spec, stated
+from .layers.compose import Sequential
 from .network import Network
 
 
@@ -38,6 +39,8 @@ class Chain:
 @lru_cache(maxsize=32)
 def chain_of(net: Network) -> Chain | None:
     """The network as a plain chain of dense layers, or None if it is more than that."""
+    if not isinstance(net.layer.layers, Sequential):
+        return None
     places = tuple(i for i, layer in enumerate(net.layers) if stated(layer, "affine"))
     for i, (layer, params) in enumerate(zip(net.layers, net.params_spec, strict=True)):
         if i not in places and (stated(layer, "elementwise") is None or jax.tree.leaves(params)):

@@ -121,7 +121,7 @@ class Border:
     Saved: what the layers save, and the static shape of x, to whose dtype its delta is cast back.
     """
 
-    layers: Sequential
+    layers: Layer
     input: Any
     dtype: Any
     compute_dtype: Any

@@ -38,6 +38,11 @@ class Pair(ABC):
 
     by_parts: ClassVar[bool] = False  # whether it comes a part at a time, so that what it meets is asked part by part
 
+    @property
+    def kind(self) -> Any:
+        """What uses of a leaf have in common that are joined along positions; None for one that stays by itself."""
+        return None
+
     @abstractmethod
     def per_example(self) -> Float[Array, "N *leaf"]:
         """g_n, the gradient of each example's own cost."""
@@ -137,6 +142,11 @@ class Outer(Pair):
 
     a: Any
     delta: Any
+
+    @property
+    def kind(self) -> Any:
+        """Its form."""
+        return Outer
 
     def of(self, shape: tuple[int, ...]) -> "Outer":
         """With one axis of positions. Raises `InputError` unless the leaf is `[I, O]`."""
@@ -246,6 +256,11 @@ class Sum(Pair):
 
     g: Any
 
+    @property
+    def kind(self) -> Any:
+        """Its form."""
+        return Sum
+
     def of(self, shape: tuple[int, ...]) -> "Sum":
         """With one axis of positions. Raises `InputError` unless g ends in the leaf's axes."""
         g = jnp.shape(self.g)
@@ -301,6 +316,10 @@ class Whole(Pair):
         """Σ_n g_n, as given."""
         return wide(self.total)
 
+    def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "*leaf"]:
+        """Σ_n w_n g_n; where the examples are mixed, the seed has been weighted before, and it is the sum as given."""
+        return self.gradient() if self.each is None else super().weighted_gradient(w)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -314,6 +333,11 @@ class Gather(Pair):
     index: Any
     delta: Any
     rows: int | None = field(default=None, metadata={"static": True})
+
+    @property
+    def kind(self) -> Any:
+        """Its form."""
+        return Gather
 
     def of(self, shape: tuple[int, ...]) -> "Gather":
         """With one axis of positions and V. Raises `InputError` unless the leaf is `[V, O]`."""

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .layer import InputError
-from .pair import Gather, Outer, Pair, Sum
+from .pair import Pair
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +102,7 @@ class Several(Pair):
         flat = [u for use in self.uses for u in (use.uses if isinstance(use, Several) else (use,))]
         joined: dict[Any, Pair] = {}
         for place, use in enumerate(flat):
-            alike = type(use) if isinstance(use, Outer | Sum | Gather) else place
+            alike = use.kind or place
             joined[alike] = _along_positions(joined[alike], use) if alike in joined else use
         uses = tuple(use for use in joined.values() if not isinstance(use, Nothing)) or (flat[0],)
         return uses[0] if len(uses) == 1 else Several(uses)
