@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .layer import InputError, described, einsum, wide
-from .pair import Outer, Pair
+from .pair import Outer, Pair, along_examples
 from .programs.views import Moves, moved, moved_back, seen
 
 _static: Any = {"static": True}
@@ -111,9 +111,16 @@ class Patches(Pair):
 
     def weighted_gradient(self, w: Float[Array, "N"]) -> Float[Array, "*leaf"]:
         """Σ_n w_n g_n = the gradient with δ scaled. N·S·I·O."""
+        return self.weighted(w).gradient()
+
+    def weighted(self, w: Float[Array, "N"]) -> "Patches":
+        """The pair of w_n C_n: δ is scaled. N·S·O."""
         delta = wide(self.delta)
-        w = w.astype(delta.dtype).reshape(-1, *(1,) * (delta.ndim - 1))
-        return replace(self, delta=delta * w).gradient()
+        return replace(self, delta=delta * along_examples(w, delta))
+
+    def examples(self, index: Int[Array, "M"]) -> "Patches":
+        """The pair of these examples: rows of x and of δ."""
+        return replace(self, x=self.x[index], delta=self.delta[index])
 
     def squared_norms(self) -> Float[Array, "N"]:
         """‖g_n‖², one example after another: N·S²·(I + O) or N·S·I·O, whichever is less."""
@@ -125,11 +132,12 @@ class Patches(Pair):
 
         return jax.lax.map(one, (self.x, self.delta))
 
-    def squares(self) -> Float[Array, "*leaf"]:
-        """Σ_n g_n², one example after another. N·S·I·O; holds I·O numbers."""
+    def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "*leaf"]:
+        """Σ_n w_n g_n², one example after another. N·S·I·O; holds I·O numbers."""
         zero = jnp.zeros(self.kernel or (), wide(self.delta).dtype)
-        add = lambda total, pair: (total + jnp.square(self._gradient_of(*pair)), None)
-        return jax.lax.scan(add, zero, (self.x, self.delta))[0]
+        w = jnp.ones(self.x.shape[0], zero.dtype) if w is None else w.astype(zero.dtype)
+        add = lambda total, pair: (total + pair[0] * jnp.square(self._gradient_of(*pair[1:])), None)
+        return jax.lax.scan(add, zero, (w, self.x, self.delta))[0]
 
     def along(self, v: Float[Array, "*leaf"]) -> Float[Array, "N"]:
         """⟨g_n, v⟩ = ⟨x under the kernel v, δ_n⟩. N·S·I·O."""
@@ -198,9 +206,21 @@ class Viewed(Pair):
         """‖g_n‖²: the pair's."""
         return self.pair.squared_norms()
 
-    def squares(self) -> Float[Array, "*leaf"]:
-        """Σ_n g_n²: the pair's, in the leaf's shape."""
-        return moved_back(self.pair.squares(), self.leaf, self.moves)
+    def squares(self, w: Float[Array, "N"] | None = None) -> Float[Array, "*leaf"]:
+        """Σ_n w_n g_n²: the pair's, in the leaf's shape."""
+        return moved_back(self.pair.squares(w), self.leaf, self.moves)
+
+    def weighted(self, w: Float[Array, "N"]) -> "Viewed":
+        """The pair's, seen the same way."""
+        return replace(self, pair=self.pair.weighted(w))
+
+    def examples(self, index: Int[Array, "M"]) -> "Viewed":
+        """The pair's, seen the same way."""
+        return replace(self, pair=self.pair.examples(index))
+
+    def condensed(self) -> "Viewed":
+        """The pair's, seen the same way."""
+        return replace(self, pair=self.pair.condensed())
 
     def _alike(self, other: Pair) -> bool:
         return isinstance(other, Viewed) and (other.leaf, other.moves) == (self.leaf, self.moves)
