@@ -19,9 +19,10 @@ from ..programs.program import Program
 from ..programs.replay import equations
 from .comparison import Comparison
 from .derivatives import of_floats
+from .equalities import EQUAL, distance, equal, mapped, scanned
 from .error import FAR, errors, rms
 from .evidence import Evidence
-from .identities import EQUAL, Identities, distance, equal, mapped, scanned
+from .identities import Identities
 from .parts import check_same
 from .points import beside, movement
 from .report import Check, Report
