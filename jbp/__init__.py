@@ -9,6 +9,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     errors blocks markup paint    errors; a page as data and its writers; the one look of all figures
     programs/                     programs as JAX traces them: run again in float64, tapped, timed; they know no layer
     layer layout pair reader run  the contract: a layer, θ and its leaves, (a, δ) at a leaf, and who reads it
+    symbols                       what coordinates of θ are called
     uses recomputed               pairs made of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`

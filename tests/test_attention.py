@@ -11,7 +11,7 @@ import pytest
 from cases import assert_close, dot_product_attention, draw, near, qkv
 
 import jbp
-from jbp.layers import attention
+from jbp.layers import attention_tiles
 from jbp.programs.calls import inner_jaxprs
 
 N = 2
@@ -52,7 +52,7 @@ TILED = {
 
 @pytest.mark.parametrize("name", TILED)
 def test_any_tiles_give_the_same_and_its_derivatives(name: str, x64: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "TILE", 3)
+    monkeypatch.setattr(attention_tiles, "TILE", 3)
     layer, t, s, bias = TILED[name]
     x = of(t, s, dtype=jnp.float64, **({"bias": bias} if bias else {}))
     by_hand, by_autodiff = both_ways(layer, x)
@@ -137,14 +137,14 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
         assert many < 10 * few
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), qkv(4096, 4096, 1, 1, 16, 16))
     program = jax.make_jaxpr(lambda x: jbp.run(CORE(causal=True), (), x)[1](x[0])[0])(x)
-    assert largest(program.jaxpr) <= attention.TILE * 4096
+    assert largest(program.jaxpr) <= attention_tiles.TILE * 4096
 
 
 def test_a_window_costs_no_products_beyond_it():
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), qkv(4096, 4096, 1, 1, 16, 16))
     whole, part = (
         jax.jit(lambda x, layer=layer: jbp.run(layer, (), x)[1](x[0])[0]).lower(x).cost_analysis()["flops"]
-        for layer in (CORE(), CORE(causal=True, window=attention.TILE))
+        for layer in (CORE(), CORE(causal=True, window=attention_tiles.TILE))
     )
     assert part < whole / 4
 
@@ -187,7 +187,7 @@ def with_fault(old: str, new: str) -> Callable[..., Any]:
 
 
 def faulty(name: str | None, monkeypatch: pytest.MonkeyPatch) -> jbp.Report:
-    monkeypatch.setattr(attention, "TILE", 3)
+    monkeypatch.setattr(attention_tiles, "TILE", 3)
     if name is not None:
         monkeypatch.setattr(attention, "_backward", with_fault(*FAULTS[name]))
     f = jbp.as_function(CORE(causal=True, soft_cap=2.0))

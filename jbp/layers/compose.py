@@ -10,16 +10,12 @@
 Saved: what `step` keeps of each child. Nothing else is computed here.
 """
 
-from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from keyword import iskeyword
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ..layer import Context, InputError, Layer, at, described, output_spec, wide_dtype
@@ -27,69 +23,7 @@ from ..layout import Fixed
 from ..reader import read_nothing, readers
 from ..run import Kept, step, step_back
 from ..uses import Nothing
-
-
-def check_layer(name: str, given: Any) -> None:
-    """Raise `InputError` unless this is a layer."""
-    if isinstance(given, Layer) and not isinstance(given, type):
-        return
-    remedy = "Give an instance with init, forward, backward."
-    if isinstance(given, type):
-        remedy = f"Give {given.__name__}()."
-    elif isinstance(given, (list, tuple)):
-        remedy = "Give Sequential([...])."
-    elif isinstance(given, str):
-        remedy = "Give the layer itself, as in jbp.ReLU()."
-    elif callable(given):
-        remedy = "Give jbp.from_function(None, lambda params, x: f(x)), or the layer of that name, as in jbp.ReLU()."
-    raise InputError(f"{name} is no layer: {given!r}. {remedy}")
-
-
-def checked_layers(who: str, given: Any) -> tuple[Layer, ...]:
-    """A list of layers as a tuple, a dict of them as a NamedTuple. Raises `InputError` where it is neither."""
-    if isinstance(given, Layer) or not isinstance(given, Iterable):
-        raise InputError(f"{who}: expected a list of layers, got {given!r}. Write {who}([...]).")
-    if isinstance(given, Mapping):
-        bad = [name for name in given if not isinstance(name, str) or not name.isidentifier() or name.startswith("_")]
-        if bad or any(map(iskeyword, given)):
-            raise InputError(f"{who}: expected names of layers as in {{'norm': LayerNorm()}}, got {list(given)}.")
-        given = _named(tuple(given))(**given)
-    layers = given if hasattr(given, "_fields") else tuple(given)
-    for name, layer in zip(_places(layers), layers, strict=True):
-        check_layer(f"{who}: layers[{name!r}]", layer)
-    return layers
-
-
-@cache
-def _named(names: tuple[str, ...]) -> type:
-    """The tuple of so named things: the same class for the same names, so that equal networks are equal."""
-    return namedtuple("Layers", names)
-
-
-def _places(layers: tuple[Any, ...]) -> Sequence[Any]:
-    """What stands in a path for each: its name, else its number."""
-    return getattr(layers, "_fields", range(len(layers)))
-
-
-def _like(layers: tuple[Any, ...], values: Iterable[Any]) -> tuple[Any, ...]:
-    """One value for each layer, under the layers' names if they have some."""
-    return type(layers)(*values) if hasattr(layers, "_fields") else tuple(values)
-
-
-def check_keeps_shape(who: str, layer: Layer, params: Any, x: Any, why: str) -> None:
-    """Raise `InputError` unless the layer's output has the structure, shapes and dtypes of its x."""
-    y = output_spec(layer, params, x)
-    if y != x:
-        raise InputError(
-            f"{who}: the layer must keep the shape of x, {why}; (x, layer(x)) is {described((x, y))} without the "
-            "batch axis. Change the layer's width."
-        )
-
-
-def check_count(who: str, n: Any) -> None:
-    """Raise `InputError` unless n is a whole number of at least 0."""
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 0:
-        raise InputError(f"{who}: n must be a whole number of at least 0, got {n!r}.")
+from .children import Inner, check_layer, checked_layers, places, under_names
 
 
 @dataclass(frozen=True)
@@ -103,15 +37,15 @@ class Sequential:
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
-        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
+        for i, (place, layer) in enumerate(zip(places(self.layers), self.layers, strict=True)):
             with at(place):
                 params.append(layer.init(jax.random.fold_in(key, i), x))
                 x = output_spec(layer, params[-1], x)
-        return _like(self.layers, params)
+        return under_names(self.layers, params)
 
     def forward(self, params: tuple, x: Any, context: Context) -> tuple[Any, list[Kept]]:
         kept = []
-        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
+        for i, (place, layer) in enumerate(zip(places(self.layers), self.layers, strict=True)):
             x, saved = step(place, layer, params[i], x, context)
             kept.append(saved)
         return x, kept
@@ -120,13 +54,7 @@ class Sequential:
         readings: list[Any] = [()] * len(self.layers)
         for i in reversed(range(len(self.layers))):  # inductive step: δ of layer i from δ of layer i + 1
             delta, readings[i] = step_back(self.layers[i], params[i], feedback[i], saved[i], delta, read[i])
-        return delta, _like(self.layers, readings)
-
-
-class Inner(NamedTuple):
-    """Params of a container of one child, so that a leaf's path says which container it is in."""
-
-    layer: Any
+        return delta, under_names(self.layers, readings)
 
 
 @dataclass(frozen=True)
@@ -214,20 +142,20 @@ class Fork:
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
-        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
+        for i, (place, layer) in enumerate(zip(places(self.layers), self.layers, strict=True)):
             with at(place):
                 params.append(layer.init(jax.random.fold_in(key, i), x))
-        return _like(self.layers, params)
+        return under_names(self.layers, params)
 
     def forward(self, params: tuple, x: Any, context: Context) -> tuple[tuple, tuple[Kept, ...]]:
-        each = zip(_places(self.layers), self.layers, params, strict=True)
+        each = zip(places(self.layers), self.layers, params, strict=True)
         pairs = [step(place, layer, its, x, context) for place, layer, its in each]
         return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
 
     def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple) -> tuple[Any, tuple]:
         steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
         deltas, readings = zip(*(step_back(*each) for each in steps), strict=True)
-        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *deltas), _like(self.layers, readings)
+        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *deltas), under_names(self.layers, readings)
 
 
 @dataclass(frozen=True)
@@ -241,21 +169,21 @@ class Parallel:
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
-        parts = zip(_places(self.layers), self.layers, _each("Parallel", self.layers, x), strict=True)
+        parts = zip(places(self.layers), self.layers, _each("Parallel", self.layers, x), strict=True)
         for i, (place, layer, part) in enumerate(parts):
             with at(place):
                 params.append(layer.init(jax.random.fold_in(key, i), part))
-        return _like(self.layers, params)
+        return under_names(self.layers, params)
 
     def forward(self, params: tuple, x: tuple, context: Context) -> tuple[tuple, tuple[Kept, ...]]:
-        parts = zip(_places(self.layers), self.layers, params, _each("Parallel", self.layers, x), strict=True)
+        parts = zip(places(self.layers), self.layers, params, _each("Parallel", self.layers, x), strict=True)
         pairs = [step(place, layer, its, part, context) for place, layer, its, part in parts]
         return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
 
     def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple) -> tuple[Any, tuple]:
         steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
         pairs = [step_back(*each) for each in steps]
-        return tuple(d for d, _ in pairs), _like(self.layers, (readings for _, readings in pairs))
+        return tuple(d for d, _ in pairs), under_names(self.layers, (readings for _, readings in pairs))
 
 
 @dataclass(frozen=True)
