@@ -22,7 +22,7 @@ import jbp
 from jbp import draw, losses, record
 from jbp.chain import chain_of
 from jbp.draw.neurons import shown_rows
-from jbp.layers.children import Inner
+from jbp.layers.compose import Inner
 
 # -- networks ---------------------------------------------------------------------------------------------------------
 

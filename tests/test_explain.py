@@ -17,7 +17,7 @@ from jbp import record
 from jbp.explain import explain
 from jbp.explain.equations import equations_of
 from jbp.explain.parts import Line, Term, rows_of
-from jbp.layers.children import Inner
+from jbp.layers.compose import Inner
 
 HALF = jbp.losses.HalfSquaredError()
 

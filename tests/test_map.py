@@ -14,11 +14,12 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    "errors", "blocks", "markup", "paint", "programs", "layer", "symbols", "layout", "pair", "uses", "recomputed",
-    "reader", "run", "activations", "layers", "losses", "outside", "network", "readouts", "in_jax", "named", "record",
-    "compare", "loss_leaves", "checking", "reverse", "chain", "testing", "curvature", "feedback", "explain", "flow",
-    "draw", "history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure",
-    "commands", "__main__",
+    "errors", "blocks", "markup", "paint", "programs", "layer", "symbols",
+    "layout", "pair", "uses", "recomputed", "reader", "run",
+    "activations", "layers", "losses", "outside", "network", "readouts", "in_jax", "named", "record", "compare",
+    "loss_leaves", "checking", "reverse", "chain", "testing", "curvature", "feedback", "explain", "flow", "draw",
+    "history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands",
+    "__main__",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

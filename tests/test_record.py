@@ -12,7 +12,7 @@ from test_explain import Mapped, Noise
 
 import jbp
 from jbp import record
-from jbp.layers.children import Inner
+from jbp.layers.compose import Inner
 
 HALF = jbp.losses.HalfSquaredError()
 

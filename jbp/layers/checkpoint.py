@@ -21,7 +21,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..layer import Context, Layer, at
 from ..run import step, step_back
-from .children import Inner, check_layer
+from .compose import Inner, check_layer
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..layer import Context, InputError, Layer, at, wide, wide_dtype
 from ..run import step, step_back
-from .children import Inner, check_layer
+from .compose import Inner, check_layer
 
 _LARGEST = {jnp.dtype(jnp.bfloat16): None, jnp.dtype(jnp.float8_e4m3fn): 448.0, jnp.dtype(jnp.int8): 127.0}
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import Context, InputError, Layer, at, wide
 from ..run import step, step_back
-from .children import Inner, check_keeps_shape, check_layer
+from .compose import Inner, check_keeps_shape, check_layer
 from .settings import check_float_input, is_number
 
 REMEDY = "Cast it, or join its parts."

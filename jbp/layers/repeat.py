@@ -19,7 +19,7 @@ from jaxtyping import PRNGKeyArray
 from ..layer import Context, Layer, at
 from ..reader import stacked
 from ..run import step, step_back
-from .children import Inner, check_keeps_shape, check_layer
+from .compose import Inner, check_keeps_shape, check_layer
 from .settings import check_flags, check_whole
 
 

@@ -31,7 +31,7 @@ from jaxtyping import PRNGKeyArray
 from ..layer import Context, InputError, Layer, Shape, at, batch_of, described, output_spec, spec_of, wide
 from ..reader import stacked
 from ..run import step, step_back
-from .children import check_layer
+from .compose import check_layer
 from .settings import check_whole
 
 

@@ -21,7 +21,7 @@ from ..layer import Context, InputError, Layer, at
 from ..layout import Fixed
 from ..reader import all_uses, first_use, read_nothing
 from ..run import Kept, step, step_back
-from .children import Inner, check_layer
+from .compose import Inner, check_layer
 
 
 def _is_none(node: Any) -> bool:
