@@ -121,8 +121,8 @@ def check_logits(layers: Sequence[Layer], loss: Any) -> None:
         last = last.layers[-1]
     own = getattr(loss, "applies", None)
     if own and isinstance(last, (Sigmoid, Softmax)):
-        its = type(last).__name__
+        who, its = type(loss).__name__, type(last).__name__
         raise InputError(
-            f"Cost: {type(loss).__name__} expects logits and applies the {own} itself, and the network ends in {its}(). End it in a "
+            f"Cost: {who} expects logits and applies the {own} itself, and the network ends in {its}(). End it in a "
             f"Dense, mlp(..., last=jbp.Identity()); or, if both are meant, put jbp.Identity() behind {its}()."
         )
