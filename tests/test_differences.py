@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+import jbp
 from jbp.compare.differences import (
     STEPS,
     Numerical,
@@ -228,3 +229,19 @@ def test_probes_of_a_tangent_tell_the_right_from_the_wrong():
     assert at_kink.slope.kink
     assert at_kink.slope.agrees(at_kink.ask(between)[0], 1e-5)
     assert not at_kink.slope.agrees(at_kink.ask(beyond)[0], 1e-5)
+
+
+def test_a_sign_that_rounding_alone_could_turn_is_no_kink_to_look_beside():
+    """A wide layer has such numbers by chance, and points beside it would cost it dozens of gradients."""
+
+    @jax.custom_vjp
+    def f(x):
+        return jnp.maximum((x + 1) - 1, 0)
+
+    f.defvjp(lambda x: (f(x), x), lambda x, delta: (jnp.where((x + 1) - 1 > 0, delta, 0),))
+    x = np.random.default_rng(0).standard_normal(2048).astype(np.float32)
+    reports = []
+    for first in (6.1e-8, 0.0):  # below 1.2e-7, the last bit of 1 + x; and on the kink itself
+        x[0] = first
+        reports.append(jbp.compare_vjp(f, x, timing=False, checks=False))
+    assert [(report.ok, report.points) for report in reports] == [(True, 1), (True, 9)]

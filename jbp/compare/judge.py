@@ -88,7 +88,7 @@ def _gathered(comparison: Comparison) -> tuple[list[Evidence], list[Evidence]]:
         met = behind.kinks.met(arrays, beside[:2])
     points = [measured(comparison, given, met)]
     if behind is not None and met is not None:
-        points += [at(near, behind.kinks.met(near, [arrays])) for near in beside]
+        points += [at(near, behind.kinks.met(near, [arrays])) for near in (() if met.by_chance else beside)]
         points += [at(along, met) for along in _along_others(comparison)]
     if comparison.elsewhere:
         points.append(at(around(arrays, [0], 2, OFF)[0]))

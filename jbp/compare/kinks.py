@@ -38,19 +38,22 @@ from .sides import Choices, Shares, steps_of
 CHOSEN_AT_ONCE = 16  # choices that are run by one call
 MOST = 4096  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
 LARGEST = 2**25  # numbers in the matrix of what each kink's share moves: they are fewer where the derivative is large
+CHANCE = 1024  # comparisons of which one is met by rounding alone
 SOLVES = 8  # of least squares: one is enough unless kinks stand behind one another
 JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
 FIRM = 1e4  # what a condition on shares weighs beside the largest derivative by one
 
 
 class Met(NamedTuple):
-    """The kinks met at one point: for each comparison where, or None."""
+    """The kinks met at one point: for each comparison where, or None, and which side the program itself takes."""
 
     where: list[Any]
+    own: list[Any]  # the shares of the program's own sides
     number: int
     shared: bool  # each has a share
     many: bool  # too many for a choice of each by itself, or sorted numbers too far apart for an exchange
     ordered: bool  # some of them are equal numbers that are sorted
+    by_chance: bool  # a few of very many, and none is exact: the point itself is on no kink
 
 
 class Kinks:
@@ -114,7 +117,11 @@ class Kinks:
         many = sum(int(f.sum()) for f in found) > self._most or any(
             f.shape[-1] < 2 * (f.shape[-2] - 1) and (f[..., 0] | f[..., -1]).any() for f in tied
         )
-        return Met(where, count, shared, many, bool(tied))
+        free = [k is not Shares.EXCHANGES for k in self.kinds]  # sorted numbers stay where they stand
+        sides = [np.where(f, 0.5 * (1 + np.sign(a)), 0) if f else 0 * a for f, a in zip(free, own, strict=True)]
+        exact = any((f & ((a == 0) | (b == 0))).any() for f, a, b in zip(found, own, wide, strict=True))
+        by_chance = not exact and count * CHANCE <= sum(f.size for f in found)
+        return Met(where, sides, count, shared, many, bool(tied), by_chance)
 
     @property
     def _most(self) -> int:
@@ -147,7 +154,8 @@ class Kinks:
             values, vectors, last = [], [], []
             for start in range(0, len(rows), CHOSEN_AT_ONCE):
                 some = rows[start : start + CHOSEN_AT_ONCE]
-                value, derivatives = run(_placed(some, met.where, flat), arrays, _where(met.where, flat, live))
+                shares = _placed(some, met.where, flat)
+                value, derivatives = run(shares, len(some), arrays, _where(met.where, flat, live))
                 derivatives = [np.asarray(d)[: len(some)] for d in derivatives]
                 values.append(np.asarray(value)[: len(some)])
                 pieces = [self.pieces([d[i] for d in derivatives]) for i in range(len(some))]
@@ -183,6 +191,10 @@ class Kinks:
                 share = _least(columns, off, here, (leaves @ one).toarray(), (comes @ one).toarray())[group]
             return best
 
+        own = [side[m] for side, m in zip(met.own, met.where, strict=True) if m is not None]
+        _, (vector,), derivative = at(np.concatenate(own)[None])
+        if np.sqrt(np.mean((target - vector) ** 2)) < FLOOR:
+            return derivative
         together = math.inf, most / 2, list[Any]()
         for start in (0.5, 0.0, 1.0):
             if not (together[0] < FLOOR or (met.many and met.ordered)):
@@ -199,10 +211,10 @@ class Kinks:
 
     def _vector(self, leaves: Sequence[Any], units: Sequence[float]) -> np.ndarray:
         """All leaves in their units, those that are not finite as 0: they are judged elsewhere."""
-        parts = [np.asarray(a).astype(np.complex128).ravel() / unit for a, unit in zip(leaves, units, strict=True)]
-        whole = np.concatenate(parts)
-        vector = np.concatenate([whole.real, whole.imag]) if any(map(np.iscomplexobj, leaves)) else whole.real
-        return vector
+        complex_ = any(map(np.iscomplexobj, leaves))
+        dtype = np.complex128 if complex_ else np.float64
+        whole = np.concatenate([np.asarray(a, dtype).ravel() / unit for a, unit in zip(leaves, units, strict=True)])
+        return np.concatenate([whole.real, whole.imag]) if complex_ else whole
 
     def _jumps(self, values: np.ndarray, count: int, arrays: Sequence[Any]) -> np.ndarray:
         """Whose share changes the value, and not its slope alone."""
@@ -210,7 +222,7 @@ class Kinks:
         return change > JUMP * np.abs(values[-1]).max(initial=0) + JUMP**2
 
     def _derivative(self, met: Met) -> Callable[..., Any]:
-        """(shares of all rows, arrays, where) -> (the value, the derivative) at each row."""
+        """(shares of the rows, how many, arrays, where) -> (the value, the derivative) at each of them."""
         pattern = tuple(m is not None for m in met.where)
         if pattern in self._derivatives:
             return self._derivatives[pattern]
@@ -233,13 +245,22 @@ class Kinks:
             value, pull = jax.vjp(lambda *f: function(*f)[0], *floats)
             return value, list(pull(jnp.ones_like(value)))
 
-        def rows(shares: Any, arrays: Any, where: Any) -> Any:
-            return jax.lax.map(lambda shares: one(shares, arrays, where), shares)
+        def rows(shares: Any, count: Any, arrays: Any, where: Any) -> Any:
+            def row(i: Any, found: Any) -> Any:
+                each = one([share[i] for share in shares], arrays, where)
+                return jax.tree.map(lambda all_, a: all_.at[i].set(a), found, each)
+
+            spec = jax.eval_shape(lambda shares: one(shares, arrays, where), [share[0] for share in shares])
+            none = jax.tree.map(lambda s: jnp.zeros((CHOSEN_AT_ONCE, *s.shape), s.dtype), spec)
+            return jax.lax.fori_loop(0, count, row, none)
 
         some = [m for m in met.where if m is not None]
         zeros = [np.zeros((CHOSEN_AT_ONCE, *m.shape), np.float32) for m in some]
-        program = Program("compare: the derivative at kinks", rows, (zeros, list(self.slopes.arrays), some))
-        self._derivatives[pattern] = lambda shares, arrays, where: program.exact(*shares, *arrays, *where)
+        program = Program(
+            "compare: the derivative at kinks", rows, (zeros, np.int32(0), list(self.slopes.arrays), some)
+        )
+        call = lambda shares, count, arrays, where: program.exact(*shares, np.int32(count), *arrays, *where)
+        self._derivatives[pattern] = call
         return self._derivatives[pattern]
 
 

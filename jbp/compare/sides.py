@@ -38,7 +38,8 @@ class Either(NamedTuple):
 class Choices:
     """The comparisons of a program in their order. Without shares each one's margin, side − side, is noted.
 
-    A share stands as (met, share), or None where nothing is met; those of a loop's body or a rule's primal in a list.
+    A share of 1 stands for a margin above 0. A share stands as (met, share), or None where nothing is met; those of a
+    loop's body or a rule's primal in a list.
     """
 
     def __init__(self, dead: frozenset[int], shares: Sequence[Any] | None = None):
@@ -72,7 +73,7 @@ class Choices:
 
 def _compare(choices: Choices, eqn: JaxprEqn, a: Any, b: Any) -> list[Any]:
     (plain,) = bind(eqn, [a, b])
-    if (pair := choices.of(a - b)) is None:
+    if (pair := choices.of(a - b if eqn.primitive.name in ("gt", "ge") else b - a)) is None:
         return [plain]
     met, share = pair
     return [Either(plain, jnp.where(met, share, plain.astype(share.dtype)))]
