@@ -131,14 +131,12 @@ def _types(comparison: Comparison) -> Iterator[Check]:
 
 def _float0(ruled: Callable, arrays: Sequence[Any]) -> Iterator[Check]:
     """Integer arguments have gradients of dtype float0."""
-    if all(jnp.issubdtype(a.dtype, jnp.inexact) for a in arrays):
+    if all(is_float(a) for a in arrays):
         return
     try:
-        outs, pull = jax.vjp(
-            lambda *a: [o for o in ruled(*a) if jnp.issubdtype(jnp.result_type(o), jnp.inexact)], *arrays
-        )
+        outs, pull = jax.vjp(lambda *a: [o for o in ruled(*a) if is_float(o)], *arrays)
         wrong = [described(g) for a, g in zip(arrays, pull(outs), strict=True)
-                 if not jnp.issubdtype(a.dtype, jnp.inexact) and g.dtype != jax.dtypes.float0]  # fmt: skip
+                 if not is_float(a) and g.dtype != jax.dtypes.float0]  # fmt: skip
         yield Check("integer arguments", not wrong, "; ".join(wrong) or "gradients of dtype float0")
     except Exception as error:  # whatever a stranger's rule raises is the answer
         yield Check("integer arguments", False, f"{said(error)}")

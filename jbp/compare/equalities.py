@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError, said
+from ..programs.arguments import is_float
 from ..programs.calls import LINEAR
 from ..programs.program import Program
 from ..programs.replay import BITS, equations
@@ -26,7 +27,7 @@ def scanned(function: Callable) -> Callable:
 
 def mapped(transform: Callable, function: Callable, args: Sequence[Any]) -> Both:
     """A function mapped over two points, and on each by itself."""
-    stacked = [jnp.stack([a, (a * 0.75).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a]) for a in args]
+    stacked = [jnp.stack([a, (a * 0.75).astype(a.dtype) if is_float(a) else a]) for a in args]
     each = [function([a[i] for a in stacked]) for i in range(2)]
     return transform(function)(stacked), [jnp.stack(pair) for pair in zip(*each, strict=True)]
 
@@ -70,7 +71,7 @@ def equal(tried: dict[str, Callable], arrays: Sequence[Any]) -> Iterator[Check]:
 
 def tolerance_of(arrays: Sequence[Any]) -> float:
     """By how much two computations may differ whose constants are rounded to the arrays' dtype."""
-    epsilon = max((float(jnp.finfo(a.dtype).eps) for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)), default=0.0)
+    epsilon = max((float(jnp.finfo(a.dtype).eps) for a in arrays if is_float(a)), default=0.0)
     return min(64 * epsilon, 8 * epsilon + 1e-5)
 
 
