@@ -11,6 +11,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     layer layout pair reader run  the contract: a layer, θ and its leaves, (a, δ) at a leaf, and who reads it
     published                     arrays by the names that others gave them, from and to a checkpoint
     patches uses recomputed       pairs of convolutions and views; of pairs; pairs that come a part at a time
+    symbols                       what coordinates of θ are called
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
     moments gram projected clipping   readouts by family; terms: of each term of a cost
@@ -66,17 +67,17 @@ from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer
 from .layers.attention import DotProductAttention as DotProductAttention
+from .layers.branches import Fork as Fork
+from .layers.branches import Parallel as Parallel
+from .layers.branches import Residual as Residual
 from .layers.checkpoint import Checkpoint as Checkpoint
-from .layers.compose import Fork as Fork
-from .layers.compose import Frozen as Frozen
-from .layers.compose import Parallel as Parallel
-from .layers.compose import Residual as Residual
 from .layers.compose import Sequential as Sequential
-from .layers.compose import Tap as Tap
 from .layers.compressed import Compressed as Compressed
 from .layers.dense import Dense as Dense
 from .layers.dropout import Dropout as Dropout
 from .layers.dropout import StochasticDepth as StochasticDepth
+from .layers.edits import Frozen as Frozen
+from .layers.edits import Tap as Tap
 from .layers.embedding import Embedding as Embedding
 from .layers.embedding import Positions as Positions
 from .layers.embedding import SinusoidalPositions as SinusoidalPositions

@@ -12,10 +12,8 @@ leaf begins where, and what coordinate i is called. Its order is the order of `j
 """
 
 import bisect
-import difflib
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,13 +27,10 @@ from jaxtyping import Array, Float
 from .errors import arrived
 from .layer import InputError, Theta, described
 from .published import from_elsewhere, to_elsewhere
+from .symbols import Symbols
 
 LARGE = 1 << 16  # elements from which on a leaf is copied by itself
-LOSS = "loss."  # in front of the names of a loss's own leaves
 _BIAS_NAMES = ("b", "bias")
-_WEIGHT = re.compile(r"w\^\{?(\d+)\}?_\{?(\d+)(?:←|<-)(\d+)\}?")
-_BIAS = re.compile(r"b\^\{?(\d+)\}?_\{?(\d+)\}?")
-_PATH = re.compile(r"([^\[\]]+)\[([\d, ]*)\]")
 
 
 class Fixed(NamedTuple):
@@ -100,7 +95,7 @@ class Layout:
     @property
     def num_biases(self) -> int:
         """#b: coordinates in leaves named `b` or `bias`."""
-        return sum(n for name, n in zip(self.names, self.sizes, strict=True) if _last(name) in _BIAS_NAMES)
+        return sum(n for name, n in zip(self.names, self.sizes, strict=True) if name.rsplit(".", 1)[-1] in _BIAS_NAMES)
 
     @property
     def num_weights(self) -> int:
@@ -208,37 +203,21 @@ class Layout:
     # -- the plain chain of the text --------------------------------------------------------------------------------
 
     @cached_property
-    def _chain(self) -> dict[int, dict[str, int]] | None:
-        """{ℓ: {"w": leaf, "b": leaf}} if the leaves are those of a plain chain of dense layers, else None."""
-        layers: dict[int, dict[str, int]] = {}
-        for leaf, name in enumerate(self.names):
-            if name.startswith(LOSS):  # a loss's own leaves stand behind the network's
-                continue
-            if not (found := re.fullmatch(r"(\d+)\.([wb])", name)):
-                return None
-            layers.setdefault(int(found[1]), {})[found[2]] = leaf
-        chain = {l: layers[i] for l, i in enumerate(sorted(layers), start=2)}
-        kernels = [self.shapes[leaves["w"]] for leaves in chain.values() if "w" in leaves]
-        plain = (
-            len(kernels) == len(chain) > 0
-            and all(len(shape) == 2 for shape in kernels)
-            and all(out[1] == into[0] for out, into in itertools.pairwise(kernels))
-            and all(self.shapes[v["b"]] == self.shapes[v["w"]][1:] for v in chain.values() if "b" in v)
-        )
-        return chain if plain else None
+    def _symbols(self) -> Symbols:
+        return Symbols(self.names, self.shapes)
 
     @property
     def is_chain(self) -> bool:
         """Whether this is a plain chain of dense layers, so that the text's symbols and L apply."""
-        return self._chain is not None
+        return self._symbols.chain is not None
 
     def _require_chain(self, what: str) -> dict[int, dict[str, int]]:
-        if self._chain is None:
+        if self._symbols.chain is None:
             raise InputError(
                 f"{what}: defined for a plain chain of dense layers only; this layout has leaves "
                 f"{', '.join(self.names) or 'none'}. Use layout.unflatten(theta) and the leaf's path."
             )
-        return self._chain
+        return self._symbols.chain
 
     @property
     def num_layers(self) -> int:
@@ -271,13 +250,7 @@ class Layout:
 
     def symbol_at(self, name: str, where: tuple[int, ...]) -> str:
         """The symbol of the element `where` of leaf `name`."""
-        leaf = self.names.index(name)
-        for l, leaves in (self._chain or {}).items():
-            if leaves.get("w") == leaf:
-                return f"w^{_braced(l)}_{{{where[1]}←{where[0]}}}"
-            if leaves.get("b") == leaf:
-                return f"b^{_braced(l)}_{_braced(where[0])}"
-        return f"{self.names[leaf]}[{','.join(map(str, where))}]" if where else self.names[leaf]
+        return self._symbols.of(self.names.index(name), where)
 
     def index(self, symbol: Any) -> int:
         """The coordinate of a symbol: inverse of `symbol`. Raises `InputError` if unknown.
@@ -290,57 +263,13 @@ class Layout:
                 f"layout.index: expected a symbol, a str like {example!r}, got {described(symbol)}. "
                 "Of a coordinate's number, layout.symbol(i) gives it."
             )
-        leaf, where = self._parsed(symbol)
-        if leaf is None or len(where) != len(shape := self.shapes[leaf]) or any(np.array(where) >= shape):
-            raise InputError(self._unknown(symbol, leaf, where))
-        return self.offsets[leaf] + int(np.ravel_multi_index(where, shape)) if shape else self.offsets[leaf]
-
-    def _parsed(self, symbol: str) -> tuple[int | None, tuple[int, ...]]:
-        chain, bare = self._chain or {}, "".join(symbol.split())
-        if found := _WEIGHT.fullmatch(bare):
-            l, j, k = map(int, found.groups())
-            return chain.get(l, {}).get("w"), (k, j)
-        if found := _BIAS.fullmatch(bare):
-            l, j = map(int, found.groups())
-            return chain.get(l, {}).get("b"), (j,)
-        symbol = symbol.strip()
-        if symbol in self.names:
-            return self.names.index(symbol), ()
-        if (found := _PATH.fullmatch(symbol)) and found[1] in self.names:
-            return self.names.index(found[1]), tuple(int(k) for k in found[2].split(",") if k.strip())
-        return None, ()
-
-    def _unknown(self, symbol: str, leaf: int | None, where: tuple[int, ...]) -> str:
-        """The text of the error for an unknown symbol: what there is, and the nearest to what was asked for."""
-        full = [n for n, size in enumerate(self.sizes) if size]
-        unknown = f"layout.index: unknown symbol {symbol!r}"
-        if not full:
-            return f"{unknown}: this layout has no coordinates."
-        asked = re.match(r"([wb])\^\{?(\d+)", "".join(symbol.split()))
-        if leaf is None:
-            nearest = difflib.get_close_matches(symbol.split("[")[0], self.names, n=1, cutoff=0)
-            leaf = self.names.index(nearest[0]) if nearest and not self.is_chain else full[0]
-            for l, leaves in (self._chain or {}).items():  # the layer asked for, or the last one below it
-                if asked and int(asked[2]) >= l:
-                    leaf = leaves.get(asked[1], leaf)
-        name, last = self.names[leaf], tuple(n - 1 for n in self.shapes[leaf])
-        there = f"{self.symbol_at(name, tuple(0 for _ in last))} … {self.symbol_at(name, last)}"
-        if where and len(where) == len(last):
-            return f"{unknown}. The nearest is {self.symbol_at(name, tuple(map(min, where, last)))}, of {there}."
-        letters = "Weights are w^ℓ_{j←k}, biases b^ℓ_j. " if self.is_chain and not asked else ""
-        return f"{unknown}. {letters}The nearest leaf has symbols {there}."
+        leaf, where = self._symbols.found("layout.index", symbol)
+        shape = self.shapes[leaf]
+        return self.offsets[leaf] + (int(np.ravel_multi_index(where, shape)) if shape else 0)
 
 
 def _slice(vector: Array, i: int, j: int) -> Array:
     return jax.lax.slice(vector, (i,), (j,))
-
-
-def _last(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def _braced(number: int) -> str:
-    return str(number) if number < 10 else f"{{{number}}}"
 
 
 @jax.jit

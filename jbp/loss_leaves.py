@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from .layer import InputError, Layer, at, inferred
-from .layout import LOSS, Layout
+from .layout import Layout
 from .network import Network
 from .reader import first_use, last_use, read_nothing
+from .symbols import LOSS
 
 
 def input_of_loss(network: Network) -> tuple[Any, None]:

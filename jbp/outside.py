@@ -12,7 +12,6 @@ import numpy as np
 from .activations import Sigmoid, Softmax
 from .layer import Context, InputError, Layer, described, walk
 from .layers.compose import Sequential
-from .losses.cross_entropy import SigmoidCrossEntropy, SoftmaxCrossEntropy
 
 
 def check_key(who: str, key: Any, remedy: str = "{}") -> None:
@@ -120,13 +119,10 @@ def check_logits(layers: Sequence[Layer], loss: Any) -> None:
     last: Any = layers[-1] if layers else None
     while isinstance(last, Sequential) and last.layers:
         last = last.layers[-1]
-    if isinstance(last, (Sigmoid, Softmax)) and isinstance(loss, (SigmoidCrossEntropy, SoftmaxCrossEntropy)):
-        loss, own, its = (
-            type(loss).__name__,
-            type(loss).__name__.removesuffix("CrossEntropy").lower(),
-            type(last).__name__,
-        )
+    own = getattr(loss, "applies", None)
+    if own and isinstance(last, (Sigmoid, Softmax)):
+        who, its = type(loss).__name__, type(last).__name__
         raise InputError(
-            f"Cost: {loss} expects logits and applies the {own} itself, and the network ends in {its}(). End it in a "
+            f"Cost: {who} expects logits and applies the {own} itself, and the network ends in {its}(). End it in a "
             f"Dense, mlp(..., last=jbp.Identity()); or, if both are meant, put jbp.Identity() behind {its}()."
         )

@@ -11,7 +11,7 @@ import pytest
 from cases import assert_close, dot_product_attention, draw, near, qkv
 
 import jbp
-from jbp.layers import attention, cudnn
+from jbp.layers import attention, attention_tiles, cudnn
 from jbp.programs.calls import inner_jaxprs
 
 N = 2
@@ -52,7 +52,7 @@ TILED = {
 
 @pytest.mark.parametrize("name", TILED)
 def test_any_tiles_give_the_same_and_its_derivatives(name: str, x64: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "TILE", 3)
+    monkeypatch.setattr(attention_tiles, "TILE", 3)
     layer, t, s, bias = TILED[name]
     x = of(t, s, dtype=jnp.float64, **({"bias": bias} if bias else {}))
     by_hand, by_autodiff = both_ways(layer, x)
@@ -137,14 +137,14 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
         assert many < 10 * few
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), qkv(4096, 4096, 1, 1, 16, 16))
     program = jax.make_jaxpr(lambda x: jbp.run(CORE(causal=True), (), x)[1](x[0])[0])(x)
-    assert largest(program.jaxpr) <= attention.TILE * 4096
+    assert largest(program.jaxpr) <= attention_tiles.TILE * 4096
 
 
 def test_a_window_costs_no_products_beyond_it():
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), qkv(4096, 4096, 1, 1, 16, 16))
     whole, part = (
         jax.jit(lambda x, layer=layer: jbp.run(layer, (), x)[1](x[0])[0]).lower(x).cost_analysis()["flops"]
-        for layer in (CORE(), CORE(causal=True, window=attention.TILE))
+        for layer in (CORE(), CORE(causal=True, window=attention_tiles.TILE))
     )
     assert part < whole / 4
 
@@ -162,13 +162,13 @@ def test_it_lowers_for_every_platform():
 # -- faults in its own reverse ----------------------------------------------------------------------------------------
 
 FAULTS = {
-    "no scale": ("scale * delta_q", "delta_q"),
+    "no scale": ("kind.scale * delta_q", "delta_q"),
     "the mean of the deltas left out": ("p * (of_p - mean[None, :, low:high])", "p * of_p"),
     "its sign": ("of_p - mean[", "of_p + mean["),
     "scores not normalised": ("jnp.exp(u - log_sum[None, :, low:high])", "jnp.exp(u)"),
     "the mask forgotten": ("p = jnp.where(jnp.broadcast_to(seen.T[:, None], shape), p, 0)", "pass"),
-    "the mask one off": ("_seen(layer, head, (low, high), (a, e))", "_seen(layer, head, (low + 1, high + 1), (a, e))"),
-    "the soft cap's slope left out": ("of_z * (1 - jnp.square(u / layer.soft_cap))", "of_z"),
+    "the mask one off": ("_seen(kind, head, (low, high), (a, e))", "_seen(kind, head, (low + 1, high + 1), (a, e))"),
+    "the soft cap's slope left out": ("of_z * (1 - jnp.square(u / kind.soft_cap))", "of_z"),
     "δ of v by the scores": ("_product(p.reshape(flat)", "_product(u.reshape(flat)"),
     "a tile of q overwritten": ("delta_q.at[:, :, low:high].add", "delta_q.at[:, :, low:high].set"),
     "δ of k by the values": ("deltas_k.append(_product(of_z, q, 1, 0))", "deltas_k.append(_product(of_z, of_o, 1, 0))"),
@@ -178,18 +178,18 @@ FAULTS = {
 
 
 def with_fault(old: str, new: str) -> Callable[..., Any]:
-    """`_backward` with a fault in its text."""
-    source = inspect.getsource(attention._backward)
+    """`backward_head` with a fault in its text."""
+    source = inspect.getsource(attention_tiles.backward_head)
     assert source.count(old) == 1
     made: dict[str, Any] = {}
-    exec(source.replace(old, new), dict(vars(attention)), made)
-    return made["_backward"]
+    exec(source.replace(old, new), dict(vars(attention_tiles)), made)
+    return made["backward_head"]
 
 
 def faulty(name: str | None, monkeypatch: pytest.MonkeyPatch) -> jbp.Report:
-    monkeypatch.setattr(attention, "TILE", 3)
+    monkeypatch.setattr(attention_tiles, "TILE", 3)
     if name is not None:
-        monkeypatch.setattr(attention, "_backward", with_fault(*FAULTS[name]))
+        monkeypatch.setattr(attention, "backward_head", with_fault(*FAULTS[name]))
     f = jbp.as_function(CORE(causal=True, soft_cap=2.0))
     x = of(4, 4, e=3, bias=(2, 4, 4))
     return jbp.compare_vjp(lambda q, k, v, bias: f((), (q, k, v, bias)), *x, timing=False, checks=False)

@@ -129,6 +129,7 @@ def test_a_failed_check_is_the_verdict():
     report = jbp.compare_vjp(cubed(lambda x: 3 * lax.stop_gradient(x) ** 2), X, timing=False)
     assert not report.ok
     assert report.verdict.startswith("The values agree, but second order, forward FAILS: relative difference ")
+    assert report.verdict.endswith("the rule's values are right beside the arguments too, but their derivative is not")
     with pytest.raises(jbp.GradientsDisagree):
         report.raise_if_bad()
 
@@ -223,6 +224,36 @@ def test_second_order_at_a_kink_may_be_any_of_its_slopes():
     assert not failing(between)
     assert between["second order, forward"].text == "as central differences of the derivative, if not as autodiff's"
     assert failing(with_slope(lambda x: 2 * lax.stop_gradient(jnp.maximum(x - 1, 0 * x)))) == SECOND
+
+
+def of_a_covariance(f: Callable, gradient: Callable, a: Any) -> jbp.Report:
+    return jbp.compare_vjp(ruled(f, lambda a: (f(a), a), lambda a, d: (d * gradient(a),)), a, timing=False)
+
+
+def test_a_rule_for_symmetric_matrices_may_be_another_function_off_them():
+    """∂ log|A| = A⁻¹ where A is symmetric. By Cholesky log|A| is a function of (A + Aᵀ)/2, and A⁻¹ is not."""
+    a = np.float32([[4, 1, 0.5], [1, 3, -0.7], [0.5, -0.7, 2]])
+    log_det = lambda a: 2 * jnp.log(jnp.diagonal(jnp.linalg.cholesky(a))).sum()
+    report = of_a_covariance(log_det, jnp.linalg.inv, a)
+    assert (report.kind, report.ok) == (jbp.Verdict.UNDECIDED, True)
+    assert report.verdict.endswith(
+        "UNDECIDED: second order, forward and second order, reverse: a matrix is symmetric, and the primal reads its "
+        "symmetric part alone; the rule is right there, and another function's off symmetric matrices."
+    )
+    # log|det A| reads all of A: there the rule lacks a transposition, and the symmetric A hides it
+    transposed = of_a_covariance(lambda a: jnp.linalg.slogdet(a)[1], jnp.linalg.inv, a)
+    assert transposed.kind is jbp.Verdict.WRONG
+    assert transposed.verdict.endswith("the rule is right only while a matrix that is symmetric here stays so")
+    # and a wrong second order along symmetric matrices is wrong, whatever the primal reads
+    stopped = of_a_covariance(log_det, lambda a: lax.stop_gradient(jnp.linalg.inv(a)), a)
+    assert stopped.verdict.endswith("the rule's values are right at these arguments, and not beside them")
+
+
+def test_a_rule_that_is_right_at_the_arguments_alone_says_so():
+    """x³ with the slope 3 x² + sin 2π(x − X), at X."""
+    report = jbp.compare_vjp(cubed(lambda x: 3 * x**2 + jnp.sin(2 * jnp.pi * (x - X))), X, timing=False)
+    assert report.values_ok
+    assert report.verdict.endswith("the rule's values are right at these arguments, and not beside them")
 
 
 # -- integers, types, memory ------------------------------------------------------------------------------------------

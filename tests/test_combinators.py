@@ -566,7 +566,7 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: jbp.Dropout("0.1"), RATE.format("Dropout", "'0.1'")),
     (lambda: jbp.StochasticDepth(jbp.Dense(3), 1.5), RATE.format("StochasticDepth", 1.5)),
     (lambda: network(jbp.Dropout(0.1), input=jax.ShapeDtypeStruct((3,), jnp.int32)),
-     "layer 0: Dropout: expected a float input x, got int32[3]. Cast it, or join its parts."),
+     "layer 0: Dropout: expected one float input x [N, ...], got int32[N, 3]. Cast it, or join its parts."),
     (lambda: network(jbp.StochasticDepth(jbp.Dense(4), 0.1)),
      KEEPS.format("StochasticDepth", "to which it is added")),
     (lambda: jbp.Tied(jbp.Dense(3), "w"),

@@ -305,7 +305,6 @@ def test_markdown_and_html(make, symbol, x64):
     assert not tags.seen & {"script", "link", "img"}
     assert e._repr_markdown_() == markdown
     assert e._repr_html_() in e.to_html()
-    assert (e.markdown(), e.html()) == (markdown, e.to_html())
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ PATTERNS: dict[str, tuple[np.ndarray, np.ndarray, str]] = {
     "factor of a scalar": (W[0, 0], 3 * W[0, 0], "off by the factor 3.000"),
     "zero": (W, 0 * W, "all zero"),
     "transposed": (SQUARE, SQUARE.T, "transposed"),
+    "a triangle spread over both": (
+        np.tril(SQUARE), (np.tril(SQUARE) + np.tril(SQUARE).T) / 2,
+        "right only in its symmetric part, as if the matrix were always symmetric"),
     "axes swapped": (T[:, :4], np.swapaxes(T[:, :4], 0, 1), "axes 0 and 1 swapped"),
     "reversed": (W, W[::-1], "reversed along axis 0"),
     "reversed in 3-D": (T, T[:, :, ::-1], "reversed along axis 2"),

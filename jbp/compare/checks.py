@@ -19,9 +19,10 @@ from ..programs.program import Program
 from ..programs.replay import equations
 from .comparison import Comparison
 from .derivatives import of_floats
+from .equalities import EQUAL, distance, equal, mapped, scanned
 from .error import FAR, errors, rms
 from .evidence import Evidence
-from .identities import EQUAL, Identities, distance, equal, mapped, scanned
+from .identities import Identities
 from .parts import check_same
 from .points import beside, movement
 from .report import Check, Report
@@ -130,14 +131,12 @@ def _types(comparison: Comparison) -> Iterator[Check]:
 
 def _float0(ruled: Callable, arrays: Sequence[Any]) -> Iterator[Check]:
     """Integer arguments have gradients of dtype float0."""
-    if all(jnp.issubdtype(a.dtype, jnp.inexact) for a in arrays):
+    if all(is_float(a) for a in arrays):
         return
     try:
-        outs, pull = jax.vjp(
-            lambda *a: [o for o in ruled(*a) if jnp.issubdtype(jnp.result_type(o), jnp.inexact)], *arrays
-        )
+        outs, pull = jax.vjp(lambda *a: [o for o in ruled(*a) if is_float(o)], *arrays)
         wrong = [described(g) for a, g in zip(arrays, pull(outs), strict=True)
-                 if not jnp.issubdtype(a.dtype, jnp.inexact) and g.dtype != jax.dtypes.float0]  # fmt: skip
+                 if not is_float(a) and g.dtype != jax.dtypes.float0]  # fmt: skip
         yield Check("integer arguments", not wrong, "; ".join(wrong) or "gradients of dtype float0")
     except Exception as error:  # whatever a stranger's rule raises is the answer
         yield Check("integer arguments", False, f"{said(error)}")

@@ -17,7 +17,7 @@ Flat = Callable[..., Sequence[Any]]
 
 
 def floats_of(arrays: Sequence[Any]) -> list[int]:
-    return [i for i, a in enumerate(arrays) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return [i for i, a in enumerate(arrays) if is_float(a)]
 
 
 def of_floats(function: Flat, floats: Sequence[int], arrays: Sequence[Any]) -> Flat:
@@ -117,7 +117,7 @@ def _turns(site: Site, inputs: Sequence[Any], seeds: Sequence[Any], hit: Any) ->
 
 def seeds_like(who: str, given: Any, like: Sequence[Any], tree: Any, kind: str, one: bool) -> list[Any]:
     """Cotangents of the float outputs (tangents of the float arguments): as given, or random; `one`: 1 for a scalar."""
-    floats = [a for a in like if jnp.issubdtype(a.dtype, jnp.inexact)]
+    floats = [a for a in like if is_float(a)]
     what = "cotangent" if kind == "vjp" else "tangent"
     if given is not None:
         leaves = [leaf for leaf in jax.tree.leaves(given) if getattr(leaf, "dtype", None) != jax.dtypes.float0]

@@ -159,6 +159,6 @@ def _function_behind(oracle: Callable, args: tuple, value: bool) -> Callable | N
             leaves = jax.tree.leaves(jax.eval_shape(f, *args))
         except Exception:  # it takes other arguments, or none of it is JAX's: then nothing is known
             return None
-        if len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.inexact):
+        if len(leaves) == 1 and leaves[0].shape == () and is_float(leaves[0]):
             return f
     return None

@@ -3,7 +3,6 @@
 Each is run in float64 (`replay`), where the two sides agree to the last digits or not at all.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,19 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputError, said
+from ..errors import InputError
 from ..programs.arguments import filled, is_float
-from ..programs.calls import LINEAR
 from ..programs.program import Program
-from ..programs.replay import BITS, equations
 from .derivatives import Flat, floats_of, in_pieces, of_floats, paired, pulled, pushed
 from .differences import DIRECTIONS, Slope, Slopes, summed
-from .error import FAR
-from .points import beside, movement, stream, unit_of
+from .equalities import EQUAL, Both, distance, equal, mapped, scanned, tolerance_of
+from .points import stream, unit_of
 from .report import Check
-
-EQUAL = 1e-9  # relative to the largest element: how far two ways of one computation may be in float64
-Both = tuple[Any, Any]  # two results that must be equal
 
 
 @dataclass(frozen=True)
@@ -155,9 +149,18 @@ class Identities:
         arrays = [self.arrays[i] for i in self.floats]
         return [(wave_like(a) * unit_of(a)).astype(a.dtype) for a in arrays]
 
-    def second_order(self, args: Sequence[Any], reverse: bool) -> Both:
+    @cached_property
+    def symmetric(self) -> list[np.ndarray] | None:
+        """A direction that leaves matrices symmetric which are so; None where no argument is a symmetric matrix."""
+        arrays = [np.asarray(self.arrays[i]) for i in self.floats]
+        are = [_is_symmetric(a) for a in arrays]
+        of = lambda v, is_so: ((v + _turned(v)) / 2).astype(v.dtype) if is_so else v
+        return list(map(of, self.direction, are)) if any(are) else None
+
+    def second_order(self, args: Sequence[Any], reverse: bool, direction: Sequence[Any] | None = None) -> Both:
         arrays, seeds = self.split(args)
         moving = [arrays[i] for i in self.floats]
+        direction = self.direction if direction is None else direction
 
         def once(function: Flat) -> Callable:
             return lambda *moving: self.derivative([*filled(arrays, self.floats, moving), *seeds], function)
@@ -165,9 +168,9 @@ class Identities:
         # beside the first derivative: a second that is zero but for rounding is then no larger than it should be
         first = once(self.ruled)(*moving)
         if reverse:
-            both = [jax.vjp(once(g), *moving)[1](self.direction) for g in (self.ruled, self.bare)]
+            both = [jax.vjp(once(g), *moving)[1](list(direction)) for g in (self.ruled, self.bare)]
         else:
-            both = [jax.jvp(once(g), moving, self.direction)[1] for g in (self.ruled, self.bare)]
+            both = [jax.jvp(once(g), moving, list(direction))[1] for g in (self.ruled, self.bare)]
         ruled, bare = ([jnp.stack([a, b]) for a, b in zip(seconds, first, strict=True)] for seconds in both)
         return ruled, bare
 
@@ -175,7 +178,8 @@ class Identities:
         """A second order that differs from autodiff's is right if central differences of the derivative say so.
 
         It is judged only where they say so of autodiff's own: not where a derivative is stopped, jumps, or has lost its
-        digits.
+        digits. Nor where it differs as soon as a symmetric matrix ceases to be so, and the primal reads the symmetric
+        part alone: the derivative by a symmetric matrix may be written in ways that differ off those.
         """
         args = tuple(self.args)
         try:
@@ -183,25 +187,54 @@ class Identities:
                 "second order", lambda *a: [[p[0] for p in side] for side in self.second_order(a, reverse)], args
             )
             ruled, bare = both.exact(*args)
-            derivative = Program("the derivative", self.derivative_of_bare, args)
-            slopes = Slopes(derivative, args, self.floats)
-            probes = list(self._second(slopes, reverse))
+            by_autodiff = self._differences(self.bare, reverse)
+            if not by_autodiff(bare):
+                told = "autodiff's own differs from central differences of the derivative"
+                return Check(check.name, None, told, undecided=True)
+            if by_autodiff(ruled):
+                return Check(check.name, True, "as central differences of the derivative, if not as autodiff's")
+            wrong = f"{check.text}, and central differences agree with autodiff"
+            agrees, unseen = self._along_symmetric(reverse) if self.symmetric else (False, False)
+            if agrees and unseen:
+                told = "a matrix is symmetric, and the primal reads its symmetric part alone; the rule is right there, "
+                return Check(check.name, None, f"{told}and another function's off symmetric matrices", undecided=True)
+            if agrees:
+                wrong = f"{wrong}: the rule is right only while a matrix that is symmetric here stays so"
+            elif self._differences(self.ruled, reverse)(bare):
+                wrong = f"{wrong}: the rule's values are right beside the arguments too, but their derivative is not"
+            else:
+                wrong = f"{wrong}: the rule's values are right at these arguments, and not beside them"
+            return Check(check.name, False, wrong)
         except InputError as error:
             return Check(check.name, None, f"it can't be told: {error}", undecided=True)
+
+    def _along_symmetric(self, reverse: bool) -> tuple[bool, bool]:
+        """(whether the second order agrees along directions that leave symmetric matrices so, whether the primal is the
+        same when an antisymmetric matrix is added to them), in float64."""
+
+        def run(*args: Any) -> Both:
+            arrays, _ = self.split(args)
+            off = zip(self.floats, self.direction, self.symmetric or (), strict=True)
+            moved = filled(arrays, self.floats, [arrays[i] + ((v - s) / 16).astype(v.dtype) for i, v, s in off])
+            values = [of_floats(self.bare, range(len(arrays)), arrays)(*at) for at in (arrays, moved)]
+            return self.second_order(args, reverse, self.symmetric), values
+
+        both = Program("second order, symmetric", run, tuple(self.args)).exact(*self.args)
+        limit = max(EQUAL, tolerance_of(self.args))
+        agrees, unseen = ([distance(a, b) for a, b in zip(*pair, strict=True)] for pair in both)
+        return max(agrees, default=0.0) <= limit, max(unseen, default=0.0) <= EQUAL
+
+    def _differences(self, function: Flat, reverse: bool) -> Callable[[Sequence[Any]], bool]:
+        """Whether second derivatives are the slopes of a function's first one, where central differences find them."""
+        args = tuple(self.args)
+        derivative = Program("the derivative", lambda *args: self.derivative(args, function), args)
+        probes = list(self._second(Slopes(derivative, args, self.floats), reverse))
 
         def agrees(seconds: Sequence[Any]) -> bool:
             with np.errstate(invalid="ignore"):
                 return all(bool(np.all(slope.agrees(ask(seconds), far))) for ask, slope, far in probes)
 
-        if not agrees(bare):
-            told = "autodiff's own differs from central differences of the derivative"
-            return Check(check.name, None, told, undecided=True)
-        if not agrees(ruled):
-            return Check(check.name, False, f"{check.text}, and central differences agree with autodiff")
-        return Check(check.name, True, "as central differences of the derivative, if not as autodiff's")
-
-    def derivative_of_bare(self, *args: Any) -> list[Any]:
-        return self.derivative(args, self.bare)
+        return agrees
 
     def _second(self, slopes: Slopes, reverse: bool) -> Iterator[tuple[Callable[[Sequence[Any]], Any], Slope, Any]]:
         """(what a second derivative says, its slope, how far it may be) for each number that is asked about.
@@ -236,70 +269,13 @@ def wave_like(a: Any) -> np.ndarray:
     return np.cos(0.5 + 1.7 * np.arange(np.size(a))).reshape(np.shape(a))
 
 
-def scanned(function: Callable) -> Callable:
-    return lambda args: jax.lax.map(function, args)
+def _turned(a: np.ndarray) -> np.ndarray:
+    """The conjugate transpose of each matrix."""
+    return np.conj(np.swapaxes(a, -1, -2))
 
 
-def mapped(transform: Callable, function: Callable, args: Sequence[Any]) -> Both:
-    """A function mapped over two points, and on each by itself."""
-    stacked = [jnp.stack([a, (a * 0.75).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a]) for a in args]
-    each = [function([a[i] for a in stacked]) for i in range(2)]
-    return transform(function)(stacked), [jnp.stack(pair) for pair in zip(*each, strict=True)]
-
-
-def equal(tried: dict[str, Callable], arrays: Sequence[Any]) -> Iterator[Check]:
-    """Each pair of computations in float64, all in one program."""
-    able: dict[str, Callable] = {}
-    reasons: dict[str, str] = {}
-    rounds: set[str] = set()  # what keeps its own precision in float64
-    for name, pair in tried.items():
-        try:
-            jaxpr = jax.make_jaxpr(pair)(list(arrays))
-            if any(eqn.primitive.name in LINEAR for eqn in equations(jaxpr)):
-                reasons[name] = "can't be tried: forward mode meets a custom_vjp, inside the rule itself"
-                continue
-            able[name] = pair
-            rounds |= {name} if any(eqn.primitive.name in BITS for eqn in equations(jaxpr)) else set()
-        except Exception as error:  # whatever a stranger's rule raises is the answer
-            reasons[name] = f"can't be tried: {said(error)}"
-    try:
-        program = Program("checks", lambda *a: {name: pair(list(a)) for name, pair in able.items()}, tuple(arrays))
-        results = program.exact(*arrays)
-    except InputError as error:
-        results, reasons = {}, {name: f"can't be tried: {error}" for name in tried}
-    epsilon = max((float(jnp.finfo(a.dtype).eps) for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)), default=0.0)
-    noise: list[Any] = []
-    for name in tried:
-        if name in reasons:
-            yield Check(name, None, reasons[name])
-            continue
-        # a rule and its primal may hold different constants, rounded to their dtype; a rule and itself may not
-        constants = name in rounds or name.startswith(("second", "forward"))
-        tolerance = min(64 * epsilon, 8 * epsilon + 1e-5) * constants
-        got, expected = results[name]
-        far = max((distance(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
-        ok = far <= max(EQUAL, tolerance)
-        if not ok and math.isfinite(far):
-            noise = noise or movement(lambda *near: jax.tree.leaves(program.exact(*near)), beside(arrays))
-            moved = jax.tree.unflatten(jax.tree.structure(results), noise)[name]
-            ok = all(map(_within, got, expected, *moved))
-        yield Check(name, ok, f"relative difference {far:.1e} in float64")
-
-
-def distance(a: Any, b: Any) -> float:
-    """The largest difference relative to the largest element; NaN only equals NaN in the same place."""
-    a, b = (x if x.dtype.kind in "fc" else x.astype(np.float64) for x in map(np.asarray, (a, b)))
-    if not a.size:
-        return 0.0
-    odd = ~np.isfinite(a) | ~np.isfinite(b)
-    if (odd & (np.nan_to_num(a, nan=0.5) != np.nan_to_num(b, nan=0.5))).any():
-        return float("inf")
-    off, peak = np.abs(np.where(odd, 0, a) - np.where(odd, 0, b)).max(), np.abs(np.where(odd, 0, b)).max()
-    return float(off / peak) if peak else float(off)
-
-
-def _within(got: Any, expected: Any, *moved: np.ndarray) -> bool:
-    """Whether two results differ by no more than either moves: what rounding leaves where all else cancels."""
-    with np.errstate(all="ignore"):
-        far = np.abs(np.asarray(got) - np.asarray(expected))
-        return bool(np.all(far <= FAR * max(off.max(initial=0) for off in moved)))
+def _is_symmetric(a: np.ndarray) -> bool:
+    """Whether these are matrices equal to their conjugate transposes, up to last bits, and not mere numbers."""
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] < 2:
+        return False
+    return distance(a, _turned(a)) <= 4 * float(jnp.finfo(a.dtype).eps)

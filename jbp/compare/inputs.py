@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError
-from ..programs.arguments import Arguments
+from ..programs.arguments import Arguments, is_float
 from ..programs.program import Program, Together
 from ..programs.sites import sites_of
 from .comparison import Comparison
@@ -152,7 +151,7 @@ def both_values(f: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[...
     """f as it is when it is differentiated, with the forward passes of its rules, and by itself; float outputs only."""
 
     def output(out: Any) -> dict[str, Any]:
-        floats = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+        floats = [leaf for leaf in jax.tree.leaves(out) if is_float(leaf)]
         return {"output": floats[0] if len(floats) == 1 else floats}
 
     differentiated, by_itself = lambda *args: output(jax.linearize(f, *args)[0]), lambda *args: output(f(*args))

@@ -25,10 +25,11 @@ from ..programs.program import Program
 from .comparison import Comparison
 from .error import LeafError, pooled
 from .evidence import Evidence, evidence_at, measured, worst
+from .hidden import hidden
 from .parts import VALUE, Part
 from .points import NEAR, around, like, nearby, stream, unit_of
 from .report import Check, Report
-from .why import explained, hidden, suspected
+from .why import explained, suspected
 
 BESIDE_A_KINK = 8  # points beside a kink
 TANGENTS = 8  # at a kink, of a rule for forward mode

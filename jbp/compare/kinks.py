@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
-from scipy.optimize import nnls
 from scipy.sparse import csr_array
 
 from ..programs.arguments import filled, is_float
@@ -33,15 +32,14 @@ from ..programs.program import Program, quickly
 from .choices import dead_of, has_choices, softened
 from .differences import Slopes
 from .error import FLOOR
-from .sides import Choices, Shares, steps_of
+from .mixtures import CHOSEN_AT_ONCE, least_squares, placed_shares, places_of_exchanges, where_live
+from .sides import Choices, Shares
 
-CHOSEN_AT_ONCE = 16  # choices that are run by one call
 MOST = 4096  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
 LARGEST = 2**25  # numbers in the matrix of what each kink's share moves: they are fewer where the derivative is large
 CHANCE = 1024  # comparisons of which one is met by rounding alone
 SOLVES = 8  # of least squares: one is enough unless kinks stand behind one another
 JUMP = 1e-2  # of what the derivative makes of the arguments' sizes: a change of the value by more is a jump
-FIRM = 1e4  # what a condition on shares weighs beside the largest derivative by one
 
 
 class Met(NamedTuple):
@@ -143,7 +141,7 @@ class Kinks:
             for first, at, (m, many) in zip(shift, flat, some, strict=True)
         ]
         of = np.unique(np.concatenate(keys), return_inverse=True)[1].ravel()  # those that have one share
-        leaves, comes = _exchanges(some, flat)
+        leaves, comes = places_of_exchanges(some, flat)
         exchanged = leaves.sum(0) > 0
         most = 1 / np.maximum(1, leaves.T @ (1 + leaves.sum(1)))  # a share that all may have at once
         live = np.ones(len(of), bool)  # kinks, not jumps
@@ -154,8 +152,8 @@ class Kinks:
             values, vectors, last = [], [], []
             for start in range(0, len(rows), CHOSEN_AT_ONCE):
                 some = rows[start : start + CHOSEN_AT_ONCE]
-                shares = _placed(some, met.where, flat)
-                value, derivatives = run(shares, len(some), arrays, _where(met.where, flat, live))
+                shares = placed_shares(some, met.where, flat)
+                value, derivatives = run(shares, len(some), arrays, where_live(met.where, flat, live))
                 derivatives = [np.asarray(d)[: len(some)] for d in derivatives]
                 values.append(np.asarray(value)[: len(some)])
                 pieces = [self.pieces([d[i] for d in derivatives]) for i in range(len(some))]
@@ -178,7 +176,7 @@ class Kinks:
                     off = target - vectors[-1]
                     distance = float(np.sqrt(np.mean(off**2)))
                     columns = (vectors[:count] - vectors[count:-1]).T
-                    jumps = ~np.isfinite(columns).all(0) | self._jumps(values, count, arrays)
+                    jumps = ~np.isfinite(columns).all(0) | self._jumps(values, count)
                 if jumps[group][live].any():
                     live &= ~jumps[group]
                     continue
@@ -188,7 +186,7 @@ class Kinks:
                 if distance < 1e-3 or not columns.any():
                     break
                 one = csr_array((np.ones(len(group)), (np.arange(len(group)), group)), (len(group), count))
-                share = _least(columns, off, here, (leaves @ one).toarray(), (comes @ one).toarray())[group]
+                share = least_squares(columns, off, here, (leaves @ one).toarray(), (comes @ one).toarray())[group]
             return best
 
         own = [side[m] for side, m in zip(met.own, met.where, strict=True) if m is not None]
@@ -216,7 +214,7 @@ class Kinks:
         whole = np.concatenate([np.asarray(a, dtype).ravel() / unit for a, unit in zip(leaves, units, strict=True)])
         return np.concatenate([whole.real, whole.imag]) if complex_ else whole
 
-    def _jumps(self, values: np.ndarray, count: int, arrays: Sequence[Any]) -> np.ndarray:
+    def _jumps(self, values: np.ndarray, count: int) -> np.ndarray:
         """Whose share changes the value, and not its slope alone."""
         change = np.abs(values[:count] - values[count:-1]).reshape(count, -1).max(1, initial=0)
         return change > JUMP * np.abs(values[-1]).max(initial=0) + JUMP**2
@@ -276,69 +274,3 @@ def _opened(tree: Any) -> Any:
         return tree.pair
     opened = [_opened(part) for part in tree]
     return opened if any(part is not None for part in opened) else None
-
-
-def _placed(rows: np.ndarray, where: Sequence[Any], flat: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Rows of shares as arrays of the shapes of the comparisons, `CHOSEN_AT_ONCE` of them."""
-    some = [m for m in where if m is not None]
-    parts = np.split(rows, np.cumsum([len(f) for f in flat])[:-1], axis=1)
-    found = []
-    for m, at, part in zip(some, flat, parts, strict=True):
-        placed = np.zeros((CHOSEN_AT_ONCE, m.size))
-        placed[: len(rows), at] = part
-        found.append(placed.reshape(CHOSEN_AT_ONCE, *m.shape))
-    return found
-
-
-def _where(where: Sequence[Any], flat: Sequence[np.ndarray], live: np.ndarray) -> list[np.ndarray]:
-    """Where kinks are met that are no jumps."""
-    found, parts = [], np.split(live, np.cumsum([len(f) for f in flat])[:-1])
-    for m, at, part in zip([m for m in where if m is not None], flat, parts, strict=True):
-        met = np.zeros(m.size, bool)
-        met[at] = part
-        found.append(met.reshape(m.shape))
-    return found
-
-
-def _exchanges(some: Sequence[tuple[Any, bool]], flat: Sequence[np.ndarray]) -> tuple[csr_array, csr_array]:
-    """[places, kinks] twice: which kink's share leaves a place of a sorted array, and which comes to it."""
-    leaves, comes, kink, base = [], [], [], 0
-    begin = np.cumsum([0, *map(len, flat)])
-    for (m, exchanges), at, first in zip(some, flat, begin, strict=False):
-        if exchanges:
-            k = m.shape[-1]
-            leaves.append(base + at // k)
-            comes.append(base + at // k + steps_of(k)[at % k])
-            kink.append(first + np.arange(len(at)))
-            base += m.size // k
-    places = np.concatenate([*leaves, *comes]) if kink else np.zeros(0, int)
-    used, place = np.unique(places, return_inverse=True)
-    kinks, shape = np.concatenate(kink) if kink else places, (len(used), int(begin[-1]))
-    matrix = lambda rows: csr_array((np.ones(len(kinks)), (rows, kinks)), shape)
-    left, come = np.split(place.ravel(), 2)
-    return matrix(left), matrix(come)
-
-
-def _least(columns: np.ndarray, off: np.ndarray, here: np.ndarray, leaves: np.ndarray, comes: np.ndarray) -> Any:
-    """The shares that bring the derivative nearest: from 0 to 1, and at each place as much leaves as comes, at most 1.
-
-    Lawson & Hanson's least squares of numbers that are not negative; the conditions are rows of a large weight.
-    """
-    used = columns.any(0) | leaves.any(0)
-    conditions = np.unique(np.hstack([leaves, comes])[:, np.tile(used, 2)], axis=0)
-    leaves, comes = np.split(conditions, 2, axis=1)
-    free = np.eye(used.sum())[~leaves.any(0)]  # those that stand in no such condition
-    limits, rest = np.vstack([leaves, free]), np.eye(len(leaves) + len(free))
-    firm = FIRM * np.abs(columns).max(initial=1e-300)
-    rows = np.block(
-        [
-            [columns[:, used], np.zeros((len(off), len(rest)))],
-            [firm * (leaves - comes), np.zeros((len(leaves), len(rest)))],
-            [firm * limits, firm * rest],
-        ]
-    )
-    wanted = np.concatenate([off + columns @ here, np.zeros(len(leaves)), np.full(len(rest), firm)])
-    q, r = np.linalg.qr(rows)
-    shares = here.copy()
-    shares[used] = nnls(r, q.T @ wanted)[0][: used.sum()]
-    return np.clip(shares, 0, 1)

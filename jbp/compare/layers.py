@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..layer import Context, Shape, wide_dtype
-from ..programs.arguments import Arguments
+from ..programs.arguments import Arguments, is_float
 from ..programs.program import Program
 from ..reader import bound, read_gradient, readers
 from ..run import turned
@@ -81,14 +81,14 @@ def _steps(record: Any, cost: Any, theta: Any, y: Any) -> Iterator[tuple[str, An
         def oracle(params: Any, x: Any, delta: Any, layer: Any = layer, context: Any = context) -> dict[str, Any]:
             def of_floats(params: Any, floats: list[Any]) -> Any:
                 leaves, rest = list(jax.tree.leaves(x)), iter(floats)
-                filled = [next(rest) if jnp.issubdtype(a.dtype, jnp.inexact) else a for a in leaves]
+                filled = [next(rest) if is_float(a) else a for a in leaves]
                 return layer.forward(params, jax.tree.unflatten(jax.tree.structure(x), filled), context)[0]
 
-            floats = [a for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.inexact)]
+            floats = [a for a in jax.tree.leaves(x) if is_float(a)]
             _, pull = jax.vjp(of_floats, params, floats)
             gradients, delta_floats = pull(delta)
             rest = iter(delta_floats)
-            delta_x = jax.tree.map(lambda a: next(rest) if jnp.issubdtype(a.dtype, jnp.inexact) else None, x)
+            delta_x = jax.tree.map(lambda a: next(rest) if is_float(a) else None, x)
             return {"delta of x": delta_x, "params": gradients}
 
         alone = None if jax.tree.leaves(context) else layer

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError
@@ -159,5 +158,5 @@ class Task:
 
 def output_names(out: Any) -> list[str]:
     paths, _ = jax.tree_util.tree_flatten_with_path(out)
-    floats = [(path, leaf) for path, leaf in paths if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    floats = [(path, leaf) for path, leaf in paths if is_float(leaf)]
     return [f"output{jax.tree_util.keystr(path) if len(floats) > 1 else ''}" for path, _ in floats]

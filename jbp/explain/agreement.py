@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import stated
-from ..layers.compose import Tap
+from ..layers.edits import Tap
 from ..pair import Outer, Pair, Sum
 from ..record import Record, Step
 from .argument import contributions_of, numbers

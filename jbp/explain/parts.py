@@ -140,8 +140,6 @@ class Explanation(Page):
         title = f"{'The' if self.ok else 'NOT the'} same number"
         yield Section(title, (same, *map(Text, filter(None, [self.note]))))
 
-    markdown, html = Page.to_markdown, Page.to_html
-
 
 def rows_of(line: Line) -> Iterator[tuple[str, str, str]]:
     """The right-hand sides of a line: in symbols, its terms, its value."""

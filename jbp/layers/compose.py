@@ -1,32 +1,28 @@
-"""Containers: layers that run the recursion over their children.
+"""Layers in layers: `Sequential`, and what every container needs of the layers that it is given.
 
     Sequential   y = f_n(… f_1(x));           δ goes through f_n, …, f_1 in turn: the induction itself
-    Residual     y = x + f(x);                δx = δ + (δ through f)
-    Fork         y = (f_1(x), …, f_n(x));     δx = Σ_i (δ_i through f_i)
-    Parallel     y = (f_1(x_1), …, f_n(x_n)); δx = (δ_1 through f_1, …)
-    Frozen       y = f(x);                    δx = δ through f, and 0 for the params
-    Tap          y = x;                       δx = fn(δ): to look at a delta, or to edit it
 
 Saved: what `step` keeps of each child. Nothing else is computed here.
 """
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from keyword import iskeyword
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ..layer import Context, InputError, Layer, at, described, output_spec, wide_dtype
-from ..layout import Fixed
-from ..reader import read_nothing, readers
+from ..layer import Context, InputError, Layer, at, described, output_spec
 from ..run import Kept, step, step_back
-from ..uses import Nothing
+
+
+class Inner(NamedTuple):
+    """Params of a container of one child, so that a leaf's path says which container it is in."""
+
+    layer: Any
 
 
 def check_layer(name: str, given: Any) -> None:
@@ -55,7 +51,7 @@ def checked_layers(who: str, given: Any) -> tuple[Layer, ...]:
             raise InputError(f"{who}: expected names of layers as in {{'norm': LayerNorm()}}, got {list(given)}.")
         given = _named(tuple(given))(**given)
     layers = given if hasattr(given, "_fields") else tuple(given)
-    for name, layer in zip(_places(layers), layers, strict=True):
+    for name, layer in zip(places(layers), layers, strict=True):
         check_layer(f"{who}: layers[{name!r}]", layer)
     return layers
 
@@ -66,12 +62,12 @@ def _named(names: tuple[str, ...]) -> type:
     return namedtuple("Layers", names)
 
 
-def _places(layers: tuple[Any, ...]) -> Sequence[Any]:
+def places(layers: tuple[Any, ...]) -> Sequence[Any]:
     """What stands in a path for each: its name, else its number."""
     return getattr(layers, "_fields", range(len(layers)))
 
 
-def _like(layers: tuple[Any, ...], values: Iterable[Any]) -> tuple[Any, ...]:
+def under_names(layers: tuple[Any, ...], values: Iterable[Any]) -> tuple[Any, ...]:
     """One value for each layer, under the layers' names if they have some."""
     return type(layers)(*values) if hasattr(layers, "_fields") else tuple(values)
 
@@ -86,12 +82,6 @@ def check_keeps_shape(who: str, layer: Layer, params: Any, x: Any, why: str) -> 
         )
 
 
-def check_count(who: str, n: Any) -> None:
-    """Raise `InputError` unless n is a whole number of at least 0."""
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 0:
-        raise InputError(f"{who}: n must be a whole number of at least 0, got {n!r}.")
-
-
 @dataclass(frozen=True)
 class Sequential:
     """Layers one after another. Params: a tuple, one entry for each layer; of a dict of layers, by their names."""
@@ -103,15 +93,15 @@ class Sequential:
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         params = []
-        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
+        for i, (place, layer) in enumerate(zip(places(self.layers), self.layers, strict=True)):
             with at(place):
                 params.append(layer.init(jax.random.fold_in(key, i), x))
                 x = output_spec(layer, params[-1], x)
-        return _like(self.layers, params)
+        return under_names(self.layers, params)
 
     def forward(self, params: tuple, x: Any, context: Context) -> tuple[Any, list[Kept]]:
         kept = []
-        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
+        for i, (place, layer) in enumerate(zip(places(self.layers), self.layers, strict=True)):
             x, saved = step(place, layer, params[i], x, context)
             kept.append(saved)
         return x, kept
@@ -120,205 +110,4 @@ class Sequential:
         readings: list[Any] = [()] * len(self.layers)
         for i in reversed(range(len(self.layers))):  # inductive step: δ of layer i from δ of layer i + 1
             delta, readings[i] = step_back(self.layers[i], params[i], feedback[i], saved[i], delta, read[i])
-        return delta, _like(self.layers, readings)
-
-
-class Inner(NamedTuple):
-    """Params of a container of one child, so that a leaf's path says which container it is in."""
-
-    layer: Any
-
-
-@dataclass(frozen=True)
-class Residual:
-    """y = x + layer(x), or y = of(x) + layer(x) where `of` picks one part of a pytree x, as in `lambda x: x[0]`."""
-
-    layer: Layer
-    of: Callable[[Any], Any] | None = None
-
-    def __post_init__(self):
-        check_layer("Residual: layer", self.layer)
-        if self.of is not None and not callable(self.of):
-            raise InputError(f"Residual: of must be a function that picks a part of x, got {self.of!r}.")
-
-    def init(self, key: PRNGKeyArray, x: Any) -> Inner:
-        with at("layer"):
-            params = self.layer.init(key, x)
-            y = output_spec(self.layer, params, x)
-        part = self._part(x)
-        if y != part:
-            picked = "x" if self.of is None else "of(x)"
-            raise InputError(
-                f"Residual: {picked} + layer(x) needs the layer to keep the shape of {picked}, ({picked}, layer(x)) is "
-                f"{described((part, y))} without the batch axis. Change the layer's width."
-            )
-        return Inner(params)
-
-    def forward(self, params: Inner, x: Any, context: Context) -> tuple[Any, Kept]:
-        y, kept = step("layer", self.layer, params.layer, x, context)
-        return jax.tree.map(lambda a, b: a + b, self._part(x), y), kept
-
-    def backward(self, params: Inner, feedback: Inner, saved: Kept, delta: Any, read: Inner) -> tuple[Any, Inner]:
-        inner, readings = step_back(self.layer, params.layer, feedback.layer, saved, delta, read.layer)
-        # reverses of(x) + y: δ is added where of(x) was picked
-        treedef: Any
-        leaves, treedef = jax.tree.flatten(inner, is_leaf=lambda part: part is None)
-        for place, d in zip(jax.tree.leaves(self._picked(inner)), jax.tree.leaves(delta), strict=True):
-            leaves[place] = leaves[place] + d
-        return treedef.unflatten(leaves), Inner(readings)
-
-    def _picked(self, x: Any) -> Any:
-        """The part of x that `of` picks, each leaf as the number of its place among x's leaves."""
-        treedef: Any
-        leaves, treedef = jax.tree.flatten(x, is_leaf=lambda part: part is None)
-        numbered = treedef.unflatten([_Place(i) for i in range(len(leaves))])
-        try:
-            picked = numbered if self.of is None else self.of(numbered)
-            return jax.tree.map(lambda place: place.number, picked, is_leaf=lambda part: isinstance(part, _Place))
-        except (TypeError, AttributeError, KeyError, IndexError) as error:
-            raise InputError(
-                f"Residual: of must pick a part of x and compute nothing, got {error} for x of {described(x)}. "
-                "As in of=lambda x: x[0]."
-            ) from error
-
-    def _part(self, x: Any) -> Any:
-        leaves = jax.tree.leaves(x, is_leaf=lambda part: part is None)
-        return jax.tree.map(lambda place: leaves[place], self._picked(x))
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Stands for a leaf of x, so that what is picked is seen."""
-
-    number: int
-
-
-def _each(who: str, layers: Sequence[Layer], x: Any) -> tuple:
-    """x, one part for each layer. Raises `InputError` where the parts don't fit."""
-    if not isinstance(x, (tuple, list)) or len(x) != len(layers):
-        got = f"{len(x)} parts" if isinstance(x, (tuple, list)) else described(x)
-        raise InputError(f"{who}: expected x as a tuple of {len(layers)} parts, one for each layer, got {got}.")
-    return tuple(x)
-
-
-@dataclass(frozen=True)
-class Fork:
-    """The same x to each layer; their outputs are a tuple. Params: as in `Sequential`."""
-
-    layers: Any  # a sequence of layers, or a dict of them by name; kept as a tuple
-
-    def __post_init__(self):
-        object.__setattr__(self, "layers", checked_layers("Fork", self.layers))
-        if not self.layers:
-            raise InputError("Fork: expected at least one layer, got none. Write Fork([f, g]).")
-
-    def init(self, key: PRNGKeyArray, x: Any) -> tuple:
-        params = []
-        for i, (place, layer) in enumerate(zip(_places(self.layers), self.layers, strict=True)):
-            with at(place):
-                params.append(layer.init(jax.random.fold_in(key, i), x))
-        return _like(self.layers, params)
-
-    def forward(self, params: tuple, x: Any, context: Context) -> tuple[tuple, tuple[Kept, ...]]:
-        each = zip(_places(self.layers), self.layers, params, strict=True)
-        pairs = [step(place, layer, its, x, context) for place, layer, its in each]
-        return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
-
-    def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple) -> tuple[Any, tuple]:
-        steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
-        deltas, readings = zip(*(step_back(*each) for each in steps), strict=True)
-        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *deltas), _like(self.layers, readings)
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """Part i of a tuple x to layer i; their outputs are a tuple. Params: as in `Sequential`."""
-
-    layers: Any  # a sequence of layers, or a dict of them by name; kept as a tuple
-
-    def __post_init__(self):
-        object.__setattr__(self, "layers", checked_layers("Parallel", self.layers))
-
-    def init(self, key: PRNGKeyArray, x: Any) -> tuple:
-        params = []
-        parts = zip(_places(self.layers), self.layers, _each("Parallel", self.layers, x), strict=True)
-        for i, (place, layer, part) in enumerate(parts):
-            with at(place):
-                params.append(layer.init(jax.random.fold_in(key, i), part))
-        return _like(self.layers, params)
-
-    def forward(self, params: tuple, x: tuple, context: Context) -> tuple[tuple, tuple[Kept, ...]]:
-        parts = zip(_places(self.layers), self.layers, params, _each("Parallel", self.layers, x), strict=True)
-        pairs = [step(place, layer, its, part, context) for place, layer, its, part in parts]
-        return tuple(y for y, _ in pairs), tuple(kept for _, kept in pairs)
-
-    def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: tuple, read: tuple) -> tuple[Any, tuple]:
-        steps = zip(self.layers, params, feedback, saved, delta, read, strict=True)
-        pairs = [step_back(*each) for each in steps]
-        return tuple(d for d, _ in pairs), _like(self.layers, (readings for _, readings in pairs))
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The layer with its params held fixed: `layout.trainable` is False at its leaves, and their gradient is 0.
-
-    Forward stops the gradient at the params, so `jax.grad` agrees. In reverse delta goes through, and each leaf's
-    reader gets `Nothing`, a pair whose every quantity is 0: no product of its gradient is computed.
-    """
-
-    layer: Layer
-
-    def __post_init__(self):
-        check_layer("Frozen: layer", self.layer)
-
-    def init(self, key: PRNGKeyArray, x: Any) -> Fixed:
-        with at("fixed"):
-            return Fixed(self.layer.init(key, x))
-
-    def forward(self, params: Fixed, x: Any, context: Context) -> tuple[Any, Kept]:
-        return step("fixed", self.layer, jax.lax.stop_gradient(params.fixed), x, context)
-
-    def backward(self, params: Fixed, feedback: Fixed, saved: Kept, delta: Any, read: Fixed) -> tuple[Any, Fixed]:
-        nobody = readers(params.fixed, read_nothing)
-        fixed, carries = jax.lax.stop_gradient(
-            (params.fixed, feedback.fixed)
-        )  # in a Hessian product they are fixed too
-        delta_x, _ = step_back(self.layer, fixed, carries, saved, delta, nobody)
-        n = jax.tree.leaves(delta)[0].shape[0]
-        nothing = lambda leaf, reader: reader(Nothing(n, jnp.shape(leaf), wide_dtype(leaf.dtype)))
-        return delta_x, Fixed(jax.tree.map(nothing, params.fixed, read.fixed))
-
-
-@dataclass(frozen=True)
-class Tap:
-    """The identity forward; `fn(delta)` in reverse. `fn` returns a delta of the same shape.
-
-    δ is of the reduced cost (each example's scaled by its weight, 1/N in a mean) in `cost.grad` and `value_and_grad`,
-    and of each example's own cost C_n in `cost.measure` and `pairs`: an `fn` that is not linear tells them apart.
-    """
-
-    fn: Callable[[Any], Any]
-
-    def __post_init__(self):
-        if not callable(self.fn):
-            raise InputError(
-                f"Tap: expected fn as a function of delta, got {self.fn!r}. As in Tap(lambda delta: delta)."
-            )
-
-    @property
-    def elementwise(self) -> bool | None:
-        """True where `fn` hands δ on unchanged, as its own program says; else unknown, as backward is no derivative."""
-        try:
-            program = jax.make_jaxpr(self.fn)(jax.ShapeDtypeStruct((1, 1), jnp.result_type(float)))
-        except Exception:  # it takes a δ of another shape, or looks at its values
-            return None
-        return program.jaxpr.outvars == program.jaxpr.invars or None
-
-    def init(self, key: PRNGKeyArray, x: Any) -> tuple:
-        return ()
-
-    def forward(self, params: tuple, x: Any, context: Context) -> tuple[Any, tuple]:
-        return x, ()
-
-    def backward(self, params: tuple, feedback: tuple, saved: tuple, delta: Any, read: tuple) -> tuple[Any, tuple]:
-        return self.fn(delta), ()
+        return delta, under_names(self.layers, readings)

@@ -21,20 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..layer import Context, InputError, Layer, at, described, wide
+from ..layer import Context, InputError, Layer, at, wide
 from ..run import step, step_back
 from .compose import Inner, check_keeps_shape, check_layer
+from .settings import check_float_input, is_number
+
+REMEDY = "Cast it, or join its parts."
 
 
 def _check_rate(who: str, rate: Any) -> None:
-    number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
-    if not number or not 0 <= rate < 1:
+    if not is_number(rate) or not 0 <= rate < 1:
         raise InputError(f"{who}: rate must be a number in [0, 1), the part that is left out, got {rate!r}.")
-
-
-def _check_float(who: str, x: Any) -> None:
-    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(f"{who}: expected a float input x, got {described(x)}. Cast it, or join its parts.")
 
 
 def _drawn(key: Any, rate: float, shape: tuple[int, ...]) -> Array:
@@ -61,7 +58,7 @@ class Dropout:
         _check_rate("Dropout", self.rate)
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
-        _check_float("Dropout", x)
+        check_float_input("Dropout", x, "[N, ...]", 0, REMEDY)
         return ()
 
     def forward(self, params: tuple, x: Float[Array, "N ..."], context: Context) -> tuple[Any, Any]:
@@ -89,7 +86,7 @@ class StochasticDepth:
         _check_rate("StochasticDepth", self.rate)
 
     def init(self, key: PRNGKeyArray, x: Any) -> Inner:
-        _check_float("StochasticDepth", x)
+        check_float_input("StochasticDepth", x, "[N, ...]", 0, REMEDY)
         with at("layer"):
             params = self.layer.init(key, x)
             check_keeps_shape("StochasticDepth", self.layer, params, x, "to which it is added")

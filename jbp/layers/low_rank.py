@@ -21,8 +21,9 @@ from ..layer import Context, InputError, Layer, at, described, einsum, output_sp
 from ..layout import Fixed
 from ..pair import Outer
 from ..run import step, step_back
-from .compose import Frozen, check_layer
+from .compose import check_layer
 from .dense import initialised
+from .edits import Frozen
 from .settings import check_above_zero, check_float_input, check_whole
 
 

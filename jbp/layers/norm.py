@@ -16,8 +16,9 @@ Shapes: x and y `[N, *T, C]`, channels last; g and b `[C]`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,92 +64,96 @@ class Statistics(NamedTuple):
         return (x if self.mean is None else x - self.mean) * self.r
 
 
-def _init(who: str, settings: Any, x: Any, form: str, axes: int) -> Scale:
-    check_float_input(who, x, form, axes, "Give the input an axis of channels, its last, and cast it to float.")
-    ones, zeros = jnp.ones(x.shape[-1:], x.dtype), jnp.zeros(x.shape[-1:], x.dtype)
-    return Scale(ones if settings.gain else None, zeros if getattr(settings, "bias", False) else None)
+class Normalisation(ABC):
+    """A layer that normalises each example over some axes. A leaf class states its settings and `view`."""
 
+    epsilon: float
+    gain: bool
+    centred: ClassVar[bool] = True  # whether μ is the mean, else 0
+    input: ClassVar[tuple[str, int]] = "[N, ..., C]", 1  # x in words, and its least number of axes without N
 
-def _forward(who: str, params: Scale, x: Any, view: View, epsilon: float, centred: bool = True) -> tuple[Any, Any]:
-    for leaf in params:
-        if leaf is not None and leaf.shape != x.shape[-1:]:
-            raise InputError(
-                f"{who}: expected x [N, ..., C = {leaf.shape[0]}], got {described(x)}. "
-                "Check the width of the layer before."
-            )
-    seen = wide(x).reshape(view.shape)
-    statistics = Statistics.of(seen, view, epsilon, centred)
-    y = statistics.normalised(seen).reshape(x.shape)
-    if params.gain is not None:
-        y = y * jnp.broadcast_to(wide(params.gain), y.shape)
-    if params.bias is not None:
-        y = y + jnp.broadcast_to(wide(params.bias), y.shape)
-    return y.astype(x.dtype), (x, statistics)
+    @abstractmethod
+    def view(self, shape: tuple[int, ...]) -> View:
+        """How it sees an x of this shape."""
 
+    @property
+    def bias(self) -> bool:
+        """Whether there is one; a setting of most."""
+        return False
 
-def _backward(feedback: Scale, saved: Any, delta: Float[Array, "N *T C"], read: Scale, view: View) -> tuple[Any, Scale]:
-    x, statistics = saved
-    normal, d = statistics.normalised(wide(x).reshape(view.shape)), wide(delta)
-    readings = Scale(
-        None if read.gain is None else read.gain(Sum(d * normal.reshape(x.shape))),
-        None if read.bias is None else read.bias(Sum(delta)),
-    )
-    # reverses y = g·x̂ + b, and then x̂ = (x − μ)·r, where μ and r depend on x, too
-    d = (d if feedback.gain is None else d * jnp.broadcast_to(wide(feedback.gain), d.shape)).reshape(view.shape)
-    inside = d - normal * view.mean(d * normal)
-    inside = inside if statistics.mean is None else inside - view.mean(d)
-    return (statistics.r * inside).reshape(x.shape).astype(delta.dtype), readings
+    @property
+    def _who(self) -> str:
+        return type(self).__name__
+
+    def __post_init__(self):
+        check_above_zero(type(self).__name__, epsilon=self.epsilon)
+        check_flags(type(self).__name__, gain=self.gain, bias=self.bias)
+
+    def init(self, key: PRNGKeyArray, x: Any) -> Scale:
+        remedy = "Give the input an axis of channels, its last, and cast it to float."
+        check_float_input(self._who, x, *self.input, remedy)
+        ones, zeros = jnp.ones(x.shape[-1:], x.dtype), jnp.zeros(x.shape[-1:], x.dtype)
+        return Scale(ones if self.gain else None, zeros if self.bias else None)
+
+    def forward(self, params: Scale, x: Float[Array, "N *T C"], context: Context) -> tuple[Any, Any]:
+        for leaf in params:
+            if leaf is not None and leaf.shape != x.shape[-1:]:
+                raise InputError(
+                    f"{self._who}: expected x [N, ..., C = {leaf.shape[0]}], got {described(x)}. "
+                    "Check the width of the layer before."
+                )
+        view = self.view(x.shape)
+        seen = wide(x).reshape(view.shape)
+        statistics = Statistics.of(seen, view, self.epsilon, self.centred)
+        y = statistics.normalised(seen).reshape(x.shape)
+        if params.gain is not None:
+            y = y * jnp.broadcast_to(wide(params.gain), y.shape)
+        if params.bias is not None:
+            y = y + jnp.broadcast_to(wide(params.bias), y.shape)
+        return y.astype(x.dtype), (x, statistics)
+
+    def backward(
+        self, params: Scale, feedback: Scale, saved: Any, delta: Float[Array, "N *T C"], read: Scale
+    ) -> tuple[Any, Scale]:
+        (x, statistics), view = saved, self.view(delta.shape)
+        normal, d = statistics.normalised(wide(x).reshape(view.shape)), wide(delta)
+        readings = Scale(
+            None if read.gain is None else read.gain(Sum(d * normal.reshape(x.shape))),
+            None if read.bias is None else read.bias(Sum(delta)),
+        )
+        # reverses y = g·x̂ + b, and then x̂ = (x − μ)·r, where μ and r depend on x, too
+        d = (d if feedback.gain is None else d * jnp.broadcast_to(wide(feedback.gain), d.shape)).reshape(view.shape)
+        inside = d - normal * view.mean(d * normal)
+        inside = inside if statistics.mean is None else inside - view.mean(d)
+        return (statistics.r * inside).reshape(x.shape).astype(delta.dtype), readings
 
 
 @dataclass(frozen=True)
-class LayerNorm:
+class LayerNorm(Normalisation):
     """Mean 0 and variance 1 over the last axis of each position, then a gain and a bias for each channel."""
 
     epsilon: float = 1e-5
     gain: bool = True
     bias: bool = True
 
-    def __post_init__(self):
-        check_above_zero("LayerNorm", epsilon=self.epsilon)
-        check_flags("LayerNorm", gain=self.gain, bias=self.bias)
-
-    def init(self, key: PRNGKeyArray, x: Any) -> Scale:
-        return _init("LayerNorm", self, x, "[N, ..., C]", 1)
-
-    def forward(self, params: Scale, x: Float[Array, "N *T C"], context: Context) -> tuple[Any, Any]:
-        return _forward("LayerNorm", params, x, View(x.shape, (-1,)), self.epsilon)
-
-    def backward(
-        self, params: Scale, feedback: Scale, saved: Any, delta: Float[Array, "N *T C"], read: Scale
-    ) -> tuple[Any, Scale]:
-        return _backward(feedback, saved, delta, read, View(delta.shape, (-1,)))
+    def view(self, shape: tuple[int, ...]) -> View:
+        return View(shape, (-1,))
 
 
 @dataclass(frozen=True)
-class RMSNorm:
+class RMSNorm(Normalisation):
     """Mean square 1 over the last axis of each position, then a gain for each channel; nothing is subtracted."""
 
     epsilon: float = 1e-6
     gain: bool = True
+    centred: ClassVar[bool] = False
 
-    def __post_init__(self):
-        check_above_zero("RMSNorm", epsilon=self.epsilon)
-        check_flags("RMSNorm", gain=self.gain)
-
-    def init(self, key: PRNGKeyArray, x: Any) -> Scale:
-        return _init("RMSNorm", self, x, "[N, ..., C]", 1)
-
-    def forward(self, params: Scale, x: Float[Array, "N *T C"], context: Context) -> tuple[Any, Any]:
-        return _forward("RMSNorm", params, x, View(x.shape, (-1,)), self.epsilon, centred=False)
-
-    def backward(
-        self, params: Scale, feedback: Scale, saved: Any, delta: Float[Array, "N *T C"], read: Scale
-    ) -> tuple[Any, Scale]:
-        return _backward(feedback, saved, delta, read, View(delta.shape, (-1,)))
+    def view(self, shape: tuple[int, ...]) -> View:
+        return View(shape, (-1,))
 
 
 @dataclass(frozen=True)
-class GroupNorm:
+class GroupNorm(Normalisation):
     """Mean 0 and variance 1 over all positions and the channels of one of `groups` equal groups, in each example."""
 
     groups: int
@@ -158,15 +163,18 @@ class GroupNorm:
 
     def __post_init__(self):
         check_whole("GroupNorm", groups=self.groups)
-        check_above_zero("GroupNorm", epsilon=self.epsilon)
-        check_flags("GroupNorm", gain=self.gain, bias=self.bias)
+        super().__post_init__()
 
-    def _view(self, shape: tuple[int, ...]) -> View:
+    @property
+    def _who(self) -> str:
+        return f"GroupNorm({self.groups})"
+
+    def view(self, shape: tuple[int, ...]) -> View:
         n, *positions, channels = shape
         return View((n, math.prod(positions), self.groups, channels // self.groups), (1, 3))
 
     def init(self, key: PRNGKeyArray, x: Any) -> Scale:
-        params = _init(f"GroupNorm({self.groups})", self, x, "[N, *positions, C]", 1)
+        params = super().init(key, x)
         if x.shape[-1] % self.groups:
             raise InputError(
                 f"GroupNorm({self.groups}): expected channels in {self.groups} equal groups, got C = {x.shape[-1]}. "
@@ -174,38 +182,15 @@ class GroupNorm:
             )
         return params
 
-    def forward(self, params: Scale, x: Float[Array, "N *T C"], context: Context) -> tuple[Any, Any]:
-        return _forward(f"GroupNorm({self.groups})", params, x, self._view(x.shape), self.epsilon)
-
-    def backward(
-        self, params: Scale, feedback: Scale, saved: Any, delta: Float[Array, "N *T C"], read: Scale
-    ) -> tuple[Any, Scale]:
-        return _backward(feedback, saved, delta, read, self._view(delta.shape))
-
 
 @dataclass(frozen=True)
-class InstanceNorm:
+class InstanceNorm(Normalisation):
     """Mean 0 and variance 1 over all positions of each channel, in each example."""
 
     epsilon: float = 1e-5
     gain: bool = True
     bias: bool = True
+    input: ClassVar[tuple[str, int]] = "[N, *positions, C]", 2
 
-    def __post_init__(self):
-        check_above_zero("InstanceNorm", epsilon=self.epsilon)
-        check_flags("InstanceNorm", gain=self.gain, bias=self.bias)
-
-    def init(self, key: PRNGKeyArray, x: Any) -> Scale:
-        return _init("InstanceNorm", self, x, "[N, *positions, C]", 2)
-
-    def forward(self, params: Scale, x: Float[Array, "N *T C"], context: Context) -> tuple[Any, Any]:
-        return _forward("InstanceNorm", params, x, View(x.shape, _positions(x.shape)), self.epsilon)
-
-    def backward(
-        self, params: Scale, feedback: Scale, saved: Any, delta: Float[Array, "N *T C"], read: Scale
-    ) -> tuple[Any, Scale]:
-        return _backward(feedback, saved, delta, read, View(delta.shape, _positions(delta.shape)))
-
-
-def _positions(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(range(1, len(shape) - 1))
+    def view(self, shape: tuple[int, ...]) -> View:
+        return View(shape, tuple(range(1, len(shape) - 1)))

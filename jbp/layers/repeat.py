@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ..layer import Context, InputError, Layer, at
+from ..layer import Context, Layer, at
 from ..reader import stacked
 from ..run import step, step_back
-from .compose import Inner, check_count, check_keeps_shape, check_layer
+from .compose import Inner, check_keeps_shape, check_layer
+from .settings import check_flags, check_whole
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class Repeat:
 
     def __post_init__(self):
         check_layer("Repeat: layer", self.layer)
-        check_count("Repeat", self.n)
-        if not isinstance(self.unroll, (bool, np.bool_)):
-            raise InputError(f"Repeat: unroll must be True or False, got {self.unroll!r}.")
+        check_whole("Repeat", least=0, n=self.n)
+        check_flags("Repeat", unroll=self.unroll)
 
     def init(self, key: PRNGKeyArray, x: Any) -> Inner:
         of = lambda key: self.layer.init(key, x)

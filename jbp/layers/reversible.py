@@ -31,7 +31,8 @@ from jaxtyping import PRNGKeyArray
 from ..layer import Context, InputError, Layer, Shape, at, batch_of, described, output_spec, spec_of, wide
 from ..reader import stacked
 from ..run import step, step_back
-from .compose import check_count, check_layer
+from .compose import check_layer
+from .settings import check_whole
 
 
 class Coupling(NamedTuple):
@@ -55,7 +56,7 @@ class Reversible:
     def __post_init__(self):
         check_layer("Reversible: f", self.f)
         check_layer("Reversible: g", self.g)
-        check_count("Reversible", self.n)
+        check_whole("Reversible", least=0, n=self.n)
 
     def init(self, key: PRNGKeyArray, x: Any) -> Coupling:
         x1, x2 = _halves_of_spec(x)

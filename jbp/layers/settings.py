@@ -10,11 +10,23 @@ from ..layer import InputError
 from .dense import of_batch
 
 
-def check_whole(who: str, **settings: Any) -> None:
-    """Raise `InputError` unless each setting is a whole number of at least 1."""
+def is_number(given: Any) -> bool:
+    """Whether this is a real number, whole or not, and no bool."""
+    return isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
+
+
+def is_whole(given: Any) -> bool:
+    """Whether this is a whole number, and no bool."""
+    return is_number(given) and isinstance(given, (int, np.integer))
+
+
+def check_whole(who: str, *, least: int = 1, remedy: str = "", **settings: Any) -> None:
+    """Raise `InputError` unless each setting is a whole number of at least `least`."""
     for name, given in settings.items():
-        if not isinstance(given, (int, np.integer)) or isinstance(given, bool) or given < 1:
-            raise InputError(f"{who}: {name} must be a whole number of at least 1, got {given!r}.")
+        if not is_whole(given) or given < least:
+            raise InputError(
+                f"{who}: {name} must be a whole number of at least {least}, got {given!r}. {remedy}".strip()
+            )
 
 
 def check_flags(who: str, **settings: Any) -> None:
@@ -27,8 +39,7 @@ def check_flags(who: str, **settings: Any) -> None:
 def check_above_zero(who: str, **settings: Any) -> None:
     """Raise `InputError` unless each setting is a finite number above 0."""
     for name, given in settings.items():
-        number = isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
-        if not number or not 0 < given < float("inf"):
+        if not is_number(given) or not 0 < given < float("inf"):
             raise InputError(f"{who}: {name} must be a number above 0, got {given!r}.")
 
 

@@ -9,7 +9,7 @@ Shapes: z `[N, ...]`, classes on the last axis; y as each has it; C_n `[N]`.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from .loss import Output, Target, by_example, check_like, check_one_array, check
 @dataclass(frozen=True)
 class SigmoidCrossEntropy:
     """C = Σ_j log(1 + e^{z_j}) − y_j z_j for logits z and y in [0, 1]: −log of independent Bernoulli likelihoods."""
+
+    applies: ClassVar[str] = "sigmoid"
 
     def check(self, output: Any, y: Any) -> None:
         check_like("SigmoidCrossEntropy", output, y)
@@ -67,6 +69,7 @@ class SoftmaxCrossEntropy:
     ignore: int | None = None
     positions: Literal["sum", "mean"] = "sum"
     z_loss: float = 0.0
+    applies: ClassVar[str] = "softmax"
 
     def __post_init__(self):
         if self.positions not in ("sum", "mean"):

@@ -21,20 +21,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..layer import Context, InputError, described, einsum, wide_dtype
 from ..layers.dense import Affine, Dense, Initializer, initialised
+from ..layers.settings import check_whole, is_whole
 from ..pair import Outer
 from ..recomputed import Portion, Recomputed, cut, over_pieces, size_of_pieces
 from .cross_entropy import SoftmaxCrossEntropy, check_labels, counted_labels, label_factors
 
 LOGITS = 1 << 23  # that exist at a time, at most, unless `chunk` says how many positions
-
-
-def _whole(number: Any) -> bool:
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,17 @@ class LinearCrossEntropy:
     weights: str | Initializer = "lecun_normal"
 
     def __post_init__(self):
-        for name, least in (("classes", 1), ("chunk", 1)):
-            given = getattr(self, name)
-            if not (_whole(given) and given >= least) and not (name == "chunk" and given is None):
-                raise InputError(
-                    f"LinearCrossEntropy: {name} must be a whole number of at least {least}, got {given!r}. "
-                    + ("Leave it out for at most 2²³ logits at a time." if name == "chunk" else "Count the labels.")
-                )
+        check_whole("LinearCrossEntropy", classes=self.classes, remedy="Count the labels.")
+        if self.chunk is not None:
+            remedy = "Leave it out for at most 2²³ logits at a time."
+            check_whole("LinearCrossEntropy", chunk=self.chunk, remedy=remedy)
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
                 f"LinearCrossEntropy: label_smoothing must be in [0, 1), got {self.label_smoothing}. As in 0.1."
             )
         if not 0 <= self.z_loss < math.inf:
             raise InputError(f"LinearCrossEntropy: z_loss must be at least 0, got {self.z_loss}. As in 1e-4.")
-        if self.ignore is not None and not _whole(self.ignore):
+        if self.ignore is not None and not is_whole(self.ignore):
             raise InputError(
                 f"LinearCrossEntropy: ignore must be a label, a whole number, or None, got {self.ignore!r}. As in -1."
             )

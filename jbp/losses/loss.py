@@ -9,7 +9,8 @@ These two are all that a loss of your own needs; it is any hashable object. For 
     hessian_root(output, y)         -> [K, N, ...]     columns S_k with Σ_k S_k S_kᵀ = H_n
     sample(key, output)             -> y               from the likelihood of which C_n is −log, where there is one
 
-and to say what is wrong with a y, `check(output, y)` for its shape and `check_values(output, y)` for its values.
+and to say what is wrong with a y, `check(output, y)` for its shape and `check_values(output, y)` for its values. One of
+logits says what it does to them itself, `applies = "softmax"`, so that no network does it before.
 
 A loss over positions sums them, `positions="sum"`, or averages them, `"mean"`; never divided by anything else: the
 reduction over examples belongs to `Cost`. Everything is computed and returned in at least float32, also for outputs of
