@@ -53,6 +53,9 @@ from .explain import explain as explain
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
+from .ggn import DiagonalGGN as DiagonalGGN
+from .ggn import GGNFactors as GGNFactors
+from .ggn import GGNGram as GGNGram
 from .history import History as History
 from .in_jax import as_function as as_function
 from .layer import Context as Context
@@ -106,6 +109,7 @@ from .reverse import Cost as Cost
 from .run import run as run
 from .run import step as step
 from .run import step_back as step_back
+from .seeds import Sampled as Sampled
 from .state import State as State
 from .testing import assert_gradients as assert_gradients
 from .testing import assert_vjp as assert_vjp

@@ -191,22 +191,50 @@ class Split:
     """Readouts without their arrays, which travel apart: static, so that equal ones are compiled once."""
 
     treedef: Any
-    settings: tuple[Any, ...]  # None where an array was
+    settings: tuple[Any, ...]  # a `_Place` where an array was
 
     @classmethod
-    def of(cls, readouts: tuple[Readout, ...]) -> tuple["Split", list[Any]]:
-        """(the readouts without arrays, the arrays)."""
-        leaves, treedef = jax.tree.flatten(readouts)
-        is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
-        arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
-        return cls(
-            treedef, tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
-        ), arrays
+    def of(cls, readouts: tuple[Any, ...]) -> tuple["Split", list[Any]]:
+        """(the readouts without arrays, the arrays, each once)."""
+        leaves, treedef = jax.tree.flatten(readouts, is_leaf=lambda node: isinstance(node, ByLeaf))
+        is_array = [isinstance(leaf, (jax.Array, np.ndarray, ByLeaf)) for leaf in leaves]
+        arrays = {id(leaf): leaf for leaf, array in zip(leaves, is_array, strict=True) if array}
+        places = {key: _Place(i) for i, key in enumerate(arrays)}
+        settings = (places[id(leaf)] if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+        return cls(treedef, tuple(settings)), list(arrays.values())
 
-    def filled(self, arrays: list[Any]) -> tuple[Readout, ...]:
+    def filled(self, arrays: list[Any]) -> tuple[Any, ...]:
         """The readouts with these arrays."""
-        rest = iter(arrays)
-        return self.treedef.unflatten([next(rest) if leaf is None else leaf for leaf in self.settings])
+        return self.treedef.unflatten(
+            [arrays[leaf.number] if isinstance(leaf, _Place) else leaf for leaf in self.settings]
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array was, by its number."""
+
+    number: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ByLeaf:
+    """An array of a readout that is no vector `[P]`: for each leaf, in the layout's order, arrays of its own."""
+
+    parts: Any
+
+
+def _cut(layout: Layout, array: Any) -> list[Any]:
+    """The leaves' parts of a readout's array. Raises `InputError` where it is no vector `[P]`."""
+    if isinstance(array, ByLeaf):
+        return list(array.parts)
+    if jnp.shape(array) != (layout.size,):
+        raise InputError(
+            f"a readout's array must be a vector [P] = [{layout.size}] like theta, got {described(array)}. "
+            "Make it with layout.flatten(tree)."
+        )
+    return layout.leaves(array)
 
 
 def readers_of(readouts: tuple[Readout, ...], layout: Layout, weights: Float[Array, "N"]) -> Any:
@@ -215,13 +243,7 @@ def readers_of(readouts: tuple[Readout, ...], layout: Layout, weights: Float[Arr
     Raises `InputError` where an array of a readout is no vector `[P]`.
     """
     split, arrays = Split.of(readouts)
-    for vector in arrays:
-        if jnp.shape(vector) != (layout.size,):
-            raise InputError(
-                f"a readout's array must be a vector [P] = [{layout.size}] like theta, got {described(vector)}. "
-                "Make it with layout.flatten(tree)."
-            )
-    parts = [layout.leaves(vector) for vector in arrays]
+    parts = [_cut(layout, array) for array in arrays]
 
     def reader(i: int) -> Reader:
         def read(pair: Pair, own: list[Any]) -> tuple[Any, ...]:
@@ -243,7 +265,7 @@ def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n
     """
     leaves = zip(layout.names, layout.shapes, layout.treedef.flatten_up_to(readings), strict=True)
     split, arrays = Split.of(readouts)
-    parts = [layout.leaves(vector) for vector in arrays]
+    parts = [_cut(layout, array) for array in arrays]
     for i, (name, shape, reading) in enumerate(leaves):
         mine = split.filled([part[i] for part in parts])
         for readout, got in zip(mine, reading if isinstance(reading, tuple) else (reading,) * len(mine), strict=False):
