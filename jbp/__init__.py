@@ -58,6 +58,12 @@ from .ggn import GGNFactors as GGNFactors
 from .ggn import GGNGram as GGNGram
 from .history import History as History
 from .in_jax import as_function as as_function
+from .kfac import kfac as kfac
+from .kronecker import CorrectedEigenvalues as CorrectedEigenvalues
+from .kronecker import Diagonal as Diagonal
+from .kronecker import Factors as Factors
+from .kronecker import KroneckerFactors as KroneckerFactors
+from .kronecker import eigenbases as eigenbases
 from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer

@@ -28,7 +28,8 @@ class Readout(Protocol):
     are vectors `[P]` like θ: the layout cuts them, and `read` is called on a readout that holds the leaf's part.
 
     `of_examples = False` says that it speaks of the whole batch alone, so that a network which mixes examples has it;
-    `adds = True`, that the reading of a sum of pairs is the sum of the readings.
+    `adds = True`, that the reading of a sum of pairs is the sum of the readings; `by_form = True`, that a reading's
+    shape depends on the form of the pair, so that nothing tells whether it fits the leaf.
     """
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:
@@ -220,7 +221,7 @@ class _Place:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ByLeaf:
-    """An array of a readout that is no vector `[P]`: for each leaf, in the layout's order, arrays of its own."""
+    """An array of a readout that is no vector `[P]`: {leaf's name: arrays of its own, or None}."""
 
     parts: Any
 
@@ -228,7 +229,12 @@ class ByLeaf:
 def _cut(layout: Layout, array: Any) -> list[Any]:
     """The leaves' parts of a readout's array. Raises `InputError` where it is no vector `[P]`."""
     if isinstance(array, ByLeaf):
-        return list(array.parts)
+        if set(array.parts) != set(layout.names):
+            raise InputError(
+                f"a readout's arrays must be of the leaves {', '.join(layout.names)}, got {', '.join(array.parts)}. "
+                "Make them from what a readout of this cost gave."
+            )
+        return [array.parts[name] for name in layout.names]
     if jnp.shape(array) != (layout.size,):
         raise InputError(
             f"a readout's array must be a vector [P] = [{layout.size}] like theta, got {described(array)}. "
@@ -269,6 +275,8 @@ def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n
     for i, (name, shape, reading) in enumerate(leaves):
         mine = split.filled([part[i] for part in parts])
         for readout, got in zip(mine, reading if isinstance(reading, tuple) else (reading,) * len(mine), strict=False):
+            if getattr(readout, "by_form", False):
+                continue
             due = jax.eval_shape(lambda r=readout, s=shape: r.read(Nothing(n, s, np.float32), jnp.ones(n, np.float32)))
             if any(isinstance(part, Pair) for part in (due, got)):
                 fits = isinstance(got, Pair) and _is_of(got, shape)

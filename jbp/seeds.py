@@ -188,22 +188,33 @@ def measured(
     What a readout says of itself besides: `stacks = True`, that it keeps the columns apart, so that its `collect` is
     called for each of them and `finished(result)` is given all, `[K, ...]`; else it adds them by `over_columns`.
     """
-    layout, results, todo = opened.cost.layout, {}, dict(enumerate(readouts))
+    results: dict[int, Any] = {}
+    todo = dict(enumerate(readouts))
     while todo:
         seed = seed_of(next(iter(todo.values())))
         group = {i: readout for i, readout in todo.items() if same_seed(seed_of(readout), seed)}
         todo = {i: readout for i, readout in todo.items() if i not in group}
-        mine: Any = tuple(replace(readout, seed=None) for readout in group.values())  # a key is no vector
-        read = readers_of(mine, layout, weights)
-
-        def column(delta: Any, mine: Any = mine, read: Any = read) -> tuple[Any, ...]:
-            readings = opened.back(delta, read)
-            check_shapes(mine, layout, readings, n)
-            return collect(mine, layout, readings)
-
-        apart_ = [getattr(readout, "stacks", False) for readout in mine]
-        out_axes = tuple(0 if stacks else None for stacks in apart_)
-        found = jax.vmap(column, axis_name=COLUMNS, out_axes=out_axes)(columns(seed, opened.loss, opened.output, y))
-        for i, readout, stacks, result in zip(group, mine, apart_, found, strict=True):
-            results[i] = readout.finished(result) if stacks else result
+        found = read_columns(opened, tuple(group.values()), columns(seed, opened.loss, opened.output, y), weights, n)
+        results |= zip(group, found, strict=True)
     return tuple(results[i] for i in range(len(readouts)))
+
+
+def read_columns(
+    opened: Opened, readouts: tuple[Any, ...], deltas: Any, weights: Float[Array, "N"], n: int
+) -> tuple[Any, ...]:
+    """The results of readouts of one seed, from its columns `[K, N, ...]`."""
+    layout = opened.cost.layout
+    mine: Any = tuple(replace(readout, seed=None) for readout in readouts)  # whose keys are no vectors
+    read = readers_of(mine, layout, weights)
+
+    def column(delta: Any) -> tuple[Any, ...]:
+        readings = opened.back(delta, read)
+        check_shapes(mine, layout, readings, n)
+        return collect(mine, layout, readings)
+
+    apart_ = [getattr(readout, "stacks", False) for readout in mine]
+    found = jax.vmap(column, axis_name=COLUMNS, out_axes=tuple(0 if stacks else None for stacks in apart_))(deltas)
+    return tuple(
+        readout.finished(result) if stacks else result
+        for readout, stacks, result in zip(mine, apart_, found, strict=True)
+    )

@@ -16,7 +16,7 @@ PACKAGE = Path(jbp.__file__).parent
 ORDER = [
     "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "uses", "recomputed", "reader", "run",
     "activations", "layers", "losses", "outside", "network", "readouts", "in_jax", "named", "record", "compare",
-    "loss_leaves", "checking", "seeds", "ggn", "curvature", "reverse", "chain", "testing", "feedback", "explain", "flow", "draw",
+    "loss_leaves", "checking", "seeds", "ggn", "kronecker", "curvature", "reverse", "kfac", "chain", "testing", "feedback", "explain", "flow", "draw",
     "history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands",
     "__main__",
 ]  # fmt: skip
