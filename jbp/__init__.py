@@ -96,6 +96,7 @@ from .layers.tied import Tied as Tied
 from .layout import Layout as Layout
 from .network import Network as Network
 from .network import mlp as mlp
+from .ntk import ntk as ntk
 from .pair import Gather as Gather
 from .pair import Outer as Outer
 from .pair import Pair as Pair

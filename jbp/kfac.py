@@ -39,6 +39,7 @@ def kfac(
     *,
     damping: float = 1e-3,
     momentum: float = 0.9,
+    clip: float | None = 1e-2,
     every: int = 10,
     decay: float = 0.95,
     seed: Literal["sampled", "exact", "empirical"] = "sampled",
@@ -51,11 +52,13 @@ def kfac(
     `update(gradient, state, params, batch=(x, y, context))`: gradient and params are the tree of leaves, or vectors
     `[P]`; a leaf that is held fixed stays. `learning_rate`: a number or an optax schedule. `damping`: what is added to
     each block of the GGN, in its own units. `every`: so many steps have the same factors and inverses. `decay`: of the
-    averages, from one renewal to the next. `seed`: where the factors come from; "sampled" draws labels with `key`,
+    averages, from one renewal to the next. `clip`: the most that
+    learning_rate² ⟨∇C, direction⟩, about twice the divergence between the model before a step and after it, may be; a
+    longer direction is shortened. `seed`: where the factors come from; "sampled" draws labels with `key`,
     `jax.random.key(0)` unless given. `shared`, `largest`: see `KroneckerFactors`; a larger factor is its diagonal.
     Raises `InputError` for settings out of range, a loss without what the seed needs, and an update without a batch.
     """
-    _check(cost, damping, momentum, every, decay, seed, largest)
+    _check(cost, damping, momentum, clip, every, decay, seed, largest)
     key = jax.random.key(0) if key is None else key
     check_key("kfac", key, "kfac(..., key={})")
     readout = KroneckerFactors(None, shared, int(largest))
@@ -104,6 +107,12 @@ def kfac(
         names = zip(layout.names, steps, layout.trainable, strict=True)
         turned = [_turned(inverses[name], g) if free and g is not None else None for name, g, free in names]
         direction = layout.treedef.unflatten(turned)
+        if clip is not None:
+            dots = [jnp.vdot(g, d) for g, d in zip(steps, turned, strict=True) if d is not None]
+            rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+            met = jnp.square(jnp.asarray(rate, dots[0].dtype)) * sum(dots)
+            short = jnp.sqrt(clip / jnp.maximum(met, clip))
+            direction = jax.tree.map(lambda d: d * short.astype(d.dtype), direction)
         if flat:
             direction = layout.flatten(layout.filled(direction, gradient.dtype))
         return direction, KfacState(state.count + 1, _words(key), averages, inverses)
@@ -112,7 +121,7 @@ def kfac(
     return optax.chain(rule, optax.trace(momentum), optax.scale_by_learning_rate(learning_rate))
 
 
-def _check(cost, damping, momentum, every, decay, seed, largest) -> None:
+def _check(cost, damping, momentum, clip, every, decay, seed, largest) -> None:
     """Raise `InputError` where a setting is not what it should be."""
     if not isinstance(cost, Cost):
         raise InputError(f"kfac: expected a Cost first, got {type(cost).__name__}. As in kfac(cost, 0.1).")
@@ -126,6 +135,7 @@ def _check(cost, damping, momentum, every, decay, seed, largest) -> None:
     for name, given, fits, what in (
         ("damping", damping, damping > 0, "above 0"),
         ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
+        ("clip", clip, clip is None or clip > 0, "above 0, or None"),
         ("decay", decay, 0 <= decay < 1, "in [0, 1)"),
         ("every", every, whole(every), "a whole number of at least 1"),
         ("largest", largest, whole(largest), "a whole number of at least 1"),
@@ -164,10 +174,7 @@ def _inverse(factor: Any, damping: Any) -> Any:
     if isinstance(factor, Diagonal):
         return Diagonal(1 / (factor.d + damping[..., None]))
     eye = jnp.eye(factor.shape[-1], dtype=factor.dtype)
-    damped = factor + damping[..., None, None] * jnp.broadcast_to(eye, factor.shape)
-    root = jnp.linalg.cholesky(damped)
-    half = jax.lax.linalg.triangular_solve(root, jnp.broadcast_to(eye, factor.shape), left_side=True, lower=True)
-    return jnp.matmul(jnp.swapaxes(half, -1, -2), half)
+    return jnp.linalg.inv(factor + damping[..., None, None] * jnp.broadcast_to(eye, factor.shape))
 
 
 def _inverses(factors: Factors, damping: float) -> Factors:

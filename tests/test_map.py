@@ -15,7 +15,7 @@ import jbp
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
     "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "uses", "recomputed", "reader", "run",
-    "activations", "layers", "losses", "outside", "network", "readouts", "in_jax", "named", "record", "compare",
+    "activations", "layers", "losses", "outside", "network", "readouts", "ntk", "in_jax", "named", "record", "compare",
     "loss_leaves", "checking", "seeds", "ggn", "kronecker", "curvature", "reverse", "kfac", "chain", "testing", "feedback", "explain", "flow", "draw",
     "history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands",
     "__main__",
