@@ -12,6 +12,8 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     uses recomputed               pairs made of pairs; pairs that come a part at a time
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
+    seeds ggn kronecker curvature other seeds than the loss's δ, and what is read at them; products with curvature
+    ntk kfac                      the neural tangent kernel; an optimiser
     in_jax                        layers in anybody's model
     named record chain            one recorded run; which networks are drawn neuron by neuron
     compare/                      a rule against autodiff: evidence → leaf errors → verdict → report

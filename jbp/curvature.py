@@ -1,8 +1,8 @@
 """Products with curvature: H v, and J (loss's Hessian) Jᵀ v, without any matrix of P × P.
 
     hvp     H v = ∂/∂ε ∇C(θ + εv) at ε = 0: forward-mode autodiff of the hand-written gradient (Pearlmutter 1994)
-    fvp     Σ_n w_n J_nᵀ M_n J_n v, J_n = ∂output_n/∂θ: J_n v by forward-mode autodiff of the forward, then M_n, then back
-            by the hand-written reverse of the same forward (Schraudolph 2002). w_n are the factors of C_n in C
+    fvp     Σ_n w_n J_nᵀ M_n J_n v, J_n = ∂output_n/∂θ: J_n v by forward-mode autodiff of the forward, then M_n, then
+            back by the hand-written reverse of the same forward (Schraudolph 2002). w_n: the factors of C_n in C
 
     M_n = H_n, the loss's Hessian      the generalised Gauss-Newton matrix (GGN)
     M_n = Σ_k S_k S_kᵀ of a seed       the Fisher matrix, by sampled labels or by those that are given
@@ -22,7 +22,7 @@ from .layer import InputError, batch_of, described
 from .outside import check_arrays
 from .reader import read_gradient
 from .readouts import Split
-from .seeds import Opened, Sampled, apart, check_has, check_seed, columns
+from .seeds import Opened, apart, check_has, check_seed, columns_of
 
 
 def hvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, weights: Any, context: Any) -> Float[Array, "*K P"]:
@@ -56,8 +56,8 @@ def _products(cost, split, arrays, theta, x, y, v, weights, context):
     layout, v = cost.layout, jnp.asarray(v)
     if v.ndim not in (1, 2) or v.shape[-1] != layout.size:
         raise InputError(
-            f"v: expected a vector [P] = [{layout.size}] like theta, or several [K, {layout.size}], got {described(v)}. "
-            "Make it with layout.flatten(tree)."
+            f"v: expected a vector [P] = [{layout.size}] like theta, or several [K, {layout.size}], got "
+            f"{described(v)}. Make it with layout.flatten(tree)."
         )
     params = layout.unflatten(theta)
     x, y = cost._check(x, y, weights, context)
@@ -69,7 +69,7 @@ def _products(cost, split, arrays, theta, x, y, v, weights, context):
             gradient = lambda params: cost.value_and_grad_leaves(params, x, y, weights=weights, context=context)[1]
             found = jax.jvp(gradient, (params,), (tangent,))[1]
         else:
-            found = _gauss_newton(cost, *split.filled(arrays), params, tangent, x, y, weights, context)
+            found = _gauss_newton(cost, split.filled(arrays)[0], params, tangent, x, y, weights, context)
         found = layout.filled(found, theta.dtype)
         return layout.flatten(jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, found))
 
@@ -88,9 +88,9 @@ def _gauss_newton(cost, seed, params, tangent, x, y, weights, context):
     if seed == "exact":
         met = loss.hessian_product(output, y, along)
     else:
-        roots = columns(seed, loss, output, y)
-        dots = jax.tree.map(lambda s, a: (s * a.astype(s.dtype)[None]).reshape(*s.shape[:2], -1).sum(2), roots, along)
-        dots = sum(jax.tree.leaves(dots))  # ⟨S_k, J v⟩ [K, N]
+        roots = columns_of(seed, loss, output, y)
+        each = jax.tree.map(lambda s, a: (s * a.astype(s.dtype)[None]).reshape(*s.shape[:2], -1).sum(2), roots, along)
+        dots: Any = sum(jax.tree.leaves(each))  # ⟨S_k, J v⟩ [K, N]
         met = jax.tree.map(lambda s: (s * dots.reshape(-1, n, *(1,) * (s.ndim - 2)).astype(s.dtype)).sum(0), roots)
     w = cost._factors(params, x, y, weights)
     scaled = jax.tree.map(lambda u: u * w.astype(u.dtype).reshape(-1, *(1,) * (u.ndim - 1)), met)

@@ -15,7 +15,7 @@ from .layer import einsum, sum_over_examples, wide
 from .layout import Layout, joined
 from .pair import Outer, Pair
 from .reader import as_stacked
-from .seeds import COLUMNS, over_columns
+from .seeds import SEED_COLUMNS, over_columns
 from .uses import Stack
 
 
@@ -55,16 +55,18 @@ def gram_of_columns(pair: Pair) -> Float[Array, "N L M"]:
         return jax.vmap(gram_of_columns)(pair.blocks).sum(0)
     if isinstance(pair, Outer) and pair.a.shape[1] == 1:
         a, delta = wide(pair.a[:, 0]), wide(pair.delta[:, 0])
-        return einsum("ni,mi->nm", a, a)[:, None] * einsum("no,lmo->nlm", delta, jax.lax.all_gather(delta, COLUMNS))
-    others = jax.tree.map(lambda a: jax.lax.all_gather(a, COLUMNS), pair)
-    k = jax.lax.psum(1, COLUMNS)  # how many: others may be without arrays
+        return einsum("ni,mi->nm", a, a)[:, None] * einsum(
+            "no,lmo->nlm", delta, jax.lax.all_gather(delta, SEED_COLUMNS)
+        )
+    others = jax.tree.map(lambda a: jax.lax.all_gather(a, SEED_COLUMNS), pair)
+    k = jax.lax.psum(1, SEED_COLUMNS)  # how many: others may be without arrays
     return jnp.moveaxis(jax.vmap(pair.dots, axis_size=k)(others), 0, 1)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DiagonalGGN:
-    """The diagonal of the GGN, Σ_n w_n Σ_k g_nk² as `[P]`; with `of_each`, Σ_k g_nk² of each example, `[N, P]`, w aside.
+    """The diagonal of the GGN, Σ_n w_n Σ_k g_nk² as `[P]`; with `of_each`, that of each C_n, Σ_k g_nk², as `[N, P]`.
 
     `seed`: "exact", or `jbp.Sampled(key)`, whose expectation it is.
     """

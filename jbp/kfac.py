@@ -21,7 +21,7 @@ from .kronecker import Diagonal, Factors, KroneckerFactors
 from .layer import Context, InputError, batch_of, wide_dtype
 from .outside import check_key
 from .reverse import Cost
-from .seeds import Opened, Sampled, check_seed, measured, read_columns
+from .seeds import Opened, Sampled, check_seed, read_columns, read_seeds
 
 
 class KfacState(NamedTuple):
@@ -77,17 +77,21 @@ def kfac(
             column = jax.tree.map(lambda a: jnp.zeros((1, *a.shape), a.dtype), opened.output)
             return read_columns(opened, (readout,), column, jnp.ones(1, wide_dtype(dtype)), 1)[0]
 
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(shapes, whole, batch_of(cost.network.input)))
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(shapes, whole, batch_of(cost.network.input))
+        )
         return KfacState(jnp.zeros((), jnp.int32), _words(key), zeros, zeros)
 
-    def update(gradient: Any, state: KfacState, params: Any = None, *, batch: Any = None, whole: Any = None, **_: Any):
+    def update(
+        gradient: Any, state: KfacState, params: Any = None, *, batch: Any = None, whole: Any = None, **others: Any
+    ):
         if batch is None or params is None:
             raise InputError(
                 "kfac: update needs the params and the batch of its gradient, for the factors. Pass them, as in "
                 "update(gradient, state, params, batch=(x, y, jbp.Context())); jbp.fit does so."
             )
         x, y, *context = batch
-        leaves, _ = on_leaves(params if whole is None else whole)
+        leaves = on_leaves(params if whole is None else whole)[0]
         if any(leaf is None for leaf in leaves):
             raise InputError("kfac: expected all leaves, the frozen ones too. Pass whole=layout.unflatten(theta).")
         key, of_seed = jax.random.split(jax.random.wrap_key_data(state.key))
@@ -126,7 +130,9 @@ def _check(cost, damping, momentum, clip, every, decay, seed, largest) -> None:
     if not isinstance(cost, Cost):
         raise InputError(f"kfac: expected a Cost first, got {type(cost).__name__}. As in kfac(cost, 0.1).")
     if cost.mixed_by is not None:
-        raise InputError(f"kfac: layer {cost.mixed_by} mixes the examples of a batch, so that none has a pair of its own.")
+        raise InputError(
+            f"kfac: layer {cost.mixed_by} mixes the examples of a batch, so that none has a pair of its own."
+        )
     if seed != "sampled":
         check_seed("kfac", seed, cost.loss_layer)
     else:
@@ -154,7 +160,7 @@ def _factors(cost: Cost, readout: Any, seed: Any, params: Any, x: Any, y: Any, c
     weights = cost._factors(params, x, y, None)
     opened = Opened.of(cost, params, x, context)
     seeded = KroneckerFactors(seed, readout.shared, readout.largest)
-    return measured(opened, (seeded,), y, weights, weights.shape[0])[0]
+    return read_seeds(opened, (seeded,), y, weights, weights.shape[0])[0]
 
 
 # -- a factor, whole or its diagonal ----------------------------------------------------------------------------------
@@ -166,7 +172,9 @@ def _is_factors(node: Any) -> bool:
 
 def _mean(factor: Any) -> Any:
     """tr/d, with the axes of blocks."""
-    return factor.d.mean(-1) if isinstance(factor, Diagonal) else jnp.trace(factor, axis1=-2, axis2=-1) / factor.shape[-1]
+    return (
+        factor.d.mean(-1) if isinstance(factor, Diagonal) else jnp.trace(factor, axis1=-2, axis2=-1) / factor.shape[-1]
+    )
 
 
 def _inverse(factor: Any, damping: Any) -> Any:

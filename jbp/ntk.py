@@ -126,8 +126,8 @@ def _sizes(net: Network, form: str, n: int, m: int, memory: int) -> tuple[int, i
     needs = lambda size: _bytes(ones, form, c, size)
     if needs(1) > memory:
         raise InputError(
-            f"ntk: one example with one other takes about {needs(1):,} bytes, and memory={memory:,}. Give it more, or ask "
-            "for trace=True or diagonal=True."
+            f"ntk: one example with one other takes about {needs(1):,} bytes, and memory={memory:,}. Give it more, or "
+            "ask for trace=True or diagonal=True."
         )
     low, high = 1, max(n, m)
     while low < high:  # the largest size that fits

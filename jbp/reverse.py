@@ -39,7 +39,7 @@ from .pair import Pair
 from .reader import Reader, check_gradients, read_gradient, read_nothing, read_whole
 from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
 from .run import check_feedback, run, step, turned
-from .seeds import Opened, check_seed, measured, seed_of
+from .seeds import Opened, check_seed, read_seeds, seed_of
 
 
 class Params(NamedTuple):
@@ -223,8 +223,8 @@ class Cost:
         return self.value_and_grad(theta, x, y, weights=weights, context=context, feedback=feedback)[1]
 
     def measure(self, theta: Theta, x: Any, y: Any, *readouts: Readout, weights=None, context=Context(), feedback=None):
-        """(C, tuple of the readouts' results), all from one forward and one reverse pass for each kind of seed that they
-        ask for (the loss's own δ, unless a readout has a `seed`). A single readout's result comes alone.
+        """(C, tuple of the readouts' results), all from one forward and one reverse pass for each seed that they ask for
+        (the loss's own δ, unless a readout has a `seed`). A single readout's result comes alone.
 
         Readouts of single examples speak of the unscaled per-example cost C_n; a network that mixes examples has none.
         """
@@ -234,7 +234,8 @@ class Cost:
                 check_seed(type(readout).__name__, seed, self.loss_layer)
                 if feedback is not None:
                     raise InputError(
-                        f"Cost.measure: {type(readout).__name__} speaks of J, which θ itself carries. Leave out feedback."
+                        f"Cost.measure: {type(readout).__name__} speaks of J, which θ itself carries. "
+                        "Leave out feedback."
                     )
         check_arrays(theta=theta, x=x, y=y, weights=weights, feedback=feedback)
         split, arrays = Split.of(readouts)
@@ -472,7 +473,7 @@ def _measure(cost, split, arrays, theta, x, y, weights, context, feedback):
     values, _, readings = cost.induction(params, feedback, x, y, delta, read, context, ran=ran)
     check_shapes(own, cost.layout, readings, factors.shape[0])
     results = iter(collect(own, cost.layout, readings))
-    others = iter(measured(opened, seeded, y, weights, factors.shape[0]) if opened else ())
+    others = iter(read_seeds(opened, seeded, y, weights, factors.shape[0]) if opened else ())
     return (factors * values).sum(), tuple(next(results if seed_of(r) is None else others) for r in readouts)
 
 

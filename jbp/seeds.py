@@ -1,11 +1,11 @@
 """Seeds: what enters at the output, where it is not the δ of the cost itself.
 
     "exact"        columns S_k of a root of the loss's Hessian: Σ_k S_k S_kᵀ = H_n = ∂²C_n/∂output²
-    Sampled(key)   δ of labels that are drawn from the model's own likelihood: E[S Sᵀ] = H_n, a few columns in place of K
+    Sampled(key)   δ of labels that are drawn from the model's own likelihood: E[S Sᵀ] = H_n; few columns in place of K
     "empirical"    the δ of the labels that are given, as one column
 
-Each column goes back through one and the same forward, all of them at once by `vmap`, whose axis is `COLUMNS`: a reader
-that adds its readings over the columns does so by `over_columns`, as early as it can. Of a loss that has parameters,
+Each column goes back through one and the same forward, all of them at once by `vmap`: a reader that adds its readings
+over the columns does so by `over_columns`, as early as it can. Of a loss that has parameters,
 curvature speaks of what it fuses: `unfused() -> (layer, loss)`.
 
 Shapes: columns `[K, N, ...]` like the output. Source: Dangel et al. 2020, arXiv:1912.10985; Martens & Grosse 2015,
@@ -27,7 +27,7 @@ from .outside import check_key
 from .readouts import Readout, check_shapes, collect, readers_of
 from .run import run
 
-COLUMNS = "columns of a seed"  # the name of their axis
+SEED_COLUMNS = "columns of a seed"  # the name of their axis
 
 _static: Any = {"static": True}
 
@@ -139,7 +139,7 @@ class Opened:
         return self.cost._together(self.network[1](delta, net)[1], of_loss)
 
 
-def columns(seed: Any, loss: Any, output: Any, y: Any) -> Float[Array, "K N ..."]:
+def columns_of(seed: Any, loss: Any, output: Any, y: Any) -> Float[Array, "K N ..."]:
     """The columns S_k of a seed at the output. Raises `InputError` where a loss gives something else."""
     if isinstance(seed, Sampled):
         draw = lambda key: sampled(loss, key, output, y)
@@ -170,7 +170,7 @@ def sampled(loss: Any, key: PRNGKeyArray, output: Any, y: Any) -> Any:
 
 def over_columns(quantity: Any) -> Any:
     """Σ over the columns of the seed, inside their `vmap`."""
-    return jax.lax.psum(quantity, COLUMNS)
+    return jax.lax.psum(quantity, SEED_COLUMNS)
 
 
 def same_seed(one: Any, two: Any) -> bool:
@@ -180,7 +180,7 @@ def same_seed(one: Any, two: Any) -> bool:
     return isinstance(one, str) and isinstance(two, str) and one == two
 
 
-def measured(
+def read_seeds(
     opened: Opened, readouts: tuple[Readout, ...], y: Any, weights: Float[Array, "N"], n: int
 ) -> tuple[Any, ...]:
     """The results of readouts that have seeds, in their order: one reverse for each seed, whoever asks for it.
@@ -194,7 +194,7 @@ def measured(
         seed = seed_of(next(iter(todo.values())))
         group = {i: readout for i, readout in todo.items() if same_seed(seed_of(readout), seed)}
         todo = {i: readout for i, readout in todo.items() if i not in group}
-        found = read_columns(opened, tuple(group.values()), columns(seed, opened.loss, opened.output, y), weights, n)
+        found = read_columns(opened, tuple(group.values()), columns_of(seed, opened.loss, opened.output, y), weights, n)
         results |= zip(group, found, strict=True)
     return tuple(results[i] for i in range(len(readouts)))
 
@@ -213,7 +213,7 @@ def read_columns(
         return collect(mine, layout, readings)
 
     apart_ = [getattr(readout, "stacks", False) for readout in mine]
-    found = jax.vmap(column, axis_name=COLUMNS, out_axes=tuple(0 if stacks else None for stacks in apart_))(deltas)
+    found = jax.vmap(column, axis_name=SEED_COLUMNS, out_axes=tuple(0 if stacks else None for stacks in apart_))(deltas)
     return tuple(
         readout.finished(result) if stacks else result
         for readout, stacks, result in zip(mine, apart_, found, strict=True)

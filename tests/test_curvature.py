@@ -12,8 +12,15 @@ import pytest
 from cases import as_numpy, assert_close, assert_told, over_calls
 
 import jbp
-from jbp.losses import HalfSquaredError, Huber, LinearCrossEntropy, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
-from jbp.seeds import columns
+from jbp.losses import (
+    HalfSquaredError,
+    Huber,
+    LinearCrossEntropy,
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    SquaredError,
+)
+from jbp.seeds import columns_of
 
 N, T = 3, 2  # examples, positions
 WORDS = jax.ShapeDtypeStruct((T,), jnp.int32)
@@ -40,7 +47,9 @@ CASES = {
     "questions, norm": Case((jbp.LayerNorm(), jbp.Dense(3)), (4,), SigmoidCrossEntropy()),
     "frozen": Case((jbp.Frozen(jbp.Dense(3)), jbp.Tanh(), jbp.Dense(3)), (2,), SoftmaxCrossEntropy(0.1, z_loss=0.1)),
     "tied": Case(
-        (jbp.Tied(jbp.Sequential([jbp.Dense(3), jbp.Tanh(), jbp.Dense(2)]), {"2.w": "0.w.T"}),), (2,), HalfSquaredError()
+        (jbp.Tied(jbp.Sequential([jbp.Dense(3), jbp.Tanh(), jbp.Dense(2)]), {"2.w": "0.w.T"}),),
+        (2,),
+        HalfSquaredError(),
     ),
     "positions": Case(
         (jbp.Embedding(5, 4), jbp.Positions(T), jbp.Repeat(block(4), 2), jbp.Dense(3)),
@@ -189,7 +198,7 @@ def test_sampled_columns_mean_the_loss_s_hessian(loss: Any, x64: None):
     """The mean of S Sᵀ over many labels is H_n within five standard errors, element by element."""
     output, many = drawn(N, T, 3), 3000
     y = jnp.asarray([[0, 1], [1, 1], [2, 0]]) if isinstance(loss, SoftmaxCrossEntropy) else jnp.ones(output.shape)
-    each = np.asarray(columns(jbp.Sampled(jax.random.key(1), many), loss, output, y)).reshape(many, N, -1)
+    each = np.asarray(columns_of(jbp.Sampled(jax.random.key(1), many), loss, output, y)).reshape(many, N, -1)
     root = np.asarray(loss.hessian_root(output, y)).reshape(-1, N, output[0].size)
     samples = many * np.einsum("kna,knb->knab", each, each)
     error = np.abs(samples.mean(0) - np.einsum("kna,knb->nab", root, root))
@@ -221,3 +230,86 @@ def test_one_forward_and_one_reverse_for_each_seed(x64: None):
     assert two < 2 * one - 2  # the reverse is one, too
 
 
+# -- wrong calls ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A loss with params that does not say what it fuses: C_n = b Σ output."""
+
+    def init(self, key, x):
+        return {"b": jnp.ones(())}
+
+    def forward(self, params, x, context):
+        total = x[0].sum(1)
+        return params["b"] * total, total
+
+    def backward(self, params, feedback, saved, delta, read):
+        return (feedback["b"] * jnp.broadcast_to(delta[:, None], (len(saved), 2)), None), {
+            "b": read["b"](jbp.Sum(delta * saved))
+        }
+
+
+NET = jbp.mlp(2, 3, 2, last=jbp.Identity())
+X, Y, THETA = jnp.zeros((4, 2)), jnp.zeros((4, 2)), jnp.zeros(NET.layout.size)
+SQUARES, OTHERS = jbp.Cost(NET, HalfSquaredError()), jbp.Cost(NET, jbp.losses.from_function(lambda a, y: a.sum(1)))
+KEY = jbp.Sampled(jax.random.key(0))
+REMEDY = " Give it one, as jbp.losses tells, […]"
+
+
+def measured(cost: jbp.Cost, *readouts: Any, **settings: Any) -> Any:
+    return cost.measure(jnp.zeros(cost.layout.size), X, Y, *readouts, **settings)
+
+
+WRONG = [
+    (
+        lambda: SQUARES.hvp(THETA, X, Y, THETA[1:]),
+        "v: expected a vector [P] = [17] like theta, or several [K, 17], […]",
+    ),
+    (lambda: SQUARES.ggnvp(THETA, X, Y, jnp.zeros((1, 1, 17))), "v: expected a vector [P] = [17] like theta, […]"),
+    (
+        lambda: OTHERS.ggnvp(THETA, X, Y, THETA),
+        f"Cost.ggnvp: the loss FromFunction has no curvature, no method hessian_product.{REMEDY}",
+    ),
+    (
+        lambda: measured(OTHERS, jbp.DiagonalGGN()),
+        f"DiagonalGGN: the loss FromFunction has no curvature, no method hessian_root.{REMEDY}",
+    ),
+    (
+        lambda: measured(OTHERS, jbp.DiagonalGGN(KEY)),
+        f"DiagonalGGN: the loss FromFunction has no likelihood, no method sample.{REMEDY}",
+    ),
+    (
+        lambda: measured(jbp.Cost(NET, Huber()), jbp.DiagonalGGN(KEY)),
+        "Huber: has no likelihood here to sample from. Use HalfSquaredError for a Gaussian one.",
+    ),
+    (
+        lambda: jbp.Cost(NET, Huber()).fvp(THETA, X, Y, THETA),
+        "Huber: has no likelihood here to sample from. Use HalfSquaredError for a Gaussian one.",
+    ),
+    (
+        lambda: jbp.Cost(NET, Fused()).ggnvp(jnp.zeros(18), X, Y, jnp.zeros(18)),
+        "curvature: the loss Fused is a layer with params, and says nothing of the curvature at its end. […]",
+    ),
+    (lambda: jbp.Sampled(None), "Sampled: expected a random key, got None. Write jbp.Sampled(jax.random.key(0))."),
+    (lambda: jbp.Sampled(3), "Sampled: expected a random key, got 3. Write jbp.Sampled(jax.random.key(3))."),
+    (lambda: jbp.Sampled(jax.random.key(0), 0), "Sampled: samples must be a whole number of at least 1, got 0."),
+    (
+        lambda: measured(SQUARES, jbp.DiagonalGGN(jbp.Sampled)),
+        "DiagonalGGN: seed must be 'exact', 'empirical' or a jbp.Sampled, got <class 'jbp.seeds.Sampled'>. […]",
+    ),
+    (
+        lambda: measured(SQUARES, jbp.DiagonalGGN(), feedback=THETA),
+        "Cost.measure: DiagonalGGN speaks of J, which θ itself carries. Leave out feedback.",
+    ),
+    (
+        lambda: SQUARES.read(SQUARES.pairs(THETA, X, Y), jbp.DiagonalGGN()),
+        "Cost.read: these pairs are of the loss's own δ, and DiagonalGGN is of another seed. Use cost.measure.",
+    ),
+]
+
+
+@over_calls(WRONG)
+@pytest.mark.usefixtures("as_for_a_user")
+def test_wrong_calls(call: Callable, message: str):
+    assert_told(call, message)

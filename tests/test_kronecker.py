@@ -10,7 +10,7 @@ import pytest
 from cases import as_numpy, assert_close, assert_told, over_calls
 
 import jbp
-from jbp.losses import HalfSquaredError, Huber, LinearCrossEntropy, SoftmaxCrossEntropy
+from jbp.losses import LinearCrossEntropy, SoftmaxCrossEntropy
 
 WORDS = jax.ShapeDtypeStruct((2,), jnp.int32)
 SOFTMAX = SoftmaxCrossEntropy()
@@ -25,7 +25,9 @@ class Asked:
         self.theta = jnp.asarray(rng.standard_normal(self.cost.layout.size) / 2)
         x = self.cost.network.input
         words = x.dtype == jnp.int32
-        self.x = jnp.asarray(rng.integers(0, 4, (n, *x.shape)) if words else rng.standard_normal((n, *x.shape)), x.dtype)
+        self.x = jnp.asarray(
+            rng.integers(0, 4, (n, *x.shape)) if words else rng.standard_normal((n, *x.shape)), x.dtype
+        )
         shape = (n, *self.cost.network.output.shape)
         labels = "CrossEntropy" in type(loss).__name__
         self.y = jnp.asarray(rng.integers(0, 2, shape[:-1]) if labels else rng.standard_normal(shape))
@@ -52,7 +54,9 @@ def chain(n: int = 3, **settings: Any) -> Asked:
     return Asked([jbp.Dense(3), jbp.Tanh(), jbp.Dense(3)], (2,), n=n, **settings)
 
 
-@pytest.mark.parametrize("seed", ["exact", "empirical", jbp.Sampled(jax.random.key(0), 3)], ids=["exact", "empirical", "sampled"])
+@pytest.mark.parametrize(
+    "seed", ["exact", "empirical", jbp.Sampled(jax.random.key(0), 3)], ids=["exact", "empirical", "sampled"]
+)
 @pytest.mark.parametrize("shared", ["expand", "reduce"])
 def test_exact_for_one_example_without_positions(seed: Any, shared: str, x64: None):
     asked = chain(1)
@@ -76,7 +80,11 @@ def test_the_factors_of_a_chain(x64: None):
 def test_shared_positions_expand_and_reduce(x64: None):
     """A table of positions behind the kernel has each position's δ; the bias has their sum."""
     asked = Asked([jbp.Dense(3), jbp.Positions(2), jbp.Tanh(), jbp.Dense(2)], (2, 2), reduction="positions")
-    found, blocks, w = asked.measure(jbp.KroneckerFactors(), jbp.KroneckerFactors(shared="reduce")), asked.blocks(), asked.factors
+    found, blocks, w = (
+        asked.measure(jbp.KroneckerFactors(), jbp.KroneckerFactors(shared="reduce")),
+        asked.blocks(),
+        asked.factors,
+    )
     x, each = np.asarray(asked.x), blocks["1.table"].reshape(2, 3, 2, 3)
     expand, reduce = (its["0.w"] for its in found)
     assert_close(expand.A, np.einsum("n,nti,ntj->ij", w / w.sum() / 2, x, x), 1e-11)
@@ -111,7 +119,13 @@ def test_the_loss_s_own_leaves(x64: None):
 
 
 def test_eigenvalue_correction_is_the_diagonal_in_the_eigenbases(x64: None):
-    layers = [jbp.Embedding(4, 3), jbp.Positions(2), jbp.Repeat(jbp.Residual(jbp.Dense(3)), 2), jbp.LayerNorm(), jbp.Dense(2)]
+    layers = [
+        jbp.Embedding(4, 3),
+        jbp.Positions(2),
+        jbp.Repeat(jbp.Residual(jbp.Dense(3)), 2),
+        jbp.LayerNorm(),
+        jbp.Dense(2),
+    ]
     asked = Asked(layers, WORDS)
     factors = asked.measure(jbp.KroneckerFactors())
     found, blocks = asked.measure(jbp.CorrectedEigenvalues.of(factors)), asked.blocks()
@@ -147,7 +161,7 @@ def test_one_step_is_the_damped_block_s_inverse(x64: None):
     gradient = asked.cost.grad(asked.theta, asked.x, asked.y)
     on_leaves = asked.cost.layout.unflatten(gradient)
     batch = asked.x, asked.y, jbp.Context()
-    step, state = rule.update(on_leaves, rule.init(params), params, batch=batch)
+    step, _ = rule.update(on_leaves, rule.init(params), params, batch=batch)
     for name, g, change in asked.cost.layout.map(lambda *each: each, on_leaves, step):
         A, G = asked.measure(jbp.KroneckerFactors())[name]
         if name.endswith("b"):
@@ -177,7 +191,9 @@ def test_factors_are_averages_and_inverses_stand_between():
 
 
 def test_fit_takes_it_and_frozen_leaves_stay():
-    network = jbp.Network([jbp.Frozen(jbp.Dense(8)), jbp.LayerNorm(), jbp.Tanh(), jbp.Dense(4), jbp.Tanh(), jbp.Dense(10)], (64,))
+    network = jbp.Network(
+        [jbp.Frozen(jbp.Dense(8)), jbp.LayerNorm(), jbp.Tanh(), jbp.Dense(4), jbp.Tanh(), jbp.Dense(10)], (64,)
+    )
     cost = jbp.Cost(network, SOFTMAX)
     theta, digits = network.init(jax.random.key(0)), jbp.data.digits()
     x, y = digits.x[:256], digits.y[:256]
@@ -205,7 +221,10 @@ def _ask(cost: jbp.Cost, *readouts: Any) -> Any:
 COST = jbp.Cost(jbp.mlp(2, 3, 2, last=jbp.Identity()), SOFTMAX)
 WRONG = [
     (lambda: jbp.KroneckerFactors(shared="all"), "KroneckerFactors: shared must be 'expand' or 'reduce', got 'all'."),
-    (lambda: _ask(tied(), jbp.KroneckerFactors()), "layer 0: leaf layer.0.table: factors: the leaf is used in several ways […]"),
+    (
+        lambda: _ask(tied(), jbp.KroneckerFactors()),
+        "layer 0: leaf layer.0.table: factors: the leaf is used in several ways […]",
+    ),
     (lambda: jbp.kfac(COST.network, 0.1), "kfac: expected a Cost first, got Network. As in kfac(cost, 0.1)."),
     (lambda: jbp.kfac(COST, 0.1, damping=0.0), "kfac: damping must be above 0, got 0.0."),
     (lambda: jbp.kfac(COST, 0.1, every=0), "kfac: every must be a whole number of at least 1, got 0."),

@@ -14,11 +14,11 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "uses", "recomputed", "reader", "run",
-    "activations", "layers", "losses", "outside", "network", "readouts", "ntk", "in_jax", "named", "record", "compare",
-    "loss_leaves", "checking", "seeds", "ggn", "kronecker", "curvature", "reverse", "kfac", "chain", "testing", "feedback", "explain", "flow", "draw",
-    "history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands",
-    "__main__",
+    "errors", "blocks", "markup", "paint", "programs", "layer", "layout", "pair", "uses", "recomputed", "reader",
+    "run", "activations", "layers", "losses", "outside", "network", "readouts", "ntk", "in_jax", "named", "record",
+    "compare", "loss_leaves", "checking", "seeds", "ggn", "kronecker", "curvature", "reverse", "kfac", "chain",
+    "testing", "feedback", "explain", "flow", "draw", "history", "optimizer", "stream", "descent", "state", "course",
+    "console", "fit", "data", "figure", "commands", "__main__",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -123,7 +123,7 @@ def test_reverse_stands_on_little():
         if path not in seen and path.parent.name != "compare":
             seen.add(path)
             todo += modules_of(path) - {PACKAGE / "__init__.py"}
-    assert len(seen) <= 18, sorted(str(path.relative_to(PACKAGE)) for path in seen)
+    assert len(seen) <= 20, sorted(str(path.relative_to(PACKAGE)) for path in seen)
 
 
 def test_every_folder_is_installed():
