@@ -35,7 +35,7 @@ class Diagonal(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """(A, G) of one leaf `[I, O]`: `[I, I]` and `[O, O]`, each perhaps a `Diagonal`; of L stacked blocks, a first axis L.
+    """(A, G) of one leaf `[I, O]`: `[I, I]` and `[O, O]`, perhaps a `Diagonal`; of L stacked blocks, a first axis L.
 
     In the order of the leaf's own coordinates the block is `jnp.kron(A, G)`. Of a leaf without Kronecker structure A is
     [[1]], and G the whole block, of the ravelled leaf.

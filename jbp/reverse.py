@@ -223,8 +223,8 @@ class Cost:
         return self.value_and_grad(theta, x, y, weights=weights, context=context, feedback=feedback)[1]
 
     def measure(self, theta: Theta, x: Any, y: Any, *readouts: Readout, weights=None, context=Context(), feedback=None):
-        """(C, tuple of the readouts' results), all from one forward and one reverse pass for each seed that they ask for
-        (the loss's own δ, unless a readout has a `seed`). A single readout's result comes alone.
+        """(C, tuple of the readouts' results), all from one forward and one reverse pass for each seed that they ask
+        for (the loss's own δ, unless a readout has a `seed`). A single readout's result comes alone.
 
         Readouts of single examples speak of the unscaled per-example cost C_n; a network that mixes examples has none.
         """
