@@ -1,8 +1,8 @@
 """Curvature from one reverse pass: products at most 1.9 (GGN) and 2.5 (Hessian) of one gradient on a GPT.
 
     4 GPT blocks     width 256, 4 heads, 2 × 256 positions, 128 classes: cost.ggnvp, cost.hvp, Kronecker factors of
-                     sampled labels (no gradient beside them), each against cost.grad; beside them jvp of jax.grad, as an
-                     expert writes a Hessian product
+                     sampled labels (no gradient beside them), each against cost.grad; beside them jvp of jax.grad, as
+                     an expert writes a Hessian product
     784-1024×2-10    the GGN's diagonal, exact (10 columns), and of one sampled label, against one gradient; its peers
                      are jax.jacobian contracted, and BackPACK's DiagGGN{Exact,MC} where it is installed
     the NTK          784-1024×2-10, 256 × 256 examples, 10 outputs, against contracting whole Jacobians in blocks
@@ -44,9 +44,7 @@ def gpt(report: harness.Report) -> None:
     ours = {
         "cost.ggnvp": of(cost.ggnvp, v),
         "cost.hvp": of(cost.hvp, v),
-        "Kronecker factors, sampled": of(
-            lambda theta, x, y: cost.measure(theta, x, y, jbp.KroneckerFactors(seed))[1]
-        ),
+        "Kronecker factors, sampled": of(lambda theta, x, y: cost.measure(theta, x, y, jbp.KroneckerFactors(seed))[1]),
     }
     harness.agree(beside["jvp of jax.grad"].call(), {"cost.hvp": ours["cost.hvp"].call()}, 1e-3)
     race = report.race(f"{blocks} GPT blocks, width {width}, 2 × {t}", ours, base, beside)
