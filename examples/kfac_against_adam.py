@@ -39,9 +39,10 @@ def main(folder=None):
     best = min(adams, key=lambda name: adams[name][2][-1])
     kfac = descend(jbp.kfac(cost, 0.1, damping=0.1, every=20))
     first = int(np.argmax(kfac[2] <= adams[best][2][-1]))
+    share = kfac[1][first] / adams[best][1][-1]
     print(
-        f"{best}: {adams[best][2][-1]:.2f} above the least cost after {adams[best][0][-1]} steps. K-FAC has that "
-        f"after {kfac[0][first]} steps, in {kfac[1][first] / adams[best][1][-1]:.0%} of the time, and ends at {kfac[2][-1]:.2f}."
+        f"{best}: {adams[best][2][-1]:.2f} above the least cost after {adams[best][0][-1]} steps. "
+        f"K-FAC has that after {kfac[0][first]}, in {share:.0%} of the time, and ends at {kfac[2][-1]:.2f}."
     )
     assert kfac[2][first] <= adams[best][2][-1]
     assert kfac[0][first] <= adams[best][0][-1] / 2
