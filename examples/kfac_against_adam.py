@@ -1,10 +1,12 @@
 """The seed dial in an optimiser: K-FAC against Adam on an autoencoder of the digits, by steps and by seconds.
 
 The classical problem of second-order methods: a narrow layer in the middle. K-FAC's factors come from labels that the
-network itself would draw, one reverse pass more in ten steps. Adam has the best of three learning rates. The picture in
+network itself would draw, one reverse pass more in ten steps. Adam has the best of three learning rates; K-FAC's
+damping and clip were chosen on this problem, too, among six pairs. By steps it is ahead; by seconds that hangs on the
+machine: the inverses are LAPACK's, whose threads wait for one another where others use the cores. The picture in
 `examples/pictures` is made by
 
-    python examples/kfac_against_adam.py examples/pictures
+    OPENBLAS_NUM_THREADS=1 python examples/kfac_against_adam.py examples/pictures
 """
 
 import sys
