@@ -15,6 +15,8 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     activations layers/ losses/   the steps of the induction, and its base case
     network readouts reverse      a network, quantities over pairs, `Cost`
     moments gram projected clipping   readouts by family; terms: of each term of a cost
+    seeds ggn kronecker curvature other seeds than the loss's δ, and what is read at them; products with curvature
+    ntk kfac                      the neural tangent kernel; an optimiser
     in_jax both_modes             layers in anybody's model, in reverse and in forward mode
     found model examples          anybody's model as a network; single examples in anybody's loop
     named record chain            one recorded run; which networks are drawn neuron by neuron
@@ -60,9 +62,18 @@ from .explain import explain as explain
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
+from .ggn import DiagonalGGN as DiagonalGGN
+from .ggn import GGNFactors as GGNFactors
+from .ggn import GGNGram as GGNGram
 from .gram import Gram as Gram
 from .history import History as History
 from .in_jax import as_function as as_function
+from .kfac import kfac as kfac
+from .kronecker import CorrectedEigenvalues as CorrectedEigenvalues
+from .kronecker import Diagonal as Diagonal
+from .kronecker import Factors as Factors
+from .kronecker import KroneckerFactors as KroneckerFactors
+from .kronecker import eigenbases as eigenbases
 from .layer import Context as Context
 from .layer import InputError as InputError
 from .layer import Layer as Layer
@@ -102,6 +113,7 @@ from .moments import SumOfSquares as SumOfSquares
 from .moments import Variance as Variance
 from .network import Network as Network
 from .network import mlp as mlp
+from .ntk import ntk as ntk
 from .pair import Gather as Gather
 from .pair import Outer as Outer
 from .pair import Pair as Pair
@@ -126,6 +138,7 @@ from .reverse import Cost as Cost
 from .run import run as run
 from .run import step as step
 from .run import step_back as step_back
+from .seeds import Sampled as Sampled
 from .state import State as State
 from .terms import by_term as by_term
 from .testing import assert_gradients as assert_gradients

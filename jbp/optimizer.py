@@ -134,7 +134,7 @@ def updates(cost: Cost, update: Callable[..., Any], params: Any, gradient: Any, 
     def value_fn(free, batch=None):  # optax's line searches hand it what they do not know themselves
         return cost.value_leaves(completed(layout, free, params), x, y, weights=weights, context=context)
 
-    told = {"value": value, "grad": gradient, "value_fn": value_fn, "batch": (x, y, context)}
+    told = {"value": value, "grad": gradient, "value_fn": value_fn, "batch": (x, y, context), "whole": params}
     change, state = update(gradient, state, free, **told)
     return completed(layout, optax.apply_updates(free, change), params), state
 

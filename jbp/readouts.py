@@ -33,7 +33,8 @@ class Readout(Protocol):
     `for_leaf(layout, i) -> readout`, the one that reads leaf number i; it is the same for all blocks of a loop.
 
     `of_examples = False` says that it speaks of the whole batch alone, so that a network which mixes examples has it;
-    `adds = True`, that the reading of a sum of pairs is the sum of the readings.
+    `adds = True`, that the reading of a sum of pairs is the sum of the readings; `by_form = True`, that a reading's
+    shape depends on the form of the pair, so that nothing tells whether it fits the leaf.
     """
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:
@@ -202,22 +203,55 @@ class Split:
     """Readouts without their arrays, which travel apart: static, so that equal ones are compiled once."""
 
     treedef: Any
-    settings: tuple[Any, ...]  # None where an array was
+    settings: tuple[Any, ...]  # a `_Place` where an array was
 
     @classmethod
-    def of(cls, readouts: tuple[Readout, ...]) -> tuple["Split", list[Any]]:
-        """(the readouts without arrays, the arrays)."""
-        leaves, treedef = jax.tree.flatten(readouts)
-        is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
-        arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
-        return cls(
-            treedef, tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
-        ), arrays
+    def of(cls, readouts: tuple[Any, ...]) -> tuple["Split", list[Any]]:
+        """(the readouts without arrays, the arrays, each once)."""
+        leaves, treedef = jax.tree.flatten(readouts, is_leaf=lambda node: isinstance(node, ByLeaf))
+        is_array = [isinstance(leaf, (jax.Array, np.ndarray, ByLeaf)) for leaf in leaves]
+        arrays = {id(leaf): leaf for leaf, array in zip(leaves, is_array, strict=True) if array}
+        places = {key: _Place(i) for i, key in enumerate(arrays)}
+        settings = (places[id(leaf)] if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+        return cls(treedef, tuple(settings)), list(arrays.values())
 
-    def filled(self, arrays: list[Any]) -> tuple[Readout, ...]:
+    def filled(self, arrays: list[Any]) -> tuple[Any, ...]:
         """The readouts with these arrays."""
-        rest = iter(arrays)
-        return self.treedef.unflatten([next(rest) if leaf is None else leaf for leaf in self.settings])
+        return self.treedef.unflatten(
+            [arrays[leaf.number] if isinstance(leaf, _Place) else leaf for leaf in self.settings]
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array was, by its number."""
+
+    number: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ByLeaf:
+    """An array of a readout that is no vector `[P]`: {leaf's name: arrays of its own, or None}."""
+
+    parts: Any
+
+
+def _cut(who: str, layout: Layout, array: Any) -> list[Any]:
+    """The leaves' parts of a readout's array. Raises `InputError` where it is no vector `[P]`."""
+    if isinstance(array, ByLeaf):
+        if set(array.parts) != set(layout.names):
+            raise InputError(
+                f"{who}: expected arrays of the leaves {', '.join(layout.names)}, got {', '.join(array.parts)}. "
+                "Make them from what a readout of this cost gave."
+            )
+        return [array.parts[name] for name in layout.names]
+    if jnp.shape(array) != (layout.size,):
+        raise InputError(
+            f"{who}: expected a vector [P] = [{layout.size}] like theta, got {described(array)}. "
+            "Make it with layout.flatten(tree)."
+        )
+    return layout.leaves(array)
 
 
 @dataclass(frozen=True)
@@ -241,13 +275,7 @@ def at_leaves(readout: Readout, layout: Layout) -> list[tuple[AtLeaf, list[Any]]
     if hasattr(readout, "for_leaf"):
         return [(AtLeaf(None, readout.for_leaf(layout, i)), []) for i in places]
     split, arrays = Split.of((readout,))
-    for vector in arrays:
-        if jnp.shape(vector) != (layout.size,):
-            raise InputError(
-                f"{type(readout).__name__}: expected a vector [P] = [{layout.size}] like theta, got "
-                f"{described(vector)}. Make it with layout.flatten(tree)."
-            )
-    parts = [layout.leaves(vector) for vector in arrays]
+    parts = [_cut(type(readout).__name__, layout, array) for array in arrays]
     return [(AtLeaf(split), [part[i] for part in parts]) for i in places]
 
 
@@ -277,6 +305,8 @@ def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n
     for (name, shape, reading), place in zip(leaves, places, strict=True):
         mine = [at.filled(own) for at, own in place]
         for readout, got in zip(mine, reading if isinstance(reading, tuple) else (reading,) * len(mine), strict=False):
+            if getattr(readout, "by_form", False):
+                continue
             due = jax.eval_shape(lambda r=readout, s=shape: r.read(Nothing(n, s, np.float32), jnp.ones(n, np.float32)))
             if any(isinstance(part, Pair) for part in (due, got)):
                 fits = isinstance(got, Pair) and _is_of(got, shape)

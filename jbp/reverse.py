@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from . import curvature
 from .checking import check_values
 from .errors import arrived, is_listed
 from .layer import (
@@ -38,6 +39,7 @@ from .pair import Pair
 from .reader import Reader, check_gradients, read_gradient, read_nothing, read_whole
 from .readouts import Pairs, Readout, Split, check_shapes, collect, given_twice, readers_of
 from .run import check_feedback, run, step, turned
+from .seeds import Opened, check_seed, read_seeds, seed_of
 
 
 class Params(NamedTuple):
@@ -146,6 +148,11 @@ class Cost:
         own: Any = jax.tree.structure(self._loss_leaves.spec)
         return tree.network, own.flatten_up_to(tree.loss)
 
+    def _together(self, network: Any, loss: Any) -> Any:
+        """The readings of the cost's params, from the network's and those of all leaves of the loss."""
+        leaves = self._loss_leaves
+        return Params(network, leaves.without_ties(loss)) if leaves.own else network
+
     def loss_params(self, theta: Theta) -> Any:
         """All params of the loss, those that are tied from the network's."""
         return self._loss_leaves.filled(*self._apart(self.layout.unflatten(jnp.asarray(theta))))
@@ -153,13 +160,22 @@ class Cost:
     # -- the induction ----------------------------------------------------------------------------------------------
 
     def induction(
-        self, params: Any, feedback: Any, x: Any, y: Any, delta: Any, read: Any, context: Context, layer: Any = None
+        self,
+        params: Any,
+        feedback: Any,
+        x: Any,
+        y: Any,
+        delta: Any,
+        read: Any,
+        context: Context,
+        layer: Any = None,
+        ran: Any = None,
     ) -> tuple[Float[Array, "N"], Any, Any]:
         """(C_n `[N]`, δ of x, readings in the structure of params).
 
         The three dials: `delta` `[N]`, the factor of each C_n, is what enters at the end; `feedback` is what carries
         it down, the params themselves if None; `read` is what is read at each parameter. `layer` stands for the
-        network's own: a recorder around it.
+        network's own: a recorder around it; `ran` is the (output, back) of a forward that others go back through, too.
         """
         leaves, dtype = self._loss_leaves, self.network.layer.inner_dtype(params)
         carries = params if feedback is None else feedback
@@ -167,7 +183,7 @@ class Cost:
         loss, loss_back = (cast(leaves.filled(*part), dtype) for part in ((net, own), (net_back, own_back)))
 
         # going forward, each layer keeps what its step back needs
-        output, back = run(layer or self.network.layer, net, x, context)
+        output, back = ran or run(layer or self.network.layer, net, x, context)
         # base case: δ at the output
         values, delta, loss_readings = turned(
             self._place,
@@ -181,7 +197,7 @@ class Cost:
         )
         # inductive steps: δ of each layer from δ of the one after it
         delta_x, readings = back(delta, leaves.last(net_read, loss_readings), None if feedback is None else net_back)
-        return values, delta_x, Params(readings, leaves.without_ties(loss_readings)) if leaves.own else readings
+        return values, delta_x, self._together(readings, loss_readings)
 
     def _forward(self, params: Any, x: Any, y: Any, context: Context) -> Float[Array, "N"]:
         """C_n, going forward only."""
@@ -207,15 +223,42 @@ class Cost:
         return self.value_and_grad(theta, x, y, weights=weights, context=context, feedback=feedback)[1]
 
     def measure(self, theta: Theta, x: Any, y: Any, *readouts: Readout, weights=None, context=Context(), feedback=None):
-        """(C, tuple of the readouts' results), all from one reverse pass. A single readout's result comes alone.
+        """(C, tuple of the readouts' results), all from one forward and one reverse pass for each seed that they ask
+        for (the loss's own δ, unless a readout has a `seed`). A single readout's result comes alone.
 
         Readouts of single examples speak of the unscaled per-example cost C_n; a network that mixes examples has none.
         """
         self._check_readouts("Cost.measure", readouts)
+        for readout in readouts:
+            if (seed := seed_of(readout)) is not None:
+                check_seed(type(readout).__name__, seed, self.loss_layer)
+                if feedback is not None:
+                    raise InputError(
+                        f"Cost.measure: {type(readout).__name__} speaks of J, which θ itself carries. "
+                        "Leave out feedback."
+                    )
         check_arrays(theta=theta, x=x, y=y, weights=weights, feedback=feedback)
         split, arrays = Split.of(readouts)
         value, results = _measure(self, split, arrays, theta, x, y, weights, context, feedback)
         return value, results[0] if len(readouts) == 1 else results
+
+    def hvp(self, theta: Theta, x: Any, y: Any, v: Any, *, weights=None, context=Context()) -> Float[Array, "*K P"]:
+        """H v, H = ∂²C/∂θ², for v `[P]`, or for several `[K, P]`. Exact: the hand-written gradient, differentiated
+        along v. Two to three gradients' work for each v."""
+        return curvature.hvp(self, theta, x, y, v, weights, context)
+
+    def ggnvp(self, theta: Theta, x: Any, y: Any, v: Any, *, weights=None, context=Context()) -> Float[Array, "*K P"]:
+        """G v, G = Σ_n w_n J_nᵀ H_n J_n, for v `[P]` or `[K, P]`: J_n = ∂output_n/∂θ, H_n the loss's Hessian, w_n the
+        factors of C_n in C. A loss with params is taken apart (`unfused`). About two gradients' work for each v."""
+        return curvature.ggnvp(self, theta, x, y, v, weights, context)
+
+    def fvp(
+        self, theta: Theta, x: Any, y: Any, v: Any, *, seed: Any = "exact", weights=None, context=Context()
+    ) -> Float[Array, "*K P"]:
+        """F v, F = Σ_n w_n J_nᵀ E[S Sᵀ] J_n, S = ∂(−log likelihood)/∂output of labels from the model, for v `[P]` or
+        `[K, P]`. `seed`: "exact" takes the expectation, and F is the GGN, for a loss that is −log of a likelihood;
+        `jbp.Sampled(key)` draws labels; "empirical" has those of y: F = Σ_n w_n g_n g_nᵀ, which is another matrix."""
+        return curvature.fvp(self, theta, x, y, v, seed, weights, context)
 
     def pairs(self, theta: Theta, x: Any, y: Any, *, context=Context(), feedback=None) -> dict[str, Pair]:
         """{leaf name: Pair} of the unscaled per-example costs C_n."""
@@ -228,6 +271,11 @@ class Cost:
         The factors of C_n are those of the reduction, which for `"positions"` is not known any more: that raises.
         """
         self._check_readouts("Cost.read", readouts)
+        if seeded := [r for r in readouts if seed_of(r) is not None]:
+            raise InputError(
+                f"Cost.read: these pairs are of the loss's own δ, and {type(seeded[0]).__name__} is of another seed. "
+                "Use cost.measure."
+            )
         if self.reduction == "positions":
             raise InputError("Cost.read: pairs don't say how many positions count. Use cost.measure, or another cost.")
         if set(pairs) != set(self.layout.names):
@@ -421,10 +469,14 @@ def _measure(cost, split, arrays, theta, x, y, weights, context, feedback):
     if cost.mixed_by is not None:
         delta, weights = weights, delta
     readouts = split.filled(arrays)
-    read = readers_of(readouts, cost.layout, weights)
-    values, _, readings = cost.induction(params, feedback, x, y, delta, read, context)
-    check_shapes(readouts, cost.layout, readings, factors.shape[0])
-    return (factors * values).sum(), collect(readouts, cost.layout, readings)
+    own, seeded = (tuple(r for r in readouts if (seed_of(r) is not None) is has_seed) for has_seed in (False, True))
+    opened = Opened.of(cost, params, x, context) if seeded else None
+    read, ran = readers_of(own, cost.layout, weights), None if opened is None else opened.network
+    values, _, readings = cost.induction(params, feedback, x, y, delta, read, context, ran=ran)
+    check_shapes(own, cost.layout, readings, factors.shape[0])
+    results = iter(collect(own, cost.layout, readings))
+    others = iter(read_seeds(opened, seeded, y, weights, factors.shape[0]) if opened else ())
+    return (factors * values).sum(), tuple(next(results if seed_of(r) is None else others) for r in readouts)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -53,7 +53,8 @@ def test_the_pictures_in_the_readme_are_those_that_the_example_makes(tmp_path):
         for path in re.findall(r"(?:\]\(|src=\")(examples/pictures/.*?)[)\"]", (ROOT / "README.md").read_text())
     }
     made = runpy.run_path(str(ROOT / "examples" / "draw_networks.py"))["main"](tmp_path)
-    assert {path.name for path in made} == {path.name for path in kept.iterdir()}
+    others = {"kfac_against_adam.svg"}  # of an example of its own, which holds times of one machine
+    assert {path.name for path in made} == {path.name for path in kept.iterdir()} - others
     assert shown == set(kept.glob("*.svg"))
     for path in made:
         words = [re.findall(r">([^<>\n]+)<", folder.joinpath(path.name).read_text()) for folder in (kept, tmp_path)]

@@ -161,6 +161,18 @@ class SoftmaxCrossEntropy:
         spread = jnp.einsum("ntck,ts->tcnsk", root, jnp.eye(t, dtype=p.dtype))  # zero at the other positions
         return spread.reshape(-1, n, *shape, k)
 
+    def sampled_root(self, key: PRNGKeyArray, output: Output, y: Target) -> Output:
+        """S with E[S Sᵀ] = H_n: at each position (p − e_ŷ) √(Σ_c y_c + 2λ log Σ_c e^{z_c}) for a label ŷ ~ p, plus
+        ±√(2λ) p, the sign drawn apart; all times the root of the position's factor, 0 where y is ignored."""
+        _, total, counts = self._targets(output, y)
+        p, of_label, of_sign = jnp.exp(self._log_p(output)), *jax.random.split(key)
+        hot = jax.nn.one_hot(self.sample(of_label, output), output.shape[-1], dtype=p.dtype)
+        root = (p - hot) * jnp.sqrt(self._slope(output, total))
+        if self.z_loss:
+            sign = jax.random.rademacher(of_sign, (*output.shape[:-1], 1), p.dtype)
+            root = root + math.sqrt(2 * self.z_loss) * sign * p
+        return jnp.sqrt(counts) * root
+
     def sample(self, key: PRNGKeyArray, output: Output) -> Shaped[Array, "N *T"]:
         """Labels ~ Categorical(p)."""
         return jax.random.categorical(key, wide(output), axis=-1)

@@ -8,6 +8,7 @@ These two are all that a loss of your own needs; it is any hashable object. For 
     hessian_product(output, y, v)   -> [N, ...]        H_n v,  H_n = ∂²C_n/∂output²
     hessian_root(output, y)         -> [K, N, ...]     columns S_k with Σ_k S_k S_kᵀ = H_n
     sample(key, output)             -> y               from the likelihood of which C_n is −log, where there is one
+    sampled_root(key, output, y)    -> [N, ...]        S with E[S Sᵀ] = H_n, where the δ of a sampled label is not that
 
 and to say what is wrong with a y, `check(output, y)` for its shape and `check_values(output, y)` for its values. One of
 logits says what it does to them itself, `applies = "softmax"`, so that no network does it before.

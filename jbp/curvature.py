@@ -1,0 +1,97 @@
+"""Products with curvature: H v, and J (loss's Hessian) Jᵀ v, without any matrix of P × P.
+
+    hvp     H v = ∂/∂ε ∇C(θ + εv) at ε = 0: forward-mode autodiff of the hand-written gradient (Pearlmutter 1994)
+    fvp     Σ_n w_n J_nᵀ M_n J_n v, J_n = ∂output_n/∂θ: J_n v by forward-mode autodiff of the forward, then M_n, then
+            back by the hand-written reverse of the same forward (Schraudolph 2002). w_n: the factors of C_n in C
+
+    M_n = H_n, the loss's Hessian      the generalised Gauss-Newton matrix (GGN)
+    M_n = Σ_k S_k S_kᵀ of a seed       the Fisher matrix, by sampled labels or by those that are given
+
+Shapes: v `[P]` like θ, or several `[K, P]`, which share the forward. A leaf that is held fixed has no derivative: v is
+taken as 0 there, and the product is 0.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .layer import InputError, batch_of, described
+from .outside import check_arrays
+from .reader import read_gradient
+from .readouts import Split
+from .seeds import Opened, apart, check_has, check_seed, columns_of
+
+
+def hvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, weights: Any, context: Any) -> Float[Array, "*K P"]:
+    """H v."""
+    check_arrays(theta=theta, x=x, y=y, v=v, weights=weights)
+    return _products(cost, None, (), theta, x, y, v, weights, context)
+
+
+def ggnvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, weights: Any, context: Any) -> Float[Array, "*K P"]:
+    """The GGN's product."""
+    check_arrays(theta=theta, x=x, y=y, v=v, weights=weights)
+    check_has("Cost.ggnvp", apart(cost.loss_layer)[1], "hessian_product", "no curvature")
+    return _products(cost, *Split.of(("exact",)), theta, x, y, v, weights, context)
+
+
+def fvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, seed: Any, weights: Any, context: Any) -> Float[Array, "*K P"]:
+    """The Fisher matrix's product."""
+    check_arrays(theta=theta, x=x, y=y, v=v, weights=weights)
+    check_seed("Cost.fvp", seed, cost.loss_layer)
+    if seed == "exact":
+        layer, loss = apart(cost.loss_layer)
+        check_has("Cost.fvp", loss, "sample", "no likelihood")
+        check_has("Cost.fvp", loss, "hessian_product", "no curvature")
+        if layer is None:  # one that only says so raises here
+            jax.eval_shape(loss.sample, jax.random.key(0), batch_of(cost.network.output))
+    return _products(cost, *Split.of((seed,)), theta, x, y, v, weights, context)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _products(cost, split, arrays, theta, x, y, v, weights, context):
+    layout, v = cost.layout, jnp.asarray(v)
+    if v.ndim not in (1, 2) or v.shape[-1] != layout.size:
+        raise InputError(
+            f"v: expected a vector [P] = [{layout.size}] like theta, or several [K, {layout.size}], got "
+            f"{described(v)}. Make it with layout.flatten(tree)."
+        )
+    params = layout.unflatten(theta)
+    x, y = cost._check(x, y, weights, context)
+
+    def product(v: Any) -> Any:
+        leaves = zip(layout.leaves(v.astype(theta.dtype)), layout.trainable, strict=True)
+        tangent = layout.treedef.unflatten([part if free else jnp.zeros_like(part) for part, free in leaves])
+        if split is None:
+            gradient = lambda params: cost.value_and_grad_leaves(params, x, y, weights=weights, context=context)[1]
+            found = jax.jvp(gradient, (params,), (tangent,))[1]
+        else:
+            found = _gauss_newton(cost, split.filled(arrays)[0], params, tangent, x, y, weights, context)
+        found = layout.filled(found, theta.dtype)
+        return layout.flatten(jax.tree.map(lambda leaf, g: g.astype(leaf.dtype), params, found))
+
+    return product(v) if v.ndim == 1 else jax.vmap(product)(v)
+
+
+def _gauss_newton(cost, seed, params, tangent, x, y, weights, context):
+    """Σ_n w_n J_nᵀ M_n J_n v on leaves; None at those that are held fixed."""
+
+    def forward(params: Any) -> tuple[Any, Opened]:
+        opened = Opened.of(cost, params, x, context)
+        return opened.output, opened
+
+    output, along, opened = jax.jvp(forward, (params,), (tangent,), has_aux=True)  # J v
+    loss, n = opened.loss, jax.tree.leaves(output)[0].shape[0]
+    if seed == "exact":
+        met = loss.hessian_product(output, y, along)
+    else:
+        roots = columns_of(seed, loss, output, y)
+        each = jax.tree.map(lambda s, a: (s * a.astype(s.dtype)[None]).reshape(*s.shape[:2], -1).sum(2), roots, along)
+        dots: Any = sum(jax.tree.leaves(each))  # ⟨S_k, J v⟩ [K, N]
+        met = jax.tree.map(lambda s: (s * dots.reshape(-1, n, *(1,) * (s.ndim - 2)).astype(s.dtype)).sum(0), roots)
+    w = cost._factors(params, x, y, weights)
+    scaled = jax.tree.map(lambda u: u * w.astype(u.dtype).reshape(-1, *(1,) * (u.ndim - 1)), met)
+    return opened.back(scaled, cost._readers(read_gradient))
