@@ -292,7 +292,13 @@ def readers_of(readouts: tuple[Readout, ...], layout: Layout, weights: Float[Arr
         adds = all(getattr(readout, "adds", False) for readout in readouts)
         return Reader(read, stack, [own for _, own in each], adds)
 
-    return layout.treedef.unflatten(map(reader, *(at_leaves(readout, layout) for readout in readouts)))
+    return layout.treedef.unflatten([reader(*place) for place in _places(readouts, layout)])
+
+
+def _places(readouts: tuple[Readout, ...], layout: Layout) -> list[tuple[tuple[AtLeaf, list[Any]], ...]]:
+    """For each leaf, all readouts there; none of them where there are none."""
+    each = [at_leaves(readout, layout) for readout in readouts]
+    return [tuple(of[i] for of in each) for i in range(len(layout.names))]
 
 
 def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n: int) -> None:
@@ -301,8 +307,7 @@ def check_shapes(readouts: tuple[Readout, ...], layout: Layout, readings: Any, n
     A loop that forgets `jbp.stacked`, or a gradient in a reading's place, would else give wrong numbers in silence.
     """
     leaves = zip(layout.names, layout.shapes, layout.treedef.flatten_up_to(readings), strict=True)
-    places = zip(*(at_leaves(readout, layout) for readout in readouts), strict=True)
-    for (name, shape, reading), place in zip(leaves, places, strict=True):
+    for (name, shape, reading), place in zip(leaves, _places(readouts, layout), strict=True):
         mine = [at.filled(own) for at, own in place]
         for readout, got in zip(mine, reading if isinstance(reading, tuple) else (reading,) * len(mine), strict=False):
             if getattr(readout, "by_form", False):
