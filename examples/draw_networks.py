@@ -1,7 +1,7 @@
 """The text's pictures, which were never uploaded, made real.
 
 The usual graph, the graph after surgery, and the graph for one weight: of a small network with all its numbers, of the
-digits' network, and of a residual network. Those in `examples/pictures` are made by
+digits' network, of a residual network, and of a small GPT. Those in `examples/pictures` are made by
 
     python examples/draw_networks.py examples/pictures
 """
@@ -18,6 +18,21 @@ from jbp import draw
 
 def block():
     return jbp.Residual(jbp.Sequential([jbp.Dense(32), jbp.Tanh(), jbp.Dense(32)]))
+
+
+def gpt(vocabulary, length, width, heads, blocks):
+    """A decoder whose layers have names; the output's kernel is the table of the input."""
+    attention = jbp.Sequential({"norm": jbp.LayerNorm(), "attention": jbp.Attention(heads, causal=True)})
+    up, down = jbp.Dense(4 * width), jbp.Dense(width)
+    mlp = jbp.Sequential({"norm": jbp.LayerNorm(), "up": up, "gelu": jbp.GELU(), "down": down})
+    layers = {
+        "tokens": jbp.Embedding(vocabulary, width),
+        "positions": jbp.Positions(length),
+        "blocks": jbp.Repeat(jbp.Sequential({"mix": jbp.Residual(attention), "mlp": jbp.Residual(mlp)}), blocks),
+        "norm": jbp.LayerNorm(),
+    }
+    net = jbp.Network(layers, jax.ShapeDtypeStruct((length,), np.int32))
+    return jbp.Cost(net, jbp.losses.LinearCrossEntropy(vocabulary), "positions", tied={"loss.w": "tokens.table.T"})
 
 
 def main(folder=None):
@@ -63,6 +78,14 @@ def main(folder=None):
     # Where x splits, the δ that come back along the two ways add up.
     around, through = (edge.delta for edge in graph.edges if edge.source == "1.x")
     assert np.allclose(around + through, graph.node("1.x").derivative, rtol=1e-4, atol=1e-6)
+
+    # A GPT by block: the way of one weight of the eighth block's queries to C.
+    cost = gpt(vocabulary=24, length=6, width=8, heads=2, blocks=8)
+    theta, weight = cost.init(jax.random.key(0)), "blocks.layer.mix.layer.attention.q.w[7,1,2]"
+    x, y = np.arange(6, dtype=np.int32), np.arange(1, 7, dtype=np.int32)
+    graphs["gpt_single"] = graph = draw.single(cost, weight, theta, x, y)
+    gradient = jax.grad(jbp.Cost(cost.network, cost.loss, "sum", cost.tied))(theta, x[None], y[None])
+    assert np.isclose(graph.node(weight).derivative, gradient[cost.layout.index(weight)], rtol=1e-4)
 
     files = [graph.save(folder / f"{name}.svg") for name, graph in graphs.items()]
     files += [graphs["small_single"].save(folder / f"small_single{suffix}") for suffix in (".dot", ".md")]

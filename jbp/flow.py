@@ -7,6 +7,7 @@ update       ‖Δw‖ / ‖w‖ over the same leaves; unless an update is given
 dead         the share of units where δ stops: whatever δ is at the layer's output, at its input it is exactly 0, for
              every example (and position). A unit is an entry of the last axis. For layers without leaves whose input
              has their output's shape; others have no such share. NaN where a or δ is not finite.
+heads        ‖∂C/∂(what one query head of an `Attention` has to itself)‖: its columns of q, its rows of out
 """
 
 import math
@@ -44,6 +45,7 @@ class Row:
     weight: float | None
     update: float | None
     dead: float | None
+    heads: tuple[float, ...] = ()
 
     @property
     def ratio(self) -> float | None:
@@ -88,6 +90,11 @@ class Flow(Page):
         """The table, its picture, and what stands out."""
         columns = Column("layer", "name"), Column(""), *(Column(head, "number") for head in _HEADS)
         yield Table(columns, tuple(((row.layer, row.kind, *_numbers(row)), "") for row in self.rows))
+        if by_head := [row for row in self.rows if row.heads]:
+            most = max(len(row.heads) for row in by_head)
+            columns = Column("gradient of heads", "name"), *(Column(str(h), "number") for h in range(most))
+            numbers = lambda row: [f"{g:.1e}" for g in row.heads] + [""] * (most - len(row.heads))
+            yield Table(columns, tuple(((row.layer, *numbers(row)), "") for row in by_head))
         update = "the update given" if self.given else "plain gradient descent at rate 1"
         note = f"output, δ: rms over {self.examples} examples and all units; Δw / w: norms, of {update}"
         yield Section("", (Text(note), Text(self.verdict)), "quiet")
@@ -101,16 +108,20 @@ class Flow(Page):
         n = len(self.rows)
         step = max(1, math.ceil(n / 150))  # of so many rows one is named
         bad = any(word != "even" for word, _ in self.verdicts)
-        with paint.new_figure("Flow.figure", 11, 2.2 + 0.26 * min(n, 150)) as drawn:
+        by_head = any(row.heads for row in self.rows)
+        with paint.new_figure("Flow.figure", 13 if by_head else 11, 2.2 + 0.26 * min(n, 150)) as drawn:
             told, colour = textwrap.fill(self.verdict, 110), paint.RED if bad else paint.INK
             drawn.suptitle(told, x=0.01, ha="left", fontsize=11, fontweight="bold", color=colour)
-            output, delta, update, dead = drawn.subplots(1, 4, sharey=True, width_ratios=(3, 3, 2, 1.6))
+            widths = (3, 3, 2, 1.6, 2)[: 5 if by_head else 4]
+            output, delta, update, dead, *rest = drawn.subplots(1, len(widths), sharey=True, width_ratios=widths)
             last = next((row.delta for row in reversed(self.rows) if row.parameters), 0.0)
             _dots(output, "output a, rms  ↓", [row.output for row in self.rows], paint.BLUE)
             _dots(delta, "δ, rms  ↑", [row.delta for row in self.rows], paint.BLUE, last)
             title = "‖Δw‖ / ‖w‖" + ("" if self.given else ", rate 1")
             _dots(update, title, [row.ratio for row in self.rows], paint.INK)
             _bars(dead, [row.dead for row in self.rows])
+            for heads in rest:
+                _discs(heads, [row.heads for row in self.rows])
             output.set_yticks(range(0, n, step), [f"{row.layer}  {row.kind}" for row in self.rows[::step]])
             output.set_ylim(n - 0.3, -0.7)
         return drawn
@@ -171,7 +182,15 @@ def _row(record: Record, step: Step, theta: dict, gradient: dict, update: dict) 
         norm(theta),
         norm(update),
         None if names else _dead(step),
+        _heads(step, own(gradient)),
     )
+
+
+def _heads(step: Step, gradient: list[np.ndarray]) -> tuple[float, ...]:
+    structure: Any = jax.tree.structure(step.params)
+    if not hasattr(step.layer, "of_heads") or structure.num_leaves != len(gradient):  # a leaf tied to another's
+        return ()
+    return tuple(map(_norm, step.layer.of_heads(structure.unflatten(gradient))))
 
 
 def _floats(tree: Any) -> list[np.ndarray]:
@@ -295,3 +314,20 @@ def _bars(axes: Any, dead: list[float | None]) -> None:
     for i, share in shares:
         x, side, colour = (share - 0.04, "right", "white") if share >= DEAD else (share + 0.04, "left", paint.INK)
         axes.text(x, i, f"{share:.0%}", ha=side, va="center", fontsize=8, color=colour)
+
+
+def _discs(axes: Any, heads: list[tuple[float, ...]]) -> None:
+    """A disc for each head, its area as the norm, next to the largest of all."""
+    found = [(h, i, g) for i, row in enumerate(heads) for h, g in enumerate(row)]
+    largest = max((g for *_, g in found if math.isfinite(g)), default=0.0)
+    paint.bare(axes)
+    axes.set_title("gradient of heads")
+    axes.set_xlabel(f"head; the largest: {largest:.1e}")
+    most = max(map(len, heads))
+    axes.set(xlim=(-0.7, most - 0.3), xticks=range(0, most, max(1, most // 8)))
+    for h, i, g in found:
+        if math.isfinite(g) and largest:
+            axes.scatter(h, i, s=110 * g / largest, color=paint.BLUE, zorder=3)
+            axes.scatter(h, i, s=110, facecolor="none", edgecolor=paint.PALE, zorder=2)
+        elif largest or g:
+            axes.text(h, i, f"{g:g}", color=paint.RED, fontweight="bold", ha="center", va="center")

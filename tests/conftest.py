@@ -5,6 +5,7 @@ that has been compiled once is taken from a folder, which starts empty and ends 
 has its own, and the processes that its tests start share it.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -39,6 +40,10 @@ CORE = "layer layout pair recomputed reader run activations layers losses networ
 CORE += " loss_leaves checking reverse"
 checked = ["jbp"] if os.environ.get("JBP_CHECK_ALL_TYPES") else [f"jbp.{name}" for name in CORE.split()]
 jaxtyping.install_import_hook(checked, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+# Tracing makes many objects and few circles, for which Python's own thresholds look an eighth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_unconfigure():

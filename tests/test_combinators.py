@@ -445,23 +445,31 @@ def test_a_tied_leaf_is_one_leaf_with_all_its_uses(name: str, x64: None):
     """Gradients add up, and norms of single examples have the cross terms; also where the reader knows of no sums."""
     layer, input = TIED[name]
     cost, theta, x, y = costed(layer, input=input)
-    assert_close(cost.grad(theta, x, y), jax.grad(cost)(theta, x, y))
-    each = jax.vmap(lambda x, y: jax.grad(cost)(theta, x[None], y[None]))(x, y)
     readouts = jbp.Gradient(), jbp.PerExampleGradients(), jbp.SquaredNorms(), jbp.Along(jnp.cos(theta))
-    gradient, *rest = cost.measure(theta, x, y, *readouts)[1]
-    assert_close(gradient, jax.grad(cost)(theta, x, y))
-    assert_close(rest, [each, jnp.square(each).sum(1), each @ jnp.cos(theta)], 1e-11)
-    assert_close(list(cost.read(cost.pairs(theta, x, y), *readouts)), [gradient, *rest], 1e-11)
-    np.testing.assert_array_equal(cost.grad(theta, x, y, feedback=theta), cost.grad(theta, x, y))
 
-    @jax.jit
     def step(theta):  # an optimiser's step at each leaf itself
         params = cost.layout.unflatten(theta)
         taken = lambda leaf: jbp.Reader(lambda pair, w: w - 0.1 * pair.gradient(), lambda r: r, leaf)
         output, back = jbp.run(cost.network.layer, params, x)
         return cost.layout.flatten(back(HALF.delta(output, y) / N, jbp.readers(params, taken))[1])
 
-    assert_close(step(theta), theta - 0.1 * jax.grad(cost)(theta, x, y))
+    @jax.jit
+    def ask(theta, feedback):
+        auto = jax.grad(cost)(theta, x, y)
+        each = jax.vmap(lambda x, y: jax.grad(cost)(theta, x[None], y[None]))(x, y)
+        due = auto, each, jnp.square(each).sum(1), each @ jnp.cos(theta)
+        read = cost.measure(theta, x, y, *readouts)[1]
+        kept = cost.read(cost.pairs(theta, x, y), *readouts)
+        by_hand = cost.grad(theta, x, y), cost.grad(theta, x, y, feedback=feedback)
+        return due, read, kept, by_hand, step(theta)
+
+    due, read, kept, by_hand, stepped = ask(theta, theta)
+    assert_close(by_hand[0], due[0])
+    assert_close(read[0], due[0])
+    assert_close(read, due, 1e-11)
+    assert_close(kept, read, 1e-11)
+    np.testing.assert_array_equal(by_hand[1], by_hand[0])
+    assert_close(stepped, theta - 0.1 * due[0])
 
 
 def test_a_tied_leaf_is_no_parameter_of_its_own():

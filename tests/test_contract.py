@@ -13,6 +13,7 @@ import own_layers as own
 import pytest
 from cases import N, assert_close, batch, draw
 from own_layers import Checkpoint, Embedding, InOneSweep, LayerNorm, LinearCrossEntropy, Loop, Reversible, block
+from test_laws import flops_of_products
 
 import jbp
 from jbp.uses import Nothing
@@ -146,6 +147,30 @@ def test_recomputation_under_feedback_uses_the_true_params(x64: None):
 
 
 # -- losses with parameters -------------------------------------------------------------------------------------------
+
+APART: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "dense": (jbp.Sequential([jbp.Dense(64), jbp.Tanh(), jbp.Dense(32)]), (48,)),
+    "a loop over attention": (jbp.Repeat(jbp.Residual(jbp.Attention(2, causal=True)), 3), (5, 16)),
+    "tied": (jbp.Tied(jbp.Sequential([jbp.Dense(64), jbp.Tanh(), jbp.Dense(32)]), {"2.w": "0.w.T"}), (32,)),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_deltas_and_gradients_apart_do_nothing_twice(name: str):
+    """`pairs`, the first pass, and `read`, the second, do the products of one pass, those of a tied leaf once too."""
+    layer, shape = APART[name]
+    cost = jbp.Cost(jbp.Network([layer], shape), HALF)
+    theta, x, y = (
+        jax.ShapeDtypeStruct(s, jnp.float32)
+        for s in ((cost.layout.size,), (64, *shape), (64, *cost.network.output.shape))
+    )
+    products = lambda f, *args: flops_of_products(jax.make_jaxpr(f)(*args))
+    first = products(cost.pairs, theta, x, y)
+    second = products(lambda pairs: cost.read(pairs, jbp.Gradient()), jax.eval_shape(cost.pairs, theta, x, y))
+    whole = products(cost.value_and_grad, theta, x, y)
+    assert whole <= first + second <= 1.03 * whole  # a sum over examples with weights counts as a product
+    assert whole / 4 < second < whole / 2
+
 
 LOSSES = {"two passes": LinearCrossEntropy(5), "one sweep": InOneSweep(5)}
 TIES: dict[str, Any] = {"its own": {}, "tied": {"loss.w": "0.table.T"}}

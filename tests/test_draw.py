@@ -370,6 +370,24 @@ def test_equal_blocks_are_drawn_once_and_counted():
         assert [box.label for box in outside.boxes if box.parent is None] == ["Residual  × 10", "Residual"]
 
 
+def test_layers_by_name_have_their_names():
+    """Those that somebody gave; not `layer`, as containers call what they hold, and no initialisers."""
+    block = jbp.Residual(
+        jbp.Sequential({"norm": jbp.LayerNorm(), "down": jbp.Dense(3, weights=jax.nn.initializers.ones)})
+    )
+    graph = draw.network(jbp.Network({"blocks": jbp.Repeat(block, 2), "head": jbp.Sequential([jbp.Dense(2)])}, (3,)))
+    assert [node.label.partition("\n")[0] for node in graph.nodes if node.kind == "layer"] == [
+        "norm: LayerNorm", "down: Dense(3)", "Dense(2)"
+    ]  # fmt: skip
+    assert [box.label for box in graph.boxes] == [
+        "blocks: Repeat(2)",
+        "× 2",
+        "Residual",
+        "Sequential",
+        "head: Sequential",
+    ]
+
+
 def test_deep_nesting_is_cut_and_counted():
     layer: Any = jbp.Dense(4)
     for _ in range(12):

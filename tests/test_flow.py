@@ -32,6 +32,30 @@ def words(found):
     return [word for word, _ in found.verdicts]
 
 
+def test_gradients_by_block_and_head(x64):
+    """What each head has to itself: its columns of q's kernel and bias, its rows of out's kernel."""
+    attention = jbp.Attention(2, kv_heads=1, head_width=3, causal=True)
+    layers = {"blocks": jbp.Repeat(jbp.Sequential({"mix": attention}), 3), "last": jbp.Attention(1, bias=False)}
+    cost = jbp.Cost(jbp.Network(layers, (4, 5)), HALF)
+    theta, x, y = (
+        jnp.asarray(np.random.default_rng(0).standard_normal(n)) for n in (cost.layout.size, (2, 4, 5), (2, 4, 5))
+    )
+    found = flow(cost, theta, x, y)
+    of = dict(zip(cost.layout.names, cost.layout.leaves(np.asarray(jax.grad(cost)(theta, x, y))), strict=True))
+    q, b, out = (of[f"blocks.layer.mix.{name}"] for name in ("q.w", "q.b", "out.w"))
+    for turn, row in enumerate(found.rows[:3]):
+        assert row.layer == f"blocks.layer.mix@{turn}"
+        for head, norm in enumerate(row.heads):
+            its = slice(3 * head, 3 * head + 3)
+            parts = q[turn][:, its], b[turn][its], out[turn][its]
+            np.testing.assert_allclose(norm, math.sqrt(sum(np.square(part).sum() for part in parts)), rtol=1e-10)
+    assert [len(row.heads) for row in found.rows] == [2, 2, 2, 1]
+    assert str(found).count("blocks.layer.mix@1 ") == 2  # in the table of layers, and in that of heads
+    assert [axes.get_title("left") for axes in found.figure().axes][-1] == "gradient of heads"
+    assert not any(row.heads for row in chain(2, jbp.Tanh(), 1).rows)
+    assert len(chain(2, jbp.Tanh(), 1).figure().axes) == 4
+
+
 def test_a_function_is_called_by_its_name_everywhere():
     """In the table of `flow`, in `explain`, in a drawing; without a name, by its class."""
     scale = jbp.from_function(
@@ -66,10 +90,10 @@ def test_numbers_are_numpys(x64):
         found = flow(cost, jnp.asarray(theta), jnp.asarray(x), jnp.asarray(y), given)
         moved = (norm(*g[:2]), norm(*g[2:])) if given is None else (norm(update[:16]), norm(update[16:]))
         expected = [
-            ("0", "Dense", rms(z2), rms(d_z2), 16, norm(*g[:2]), norm(W2, b2), moved[0], None),
-            ("1", "Sigmoid", rms(a2), rms(d_a2), 0, None, None, None, 0.0),
-            ("2", "Dense", rms(z3), rms(d_z3), 10, norm(*g[2:]), norm(W3, b3), moved[1], None),
-            ("3", "Sigmoid", rms(a3), rms(d_a3), 0, None, None, None, 0.0),
+            ("0", "Dense", rms(z2), rms(d_z2), 16, norm(*g[:2]), norm(W2, b2), moved[0], None, ()),
+            ("1", "Sigmoid", rms(a2), rms(d_a2), 0, None, None, None, 0.0, ()),
+            ("2", "Dense", rms(z3), rms(d_z3), 10, norm(*g[2:]), norm(W3, b3), moved[1], None, ()),
+            ("3", "Sigmoid", rms(a3), rms(d_a3), 0, None, None, None, 0.0, ()),
         ]
         for row, values in zip(found.rows, expected, strict=True):
             assert dataclasses.astuple(row)[:2] == values[:2]

@@ -57,18 +57,21 @@ def test_it_equals_the_unfused_pair(size: str, x64: None):
     reduction = "mean" if SIZES[size][3].get("positions") else "positions"
     cost, unfused, theta, x, y = both(size, reduction)
     weights = jnp.arange(1.0, len(x) + 1)
-    ask = lambda cost, f: jax.jit(lambda *args: f(cost, *args))(theta, x, y)
-    equal = lambda f: assert_close(ask(cost, f), ask(unfused, f))
-    equal(lambda cost, *args: cost(*args, weights=weights))
-    equal(lambda cost, *args: cost.value_and_grad(*args, weights=weights))
     readouts = (*(readout for readout, _ in READOUTS), jbp.Along(theta))
-    equal(lambda cost, *args: cost.measure(*args, *readouts, weights=weights))
     adding = [readout for readout in readouts if getattr(readout, "adds", False)]
     assert len(adding) == 3
-    equal(lambda cost, *args: cost.measure(*args, *adding, weights=weights))
-    assert_close(
-        ask(cost, lambda c, *args: jax.value_and_grad(c)(*args)), ask(cost, lambda c, *a: c.value_and_grad(*a))
+
+    @jax.jit
+    def ask(*args):
+        every, added = (cost.measure(*args, *asked, weights=weights) for asked in (readouts, adding))
+        gradients = cost.value_and_grad(*args, weights=weights), jax.value_and_grad(cost)(*args, weights=weights)
+        return cost(*args, weights=weights), *gradients, every, added
+
+    value, (gradient, *rest) = due = jax.jit(lambda *args: unfused.measure(*args, *readouts, weights=weights))(
+        theta, x, y
     )
+    of_adding = tuple(r for readout, r in zip(readouts, (gradient, *rest), strict=True) if readout in adding)
+    assert_close(ask(theta, x, y), (value, (value, gradient), (value, gradient), due, (value, of_adding)))
 
 
 def answers(pair: jbp.Pair, w: Any) -> tuple[Any, ...]:
@@ -80,19 +83,28 @@ def answers(pair: jbp.Pair, w: Any) -> tuple[Any, ...]:
 def test_the_whole_pair_answers_as_an_outer(size: str, x64: None):
     cost, unfused, theta, x, y = both(size)
     last = lambda cost: list(cost.pairs(theta, x, y).values())[-1]
-    pair, outer, other = last(cost), last(unfused), last(both(size)[0])
+    pair, outer = last(cost), last(unfused)
     assert isinstance(pair, Recomputed)
     assert isinstance(outer, jbp.Outer)
     w, v = jnp.arange(1.0, len(x) + 1), draw(5, jax.ShapeDtypeStruct((3, SIZES[size][1]), jnp.float64))
     index = jnp.arange(2 * len(x)).reshape(-1, 2) % 3
     table = jbp.Gather(index, draw(6, jax.ShapeDtypeStruct((*index.shape, v.shape[1]), v.dtype))).of(v.shape)
-    for flip in (lambda pair: pair, lambda pair: pair.transposed()):
-        assert_close(answers(flip(pair), w), answers(flip(outer), w))
-    for its in (outer, table, jbp.Several((outer, table)), Whole(outer.gradient(), outer.per_example())):
-        assert_close((pair.inner(its), its.inner(pair)), (outer.inner(its),) * 2)
-        assert_close((pair.dots(its), its.dots(pair)), (outer.dots(its), outer.dots(its).T))
-    assert_close((pair.inner(other), pair.dots(other)), (outer.inner(outer), outer.dots(outer)))
-    assert_close((pair.along(v), pair.transposed().along(v.T)), (outer.along(v), outer.along(v)))
+
+    @jax.jit
+    def ask(pair, other, outer, table):
+        """[(what is asked, what is due)]"""
+        its = outer, table, jbp.Several((outer, table)), Whole(outer.gradient(), outer.per_example())
+        flips = (lambda pair: pair), (lambda pair: pair.transposed())
+        return [
+            *((answers(flip(pair), w), answers(flip(outer), w)) for flip in flips),
+            *(((pair.inner(one), one.inner(pair)), (outer.inner(one),) * 2) for one in its),
+            *(((pair.dots(one), one.dots(pair)), (outer.dots(one), outer.dots(one).T)) for one in its),
+            ((pair.inner(other), pair.dots(other)), (outer.inner(outer), outer.dots(outer))),
+            ((pair.along(v), pair.transposed().along(v.T)), (outer.along(v), outer.along(v))),
+        ]
+
+    for got, due in ask(pair, pair, outer, table):
+        assert_close(got, due)
 
 
 def test_a_portion_is_the_pair_of_examples_of_which_the_others_are_zero(x64: None):
@@ -160,15 +172,20 @@ def test_tied_to_an_embedding(chunk: int | None, x64: None):
     x, y = (jnp.asarray(np.random.default_rng(i).integers(0, 6, (N, 5)), jnp.int32) for i in (1, 2))
     v = jnp.cos(jnp.arange(theta.size, dtype=theta.dtype))
     gradient = jax.grad(cost)
-    slope = lambda f: jax.jit(lambda theta: jax.jvp(lambda t: f(t, x, y), (theta,), (v,)))(theta)
-    hand, auto = slope(cost.grad), slope(gradient)
+
+    @jax.jit
+    def ask(theta):
+        hand, auto = (jax.jvp(lambda t, f=f: f(t, x, y), (theta,), (v,)) for f in (cost.grad, gradient))
+        each = jax.vmap(lambda x, y: gradient(theta, x[None], y[None]))(x, y)
+        added = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.Along(v))[1]
+        whole = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms())[1]
+        return hand, auto, each, added, whole, cost.read(cost.pairs(theta, x, y), jbp.SquaredNorms())
+
+    hand, auto, each, added, whole, norms = ask(theta)
     assert_close(hand, auto)
-    each = jax.jit(jax.vmap(lambda x, y: gradient(theta, x[None], y[None])))(x, y)
-    _, (got, along) = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.Along(v))
-    assert_close((got, along), (each, each @ v))
-    _, (got, norms) = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms())
-    assert_close((got, norms), (each, jnp.square(each).sum(1)))
-    assert_close(cost.read(cost.pairs(theta, x, y), jbp.SquaredNorms()), norms)
+    assert_close(added, (each, each @ v))
+    assert_close(whole, (each, jnp.square(each).sum(1)))
+    assert_close(norms, whole[1])
     assert cost.compare(theta, x, y, timing=False).ok
 
 

@@ -4,7 +4,7 @@ A skip connection is an addition of two flows. What a container does to a single
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
@@ -31,14 +31,18 @@ class Shown:
     """How the layer at each path is drawn; one that is not here is inside another that is drawn as one.
 
     `boxes`: as a box around the layers in it. `nodes`: as one node, with so many layers inside. `folded`: not at all,
-    because an equal one stands for it, at that path.
+    because an equal one stands for it, at that path. `names`: what it is called where layers are given by name.
     """
 
     boxes: set[str] = field(default_factory=set)
     nodes: dict[str, int] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
-    def add(self, layers: Sequence[Named], depth: int, keep: str) -> None:
+    def title(self, layer: Named) -> str:
+        return f"{self.names[layer.path]}: {title_of(layer.own)}" if layer.path in self.names else title_of(layer.own)
+
+    def add(self, layers: Sequence[Named], depth: int, keep: str, parent: Any) -> None:
         """Layers beside each other, in at most `depth` boxes.
 
         Of equal containers one after another the first stands for all, but for the one that holds the leaf `keep`.
@@ -46,13 +50,15 @@ class Shown:
         before = dict[str, Named]()  # by the path of the one that follows
         for layer in layers:
             place, _, number = layer.path.rpartition(".")
+            if not number.isdigit() and number not in (f.name for f in fields(parent)):
+                self.names[layer.path] = number
             within, last = len(list(walk(layer.own))) - 1, before.get(layer.path)
             kept = any(other and keep.startswith(f"{other.path}.") for other in (layer, last))
             if last and within and not kept and same(layer.own, last.own):
                 self.folded[layer.path] = self.folded.get(last.path, last.path)
             elif layer.inside and depth > 0:
                 self.boxes.add(layer.path)
-                self.add(layer.inside, depth - 1, keep)
+                self.add(layer.inside, depth - 1, keep, layer.own)
             else:
                 self.nodes[layer.path] = within
             if number.isdigit():
@@ -119,7 +125,7 @@ class _Reader:
             self.as_one[number] = (id,)
         elif path in self.shown.boxes:
             id = self.free(path)
-            self.boxes[id] = Box(id, title_of(self.notes[number].layer.own), self.box)
+            self.boxes[id] = Box(id, self.shown.title(self.notes[number].layer), self.box)
             self.box, self.layers[id] = id, path
             if len(sources) == 1:  # one flow comes in: if it splits inside, the box shows where
                 split = self.add(f"{id}.x", "", "split", sources)
@@ -140,7 +146,7 @@ class _Reader:
         note = self.notes[number]
         parameters = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(note.parts["params"]))
         inside = self.shown.nodes.get(note.layer.path, 0)
-        lines = [title_of(note.layer.own), f"{shape_text(note.parts['x'])} → {shape_text(note.parts['output'])}"]
+        lines = [self.shown.title(note.layer), f"{shape_text(note.parts['x'])} → {shape_text(note.parts['output'])}"]
         lines += [f"{parameters:,} parameters"] * bool(parameters)
         lines += [f"{inside:,} layer{'s' * (inside > 1)} inside"] * bool(inside)
         return "\n".join(line.replace("$", r"\$") for line in lines)
@@ -190,7 +196,7 @@ def of_layers(net: Network, title: str, depth: int, keep: str = "") -> Drawing:
     """The program that a network's forward is, the layer with the leaf `keep` drawn by itself."""
     notes = Notes(forward=True)
     network, shown = named_layers(net.layer.layers, notes), Shown()
-    shown.add(network.inside, depth, keep)
+    shown.add(network.inside, depth, keep, network.own)
     params, x = net.params_spec, batch_of(net.input)
     program = jax.make_jaxpr(lambda params, x: network.layer.forward(params, x, Context())[0])(params, x)
     reader = _Reader(notes.calls, shown)

@@ -26,6 +26,7 @@ def title_of(layer: Any) -> str:
             continue
         if (
             value is None
+            or (callable(value) and isinstance(default, str))  # an initialiser
             or (default is not MISSING and value is default)
             or (default is not MISSING and same(value, default))
         ):

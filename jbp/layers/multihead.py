@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layer import Context, InputError, described, einsum
@@ -81,6 +82,14 @@ class Attention:
     @property
     def _core(self) -> DotProductAttention:
         return DotProductAttention(self.causal, self.window, self.soft_cap, self.scale, self.implementation)
+
+    def of_heads(self, params: Projections) -> list[list[Any]]:
+        """What each query head has to itself: its columns of `q.w` `[W, D]` and of `q.b`, its rows of `out.w` `[D, W]`.
+
+        Keys and values may serve several heads.
+        """
+        parts = [(params.q.w, 1), (params.out.w, 0), *([] if params.q.b is None else [(params.q.b, 0)])]
+        return [list(its) for its in zip(*(np.split(a, self.heads, axis) for a, axis in parts), strict=True)]
 
     @property
     def _sizes(self) -> tuple[int, int]:
