@@ -127,6 +127,13 @@ def test_reverse_stands_on_little():
     assert len(seen) <= 21, sorted(str(path.relative_to(PACKAGE)) for path in seen)
 
 
+def test_every_file_is_on_the_map():
+    """The package's docstring has a line for each file and folder, and for nothing else."""
+    lines = re.findall(r"^    (\S.*?)  +\S.*$", jbp.__doc__, re.MULTILINE)
+    told = [name for line in lines for name in re.findall(r"\w+", line)]
+    assert sorted(told) == sorted({path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES})
+
+
 def test_every_folder_is_installed():
     """An editable install finds a folder that the wheel would lack."""
     told = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
