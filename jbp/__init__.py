@@ -11,12 +11,13 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     programs/                        programs as JAX traces them: run again in float64, tapped, timed; no layer is known
     layer / run                      the contract of a layer / layers run forward and back
     layout / symbols / published     leaves and one vector θ / names of its coordinates / names that others gave leaves
-    pair / patches / uses / recomputed   (a, δ) at a leaf / of convolutions and views / of several / a part at a time
+    pair / gather / patches          (a, δ) at a leaf / at a table / at a convolution's kernel, and views of leaves
+    uses / recomputed                pairs of pairs / pairs that come a part at a time
     reader / readouts                who reads a pair / quantities over pairs
     activations layers/ losses/      the steps of the induction, and its base case
     network / outside                layers with an input and a layout / what arguments from outside must be
     reverse (loss_leaves checking)   `Cost`: the induction, with leaves of the loss; what needs values to be checked
-    moments / gram / projected / clipping / terms   readouts by family / of each term of a cost
+    rows moments gram projected clipping terms   readouts by family; of each term of a cost
     seeds / ggn / kronecker          seeds other than the loss's δ / what is read at them: diagonals, factors
     curvature / ntk / kfac           products with curvature / the neural tangent kernel / an optimiser
     in_jax / both_modes              layers in anybody's model / in forward mode too
@@ -67,6 +68,7 @@ from .explain import explain as explain
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
+from .gather import Gather as Gather
 from .ggn import DiagonalGGN as DiagonalGGN
 from .ggn import GGNFactors as GGNFactors
 from .ggn import GGNGram as GGNGram
@@ -119,7 +121,6 @@ from .moments import Variance as Variance
 from .network import Network as Network
 from .network import mlp as mlp
 from .ntk import ntk as ntk
-from .pair import Gather as Gather
 from .pair import Outer as Outer
 from .pair import Pair as Pair
 from .pair import Sum as Sum
@@ -136,10 +137,10 @@ from .reader import stacked as stacked
 from .readouts import Along as Along
 from .readouts import Gradient as Gradient
 from .readouts import PerExampleGradients as PerExampleGradients
-from .readouts import RowGradients as RowGradients
-from .readouts import Rows as Rows
 from .readouts import SquaredNorms as SquaredNorms
 from .reverse import Cost as Cost
+from .rows import RowGradients as RowGradients
+from .rows import Rows as Rows
 from .run import run as run
 from .run import step as step
 from .run import step_back as step_back

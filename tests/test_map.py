@@ -14,12 +14,12 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    "errors", "blocks", "markup", "paint", "programs", "layer", "symbols", "published", "layout", "pair", "patches",
-    "uses", "recomputed", "reader", "run", "found", "activations", "layers", "losses", "outside", "network", "model",
-    "readouts", "ntk", "examples", "moments", "gram", "projected", "clipping", "both_modes", "in_jax", "named",
-    "record", "compare", "loss_leaves", "checking", "seeds", "ggn", "kronecker", "curvature", "reverse", "kfac",
-    "terms", "chain", "testing", "feedback", "explain", "flow", "draw", "history", "optimizer", "stream", "descent",
-    "state", "course", "console", "fit", "data", "figure", "commands", "__main__",
+    "errors", "blocks", "markup", "paint", "programs", "layer", "symbols", "published", "layout", "pair", "gather",
+    "patches", "uses", "recomputed", "reader", "run", "found", "activations", "layers", "losses", "outside",
+    "network", "model", "readouts", "rows", "ntk", "examples", "moments", "gram", "projected", "clipping",
+    "both_modes", "in_jax", "named", "record", "compare", "loss_leaves", "checking", "seeds", "ggn", "kronecker",
+    "curvature", "reverse", "kfac", "terms", "chain", "testing", "feedback", "explain", "flow", "draw", "history",
+    "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands", "__main__",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
