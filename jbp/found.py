@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .layer import spec_of
+from .layer import PROBE, batch_of, spec_of
 from .pair import Gather, Outer, Pair, Sum, Whole
 from .patches import Patches, Viewed, Window
 from .programs.calls import has_rule
 from .programs.meets import Meeting, Uses, planned
+from .programs.mixing import mixing
 from .programs.replay import equations
 from .uses import Nothing, Several, Stack
 
@@ -29,6 +30,21 @@ One = Callable[[Any, Any], Any]
 def over_examples(one: One, params: Any, x: Any) -> Any:
     """The function of one example on a batch `[N, ...]`."""
     return jax.vmap(one, (None, 0))(params, x)
+
+
+def alone(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> Any:
+    """The output of one example under a function of a batch."""
+    output = apply(params, jax.tree.map(lambda a: a[None], x))
+    return jax.tree.map(lambda a: a[0], output)
+
+
+def on_a_batch(apply: Callable[[Any, Any], Any], params: Any, spec: Any) -> tuple[Any, str | None]:
+    """(the trace of apply on a batch of `PROBE`, the primitive in which its examples meet or None)."""
+    treedef: Any
+    flat, treedef = jax.tree.flatten((params, batch_of(spec, PROBE)))
+    leaves = len(jax.tree.leaves(params))
+    traced = jax.make_jaxpr(lambda *args: jax.tree.leaves(apply(*treedef.unflatten(args))))(*flat)
+    return traced, mixing(traced, PROBE, [i >= leaves for i in range(len(flat))])
 
 
 def plan_of(one: One, params: Any, spec: Any) -> Uses:

@@ -321,6 +321,48 @@ def test_batch_norm_in_training_mixes_and_in_evaluation_does_not(x64):
     assert [network(training).layers[0].mixed_in for training in (True, False)] == ["reduce_sum", None]
 
 
+# -- from_function ----------------------------------------------------------------------------------------------------
+
+
+def products_and_a_window(p, x):
+    h = jnp.tanh(x @ p["w"] + p["b"]).reshape(-1, 8, 10)
+    h = jax.lax.conv_general_dilated(h, p["k"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+    return h.reshape(h.shape[0], -1) @ p["v"].T
+
+
+def test_a_function_inside_a_network_has_its_pairs(x64):
+    made = numbers(0, w=(6, 80), b=(80,), k=(3, 10, 40), v=(20, 320))
+    function = jbp.from_function(lambda key, x: made, products_and_a_window)
+    net = jbp.Network([jbp.Dense(6), function, jbp.Tanh(), jbp.Dense(2)], input=(4,), dtype=np.float64)
+    cost, theta = jbp.Cost(net, losses.HalfSquaredError()), net.init(jax.random.key(0))
+    x, y = draw(1, spec(N, 4)), draw(2, spec(N, 2))
+    forms = {"b": "Sum", "k": "Patches", "v": "Outer", "w": "Outer"}
+    assert function.forms(made, spec(6)) == forms
+    kinds = {name: type(pair).__name__ for name, pair in cost.pairs(theta, x, y).items()}
+    assert {name: kinds[f"1.{name}"] for name in forms} == forms
+    one = lambda theta, x, y: cost(theta, x[None], y[None])
+    g = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(theta, x, y)
+    asked = jbp.Gradient(), jbp.PerExampleGradients(), jbp.SquaredNorms()
+    assert_close(cost.measure(theta, x, y, *asked)[1], (g.mean(0), g, jnp.square(g).sum(1)), 1e-11)
+
+
+def test_a_function_runs_once():
+    """XLA merges the run in reverse with the first: the products are those of jax.grad."""
+    function = jbp.from_function(lambda key, x: {"w": jnp.ones((6, 70))}, lambda p, x: jnp.tanh(x @ p["w"]))
+    cost = jbp.Cost(jbp.Network([function, jbp.Dense(2)], input=(6,)), losses.HalfSquaredError())
+    theta, x, y = cost.network.init(jax.random.key(0)), jnp.ones((4, 6)), jnp.ones((4, 2))
+    count = lambda f: jax.jit(f).lower(theta).compile().as_text().count(" tanh(")
+    assert count(lambda theta: cost.value_and_grad(theta, x, y)) == count(lambda theta: cost(theta, x, y)) == 1
+
+
+def test_a_function_that_mixes_and_does_not_say_so_has_its_true_gradient(x64):
+    function = jbp.from_function(lambda key, x: {"g": jnp.ones(x.shape)}, lambda p, x: p["g"][None] * (x - x.mean(0)))
+    cost = jbp.Cost(jbp.Network([function], input=(3,), dtype=np.float64), losses.HalfSquaredError())
+    theta, x, y = cost.network.init(jax.random.key(0)), draw(1, spec(N, 3)), draw(2, spec(N, 3))
+    assert function.forms({"g": theta}, spec(3)) == {"g": "Whole: examples mix in reduce_sum"}
+    assert_close(cost.value_and_grad(theta, x, y)[1], jax.grad(cost)(theta, x, y))
+
+
 # -- the tools --------------------------------------------------------------------------------------------------------
 
 
