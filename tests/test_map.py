@@ -15,11 +15,11 @@ import jbp
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
     "errors", "blocks", "markup", "paint", "programs", "layer", "symbols", "published", "layout", "pair", "patches",
-    "uses", "recomputed", "reader", "run", "found", "activations", "layers", "losses", "outside", "network", "model",
-    "readouts", "examples", "moments", "gram", "projected", "clipping", "both_modes", "in_jax", "named", "record",
-    "compare", "loss_leaves", "checking", "reverse", "terms", "chain", "testing", "curvature", "feedback", "explain",
-    "flow", "draw", "history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data",
-    "figure", "commands", "__main__",
+    "derived", "uses", "recomputed", "reader", "run", "found", "activations", "layers", "losses", "outside", "network",
+    "model", "readouts", "examples", "moments", "gram", "projected", "clipping", "both_modes", "in_jax", "named",
+    "record", "compare", "loss_leaves", "checking", "reverse", "terms", "chain", "testing", "curvature", "feedback",
+    "explain", "flow", "draw", "history", "optimizer", "stream", "descent", "state", "course", "console", "fit",
+    "data", "figure", "commands", "__main__",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

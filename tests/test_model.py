@@ -124,9 +124,57 @@ def stacked_blocks():
 def experts():
     def apply(p, x):
         h = jnp.einsum("nei,eoi->neo", jnp.tanh(x), p["w"])
-        return jnp.einsum("neo,eok->nk", h, p["w"][:, :, ::-1].swapaxes(1, 2)) @ p["once"]
+        return jnp.einsum("neo,eok->nk", h, p["w"].swapaxes(1, 2)) @ p["once"]
 
     return apply, numbers(0, w=(3, 40, 40), once=(40, 2))
+
+
+def worked_on():
+    """Leaves that are multiplied, scaled, joined, cut, masked and turned round before they are used."""
+
+    def apply(p, x):
+        x = jnp.tanh(x @ (p["a"] @ p["b"]))
+        x = jnp.tanh(x @ (p["scaled"] * p["gain"] / jnp.linalg.norm(p["scaled"], axis=0)))
+        x = x + jnp.tanh(x @ jnp.concatenate([p["left"], p["right"].T], 1))
+        for i in range(3):
+            x = x + jnp.tanh(x @ p["stacked"][i])
+        x = x + x @ jnp.where(p["masked"] > 0, p["masked"], 0.0)
+        one, two = jnp.split(x, 2)
+        return two @ p["flipped"][:6] + one @ p["flipped"][6:] + x @ p["flipped"][::-1]
+
+    shapes = {"a": (12, 2), "b": (2, 12), "scaled": (12, 12), "gain": (12,), "left": (12, 5), "right": (7, 12)}
+    return apply, numbers(0, **shapes, stacked=(3, 12, 12), masked=(12, 12), flipped=(12, 12))
+
+
+def worked_on_in_loops():
+    def apply(p, x):
+        def block(h, own):
+            deep, joined, turned = own
+
+            def step(h, x):
+                h = jnp.tanh(x @ (2 * deep) + h @ jnp.concatenate([p["left"], p["right"]], 0))
+                return h, h
+
+            h = jax.lax.scan(step, jnp.zeros(12), h)[1]
+            return jnp.tanh(h @ joined) @ turned, None
+
+        own = p["deep"], jnp.concatenate([p["first"][None], p["second"][None]]), p["turned"].swapaxes(0, 1)
+        return jax.lax.scan(jax.checkpoint(block), x, own)[0]
+
+    shapes = {"deep": (2, 12, 12), "left": (5, 12), "right": (7, 12), "first": (12, 12), "second": (12, 12)}
+    return apply, numbers(0, **shapes, turned=(12, 2, 12))
+
+
+def standardised():
+    """A weight-standardised kernel (Qiao et al. 2019), whose outputs look up a scaled table."""
+
+    def apply(p, x):
+        centred = p["kernel"] - p["kernel"].mean((0, 1, 2))
+        kernel = centred / jnp.sqrt(jnp.square(centred).mean((0, 1, 2)) + 1e-5)
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y.mean((1, 2)) + (p["table"] * 3.0)[jnp.argmax(x[:, :, 0, 0], 1)]
+
+    return apply, numbers(0, kernel=(3, 3, 3, 4), table=(7, 4))
 
 
 @jax.custom_vjp
@@ -199,7 +247,44 @@ CASES = [
         spec(2, 70),
         {"blocks.b": "Sum", "blocks.w": "Stack of Outer", "shared": "Outer"},
     ),
-    ModelCase("experts", experts, spec(3, 40), {"once": "Outer", "w": "Whole: goes into rev"}),
+    ModelCase("experts", experts, spec(3, 40), {"once": "Outer", "w": "Stack of Outer + Outer"}),
+    ModelCase(
+        "worked on",
+        worked_on,
+        spec(12),
+        {
+            "a": "Derived, Outer of what dot_general makes",
+            "b": "Derived, Outer of what dot_general makes",
+            "flipped": "Outer + Derived, Outer of what rev makes",
+            "gain": "Derived, Outer of what div makes",
+            "left": "Outer",
+            "masked": "Derived, Outer of what select_n makes",
+            "right": "Outer",
+            "scaled": "Derived, Outer of what div makes",
+            "stacked": "Outer",
+        },
+        per_example=True,
+    ),
+    ModelCase(
+        "worked on in loops",
+        worked_on_in_loops,
+        spec(6, 12),
+        {
+            "deep": "Derived, Stack of Outer of what mul makes",
+            "first": "Derived, Stack of Outer of what concatenate makes",
+            "left": "Outer",
+            "right": "Outer",
+            "second": "Derived, Stack of Outer of what concatenate makes",
+            "turned": "Derived, Stack of Outer of what moves makes",
+        },
+        per_example=True,
+    ),
+    ModelCase(
+        "standardised kernels",
+        standardised,
+        spec(7, 6, 3),
+        {"kernel": "Derived, Patches of what div makes", "table": "Derived, Gather of what mul makes"},
+    ),
     ModelCase(
         "a rule, branches",
         rule_and_branches,
