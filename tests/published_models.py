@@ -15,7 +15,7 @@ from flax import nnx
 
 @dataclass(frozen=True)
 class Published:
-    """A model as its library makes it, `make() -> (apply, params)`; x: the spec of one example's input. `forms`: those in
+    """A model as its library makes it: `make() -> (apply, params)`. x: the spec of one example. `forms`: those in
     which its leaves are found."""
 
     name: str

@@ -376,6 +376,10 @@ MIXING = {
     "a roll": (lambda p, x: x @ p + jnp.roll(x, 1, 0), "slice"),
     "a reversal": (lambda p, x: x @ p + x[::-1], "rev"),
     "a permutation": (lambda p, x: x @ p + x[jnp.argsort(x[:, 0])], "sort"),
+    "a while loop": (
+        lambda p, x: jax.lax.while_loop(lambda h: h[:, 0].max() < 9, lambda h: h + 1 + jnp.square(h), x @ p),
+        "reduce_max",
+    ),
     "a running sum": (lambda p, x: jnp.cumsum(x @ p, 0), "cumsum"),
 }
 
@@ -393,6 +397,13 @@ def test_a_model_that_mixes_examples_is_found_out(name, x64):
     assert_close(cost.measure(theta, x, x, jbp.Gradient())[1], expected)
     with pytest.raises(jbp.InputError, match="speaks of single examples, and layer model \\(Model\\) mixes them"):
         cost.measure(theta, x, x, jbp.SquaredNorms())
+
+
+def test_a_loop_over_each_example_does_not_mix():
+    apply = lambda p, x: jax.lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ p), x)
+    assert jbp.from_model(apply, jnp.ones((2, 2)), input=(2,)).layers[0].mixed_in is None
+    loop = lambda p, x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(c[1] @ p)), (0, x))[1]
+    assert jbp.from_model(loop, jnp.ones((2, 2)), input=(2,)).layers[0].mixed_in is None
 
 
 def test_batch_norm_in_training_mixes_and_in_evaluation_does_not(x64):
@@ -462,6 +473,36 @@ def small(kind: str) -> tuple[Any, Any]:
         params, rest = eqx.partition(eqx.nn.MLP(4, 2, 5, 1, key=jax.random.key(0)), eqx.is_inexact_array)
         net = jbp.from_model(lambda params, x: jax.vmap(eqx.combine(params, rest))(x), params, input=(4,))
     return net, net.init(jax.random.key(0))
+
+
+def test_explain_of_leaves_that_are_moved_convolved_and_stacked():
+    def apply(p, x):
+        h = jax.lax.conv_general_dilated(x, p["k"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+        for i in range(2):
+            h = jnp.tanh(h @ p["w"][i])
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, p["blocks"])[0].sum(1)
+
+    params = jax.tree.map(np.float32, numbers(0, k=(3, 2, 4), w=(2, 4, 4), blocks=(3, 4, 4)))
+    net = jbp.from_model(apply, params, input=(5, 2))
+    assert net.forms == {"blocks": "Stack of Outer", "k": "Patches", "w": "Outer"}
+    cost, theta = jbp.Cost(net, losses.HalfSquaredError()), net.init(jax.random.key(0))
+    x, y = draw(0, spec(3, 5, 2), np.float32), draw(1, spec(3, 4), np.float32)
+    for symbol in ("k[1,0,2]", "w[1,2,3]", "blocks[2,0,1]"):
+        found = jbp.explain(cost, theta, x, y, symbol)
+        assert found.agrees
+        assert_close(found.value, jax.grad(cost)(theta, x, y)[net.layout.index(symbol)], 1e-5)
+
+
+def test_factors_of_a_convolution(x64):
+    """A and G of the product of patches: for one position and one example they are the whole second moment."""
+    params = numbers(0, k=(3, 2, 4))
+    apply = lambda p, x: jax.lax.conv_general_dilated(x, p["k"], (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
+    cost = jbp.Cost(jbp.from_model(apply, params, input=spec(3, 2)), losses.HalfSquaredError())
+    x, y = draw(0, spec(1, 3, 2)), draw(1, spec(1, 1, 4))
+    pair = cost.pairs(cost.layout.flatten(params), x, y)["k"]
+    A, G = pair.factors()
+    g = pair.per_example().ravel()
+    assert_close(jnp.kron(A, G), jnp.outer(g, g), 1e-11)
 
 
 @pytest.mark.parametrize("kind", ["Flax NNX", "Equinox"])

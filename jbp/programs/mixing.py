@@ -59,13 +59,15 @@ def _meets(eqn: JaxprEqn, n: int, data: set[Any]) -> str | None:
             return "scan" if count and any(v in data for v in eqn.invars[first:]) else None
         carried = [any(depends)] * count
         return mixing(p["jaxpr"], n, [*depends[:first], *carried, *depends[first + count :]])
-    inner = [primal_of(eqn)] if is_call(eqn) else inner_jaxprs(eqn)
-    for part in inner:
+    if name == "while":
+        a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+        carried = [any(depends)] * (len(depends) - b)
+        of_cond = mixing(p["cond_jaxpr"], n, [*depends[:a], *carried])
+        return of_cond or mixing(p["body_jaxpr"], n, [*depends[a:b], *carried])
+    for part in [primal_of(eqn)] if is_call(eqn) else inner_jaxprs(eqn):
         invars = (part.jaxpr if isinstance(part, ClosedJaxpr) else part).invars
         own = depends[len(depends) - len(invars) :] if len(invars) <= len(depends) else [True] * len(invars)
-        if name == "while":
-            own = [aval_of(v).shape != () for v in invars]
-        if (found := mixing(part, n, own)) is not None and name != "while":
+        if (found := mixing(part, n, own)) is not None:
             return found
     if any(math.prod(aval_of(v).shape) and len(_axes(v, n)) != 1 for v in eqn.outvars):
         return name
