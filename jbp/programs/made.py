@@ -72,8 +72,10 @@ def sources(leaf: Origin) -> list[int]:
 
 
 def _kept(value: Seen | Constant) -> Seen | Constant:
-    """Without the value of this run, unless it is given."""
-    return replace(value, value=None) if isinstance(value, Seen) or value.made is not None else value
+    """Without the value of this run, unless it is given; of a view, which may be cast, with its dtype."""
+    if isinstance(value, Seen):
+        return replace(value, value=value.value.dtype)
+    return value if value.made is None else replace(value, value=None)
 
 
 def fixed(eqn: JaxprEqn, ins: Sequence[Constant]) -> list[Constant]:
@@ -97,7 +99,7 @@ def itself(view: Seen) -> Seen:
     """What a view shows, as a leaf of its own: without moves."""
     if not view.moves:
         return view
-    return replace(view, leaf=Made(None, (replace(view, value=None),), 0, view.loops), shape=view.value.shape, moves=())
+    return replace(view, leaf=Made(None, (_kept(view),), 0, view.loops), shape=view.value.shape, moves=())
 
 
 def through(eqn: JaxprEqn, view: Seen) -> list[Seen] | None:
@@ -139,7 +141,7 @@ def worth(of: Origin | Seen | Constant, leaves: Mapping[int, Any], known: dict[i
     if isinstance(of, int):
         return leaves[of]
     if isinstance(of, Seen):
-        return moved(again(of.leaf), of.moves, sum(of.loops))
+        return moved(again(of.leaf), of.moves, sum(of.loops)).astype(of.value)
     if isinstance(of, Constant):
         return of.value if of.made is None else again(of.made)
     if id(of) not in known:
