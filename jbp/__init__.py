@@ -12,7 +12,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     layer / run                      the contract of a layer / layers run forward and back
     layout / symbols / published     leaves and one vector θ / names of its coordinates / names that others gave leaves
     pair / gather / patches          (a, δ) at a leaf / at a table / at a convolution's kernel, and views of leaves
-    uses / recomputed                pairs of pairs / pairs that come a part at a time
+    derived / uses / recomputed      a leaf that is worked on first / pairs of pairs / that come a part at a time
     reader / readouts                who reads a pair / quantities over pairs
     activations layers/ losses/      the steps of the induction, and its base case
     network / outside                layers with an input and a layout / what arguments from outside must be

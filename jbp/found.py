@@ -15,12 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .derived import Derived
 from .gather import Gather
-from .layer import spec_of
+from .layer import PROBE, batch_of, spec_of
 from .pair import Outer, Pair, Sum, Whole
 from .patches import Patches, Viewed, Window
 from .programs.calls import has_rule
-from .programs.meets import Meeting, Uses, planned
+from .programs.made import Made, Origin, part_of_a_row, sources, worth
+from .programs.meetings import Meeting
+from .programs.meets import Uses, planned
+from .programs.mixing import mixing
 from .programs.replay import equations
 from .uses import Nothing, Several, Stack
 
@@ -30,6 +34,21 @@ One = Callable[[Any, Any], Any]
 def over_examples(one: One, params: Any, x: Any) -> Any:
     """The function of one example on a batch `[N, ...]`."""
     return jax.vmap(one, (None, 0))(params, x)
+
+
+def alone(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> Any:
+    """The output of one example under a function of a batch."""
+    output = apply(params, jax.tree.map(lambda a: a[None], x))
+    return jax.tree.map(lambda a: a[0], output)
+
+
+def on_a_batch(apply: Callable[[Any, Any], Any], params: Any, spec: Any) -> tuple[Any, str | None]:
+    """(the trace of apply on a batch of `PROBE`, the primitive in which its examples meet or None)."""
+    treedef: Any
+    flat, treedef = jax.tree.flatten((params, batch_of(spec, PROBE)))
+    leaves = len(jax.tree.leaves(params))
+    traced = jax.make_jaxpr(lambda *args: jax.tree.leaves(apply(*treedef.unflatten(args))))(*flat)
+    return traced, mixing(traced, PROBE, [i >= leaves for i in range(len(flat))])
 
 
 def plan_of(one: One, params: Any, spec: Any) -> Uses:
@@ -106,22 +125,43 @@ def back(one: One, params: Any, kept: Any, delta: Any) -> tuple[Any, list[Pair]]
     copies = [jnp.broadcast_to(leaf, (n, *leaf.shape)) for leaf in whole]
     each = jax.vjp(lambda whole: traced(whole, its, zeros, 0)[0], copies)[1](delta)[0] if whole else []
 
-    uses: dict[int, list[Pair]] = {i: [] for i in range(len(leaves))}
+    uses: dict[Origin, list[Pair]] = {leaf: [] for leaf in (*range(len(leaves)), *plan.derived)}
     for i, total, gradients in zip(plan.whole, totals, each, strict=True):
         uses[i].append(Whole(total, gradients))
     for i, g in zip(plan.small, at_leaves, strict=True):
         uses[i].append(Sum(g))
     for site, a, d in zip(plan.sites, met, at_sites, strict=True):
-        if site.leaf not in plan.small:
-            uses[site.leaf].append(_pair(site, a, d))
-    pairs = [
-        Nothing(n, jnp.shape(leaf), leaf.dtype) if not own else own[0] if len(own) == 1 else Several(tuple(own))
-        for leaf, own in zip(leaves, uses.values(), strict=True)
-    ]
+        uses[site.leaf].append(_pair(site, a, d))
+    for made in plan.derived:
+        pair = _all(uses.pop(made))
+        for i in made.sources:
+            uses[i].append(_derived(made, i, pair, leaves))
+    nothing = lambda leaf: Nothing(n, jnp.shape(leaf), leaf.dtype)
+    pairs = [_all(own) or nothing(leaf) for leaf, own in zip(leaves, uses.values(), strict=True)]
     delta_parts: list[Any] = [None] * len(traced.parts)
     for i, part in zip(traced.floats, delta_its, strict=True):
         delta_parts[i] = part
     return traced.treedef.unflatten(delta_parts), pairs
+
+
+def _all(uses: list[Pair]) -> Any:
+    """One pair for all uses; None where there are none."""
+    return Several(tuple(uses)) if len(uses) > 1 else uses[0] if uses else None
+
+
+def _derived(made: Made, source: int, pair: Pair, leaves: list[Any]) -> Pair:
+    """The pair of a leaf of which something is made that has this pair."""
+    if isinstance(pair, Outer) and (place := part_of_a_row(made, source)) is not None:
+        # of a concatenation: those rows or columns are the leaf's
+        view, axis, part = place[0], place[1], slice(*place[2:])
+        own = Outer(pair.a[..., part], pair.delta) if axis == 0 else Outer(pair.a, pair.delta[..., part])
+        return Viewed(own, view.shape, view.moves) if view.moves else own
+
+    def f(others: dict[int, Any], leaf: Any) -> Any:
+        return worth(made, others | {source: leaf})
+
+    others = {i: leaves[i] for i in made.sources if i != source}
+    return Derived(pair, jax.tree_util.Partial(f, others), leaves[source])
 
 
 def _pair(site: Meeting, a: Any, delta: Any) -> Pair:
@@ -153,7 +193,8 @@ def _pair(site: Meeting, a: Any, delta: Any) -> Pair:
 def forms(plan: Uses, names: tuple[str, ...]) -> dict[str, str]:
     """{leaf name: the form of its pair}, "Whole: why not" where there is none, "Nothing" for a leaf that is not used.
 
-    A leaf that is used several times has its forms with a +, each once; a leaf that a loop goes over has those of
+    A leaf that is worked on before it meets the data is "Derived, Outer of what mul makes". A leaf that is used several
+    times has its forms with a +, each once; a leaf that a loop goes over has those of
     its blocks.
     """
     kinds = {"outer": "Outer", "gather": "Gather", "patches": "Patches"}
@@ -163,8 +204,13 @@ def forms(plan: Uses, names: tuple[str, ...]) -> dict[str, str]:
             return f"Whole: {plan.whole[i]}"
         if i in plan.small:
             return "Sum"
-        found = [("Stack of " if any(site.loops) or site.stacked else "") + kinds[site.kind]
-                 for site in plan.sites if site.leaf == i]  # fmt: skip
+        found = []
+        for site in plan.sites:
+            form = ("Stack of " if any(site.loops) or site.stacked else "") + kinds[site.kind]
+            if isinstance(site.leaf, Made) and not (form == "Outer" and part_of_a_row(site.leaf, i)):
+                form = f"Derived, {form} of what {site.leaf.name} makes"
+            if i in sources(site.leaf):
+                found.append(form)
         return " + ".join(dict.fromkeys(found)) or "Nothing"
 
     return {name: of(i) for i, name in enumerate(names)}

@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from .errors import described
-from .found import back, forms, forward, has_delta, plan_of
-from .layer import PROBE, Context, InputError, Layer, batch_of, inferred
+from .found import alone, back, forms, forward, has_delta, on_a_batch, plan_of
+from .layer import PROBE, Context, InputError, Layer, inferred
 from .layout import Layout
 from .network import Border, Network
 from .outside import check_arrays
 from .pair import Whole
-from .programs.mixing import mixing
 from .run import step, step_back
 
 
@@ -60,10 +59,7 @@ class Model:
 
     def one(self, params: Any, x: Any) -> Any:
         """The output of one example."""
-        if self.per_example:
-            return self.apply(params, x)
-        output = self.apply(params, jax.tree.map(lambda a: a[None], x))
-        return jax.tree.map(lambda a: a[0], output)
+        return self.apply(params, x) if self.per_example else alone(self.apply, params, x)
 
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
         return (self.apply(params, x), x) if self.mixes_examples else forward(self.one, params, x)
@@ -160,16 +156,13 @@ def from_model(apply: Callable[[Any, Any], Any], params: Any, input: Any, per_ex
 def _mixed_in(apply: Callable, params: Any, spec: Any) -> str | None:
     """The primitive in which the examples of a batch meet; None where each is by itself."""
     with inferred("forward"):
-        treedef: Any
-        flat, treedef = jax.tree.flatten((params, batch_of(spec, PROBE)))
-        traced = jax.make_jaxpr(lambda *args: jax.tree.leaves(apply(*treedef.unflatten(args))))(*flat)
-    n, leaves = PROBE, len(jax.tree.leaves(params))
-    if bad := [aval for aval in traced.out_avals if aval.shape[:1] != (n,)]:
+        traced, where = on_a_batch(apply, params, spec)
+    if bad := [aval for aval in traced.out_avals if aval.shape[:1] != (PROBE,)]:
         raise InputError(
-            f"from_model: apply must keep the batch axis: for {n} examples it returned {described(bad[0])}. "
+            f"from_model: apply must keep the batch axis: for {PROBE} examples it returned {described(bad[0])}. "
             "Of a model on one example, say from_model(..., per_example=True)."
         )
-    return mixing(traced, n, [i >= leaves for i in range(len(flat))])
+    return where
 
 
 def check_params(who: str, params: Any) -> None:

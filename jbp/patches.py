@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from .layer import InputError, described, einsum, wide
 from .pair import Outer, Pair, along_examples
-from .programs.views import Moves, moved, moved_back, seen
+from .programs.views import Moves, disjoint, moved, moved_back, seen
 
 _static: Any = {"static": True}
 
@@ -169,10 +169,10 @@ class Patches(Pair):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Viewed(Pair):
-    """The pair of a leaf that is reshaped or transposed before it is used: `pair` is that of what it becomes.
+    """The pair of a leaf that is reshaped, transposed or sliced before it is used: `pair` is that of what it becomes.
 
-    `leaf`: the leaf's shape; `moves`: `("reshape", shape)` and `("transpose", axes)`, in their order. Norms and inner
-    products are those of `pair`; its factors too.
+    `leaf`: the leaf's shape; `moves`: see `programs.views`. Norms and inner products are those of `pair`; its factors
+    too, where it is all of the leaf.
     """
 
     pair: Pair
@@ -225,12 +225,21 @@ class Viewed(Pair):
     def _alike(self, other: Pair) -> bool:
         return isinstance(other, Viewed) and (other.leaf, other.moves) == (self.leaf, self.moves)
 
+    def _apart(self, other: Pair) -> bool:
+        return isinstance(other, Viewed) and other.leaf == self.leaf and disjoint(self.moves, other.moves)
+
     def dots(self, other: Any) -> Float[Array, "N M"]:
-        """⟨g_n, g'_m⟩: of the pairs, where both leaves are moved alike."""
+        """⟨g_n, g'_m⟩: of the pairs, where both leaves are moved alike; 0 of slices that have nothing in common."""
+        if self._apart(other):
+            n, m = (jax.eval_shape(one.squared_norms) for one in (self.pair, other.pair))
+            return jnp.zeros((*n.shape, *m.shape), n.dtype)
         return self.pair.dots(other.pair) if self._alike(other) else super().dots(other)
 
     def inner(self, other: Any) -> Float[Array, "N"]:
-        """⟨g_n, g'_n⟩: of the pairs, where both leaves are moved alike."""
+        """⟨g_n, g'_n⟩: of the pairs, where both leaves are moved alike; 0 of slices that have nothing in common."""
+        if self._apart(other):
+            n = jax.eval_shape(self.pair.squared_norms)
+            return jnp.zeros(n.shape, n.dtype)
         return self.pair.inner(other.pair) if self._alike(other) else super().inner(other)
 
     def along(self, v: Float[Array, "*leaf"]) -> Float[Array, "N"]:
@@ -238,5 +247,5 @@ class Viewed(Pair):
         return self.pair.along(moved(v, self.moves))
 
     def factors(self) -> tuple[Array, Array]:
-        """(A, G) of the pair: they are those of the moved leaf."""
-        return self.pair.factors()
+        """(A, G) of the pair: they are those of the moved leaf. Of a slice, as `Pair.factors` does."""
+        return super().factors() if any(kind == "slice" for kind, _ in self.moves) else self.pair.factors()

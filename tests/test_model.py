@@ -124,9 +124,57 @@ def stacked_blocks():
 def experts():
     def apply(p, x):
         h = jnp.einsum("nei,eoi->neo", jnp.tanh(x), p["w"])
-        return jnp.einsum("neo,eok->nk", h, p["w"][:, :, ::-1].swapaxes(1, 2)) @ p["once"]
+        return jnp.einsum("neo,eok->nk", h, p["w"].swapaxes(1, 2)) @ p["once"]
 
     return apply, numbers(0, w=(3, 40, 40), once=(40, 2))
+
+
+def worked_on():
+    """Leaves that are multiplied, scaled, joined, cut, masked and turned round before they are used."""
+
+    def apply(p, x):
+        x = jnp.tanh(x @ (p["a"] @ p["b"]))
+        x = jnp.tanh(x @ (p["scaled"] * p["gain"] / jnp.linalg.norm(p["scaled"], axis=0)))
+        x = x + jnp.tanh(x @ jnp.concatenate([p["left"], p["right"].T], 1))
+        for i in range(3):
+            x = x + jnp.tanh(x @ p["stacked"][i])
+        x = x + x @ jnp.where(p["masked"] > 0, p["masked"], 0.0)
+        one, two = jnp.split(x, 2)
+        return two @ p["flipped"][:6] + one @ p["flipped"][6:] + x @ p["flipped"][::-1]
+
+    shapes = {"a": (12, 2), "b": (2, 12), "scaled": (12, 12), "gain": (12,), "left": (12, 5), "right": (7, 12)}
+    return apply, numbers(0, **shapes, stacked=(3, 12, 12), masked=(12, 12), flipped=(12, 12))
+
+
+def worked_on_in_loops():
+    def apply(p, x):
+        def block(h, own):
+            deep, joined, turned = own
+
+            def step(h, x):
+                h = jnp.tanh(x @ (2 * deep) + h @ jnp.concatenate([p["left"], p["right"]], 0))
+                return h, h
+
+            h = jax.lax.scan(step, jnp.zeros(12), h)[1]
+            return jnp.tanh(h @ joined) @ turned, None
+
+        own = p["deep"], jnp.concatenate([p["first"][None], p["second"][None]]), p["turned"].swapaxes(0, 1)
+        return jax.lax.scan(jax.checkpoint(block), x, own)[0]
+
+    shapes = {"deep": (2, 12, 12), "left": (5, 12), "right": (7, 12), "first": (12, 12), "second": (12, 12)}
+    return apply, numbers(0, **shapes, turned=(12, 2, 12))
+
+
+def standardised():
+    """A weight-standardised kernel (Qiao et al. 2019), whose outputs look up a scaled table."""
+
+    def apply(p, x):
+        centred = p["kernel"] - p["kernel"].mean((0, 1, 2))
+        kernel = centred / jnp.sqrt(jnp.square(centred).mean((0, 1, 2)) + 1e-5)
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y.mean((1, 2)) + (p["table"] * 3.0)[jnp.argmax(x[:, :, 0, 0], 1)]
+
+    return apply, numbers(0, kernel=(3, 3, 3, 4), table=(7, 4))
 
 
 @jax.custom_vjp
@@ -199,7 +247,44 @@ CASES = [
         spec(2, 70),
         {"blocks.b": "Sum", "blocks.w": "Stack of Outer", "shared": "Outer"},
     ),
-    ModelCase("experts", experts, spec(3, 40), {"once": "Outer", "w": "Whole: goes into rev"}),
+    ModelCase("experts", experts, spec(3, 40), {"once": "Outer", "w": "Stack of Outer + Outer"}),
+    ModelCase(
+        "worked on",
+        worked_on,
+        spec(12),
+        {
+            "a": "Derived, Outer of what dot_general makes",
+            "b": "Derived, Outer of what dot_general makes",
+            "flipped": "Outer + Derived, Outer of what rev makes",
+            "gain": "Derived, Outer of what div makes",
+            "left": "Outer",
+            "masked": "Derived, Outer of what select_n makes",
+            "right": "Outer",
+            "scaled": "Derived, Outer of what div makes",
+            "stacked": "Outer",
+        },
+        per_example=True,
+    ),
+    ModelCase(
+        "worked on in loops",
+        worked_on_in_loops,
+        spec(6, 12),
+        {
+            "deep": "Derived, Stack of Outer of what mul makes",
+            "first": "Derived, Stack of Outer of what concatenate makes",
+            "left": "Outer",
+            "right": "Outer",
+            "second": "Derived, Stack of Outer of what concatenate makes",
+            "turned": "Derived, Stack of Outer of what moves makes",
+        },
+        per_example=True,
+    ),
+    ModelCase(
+        "standardised kernels",
+        standardised,
+        spec(7, 6, 3),
+        {"kernel": "Derived, Patches of what div makes", "table": "Derived, Gather of what mul makes"},
+    ),
     ModelCase(
         "a rule, branches",
         rule_and_branches,
@@ -310,6 +395,19 @@ def test_a_model_that_mixes_examples_is_found_out(name, x64):
         cost.measure(theta, x, x, jbp.SquaredNorms())
 
 
+def test_a_while_loop_that_asks_all_examples_mixes():
+    """It has a forward, and autodiff no reverse."""
+    apply = lambda p, x: jax.lax.while_loop(lambda h: h[:, 0].max() < 9, lambda h: h + 1 + jnp.square(h), x @ p)
+    assert jbp.from_model(apply, jnp.ones((2, 2)), input=(2,)).layers[0].mixed_in == "reduce_max"
+
+
+def test_a_loop_over_each_example_does_not_mix():
+    apply = lambda p, x: jax.lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ p), x)
+    assert jbp.from_model(apply, jnp.ones((2, 2)), input=(2,)).layers[0].mixed_in is None
+    loop = lambda p, x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(c[1] @ p)), (0, x))[1]
+    assert jbp.from_model(loop, jnp.ones((2, 2)), input=(2,)).layers[0].mixed_in is None
+
+
 def test_batch_norm_in_training_mixes_and_in_evaluation_does_not(x64):
     def network(training):
         model = nn.Sequential([nn.Dense(4), nn.BatchNorm(use_running_average=not training)])
@@ -319,6 +417,48 @@ def test_batch_norm_in_training_mixes_and_in_evaluation_does_not(x64):
         return jbp.from_model(apply, made["params"], input=jax.ShapeDtypeStruct((3,), np.float32))
 
     assert [network(training).layers[0].mixed_in for training in (True, False)] == ["reduce_sum", None]
+
+
+# -- from_function ----------------------------------------------------------------------------------------------------
+
+
+def products_and_a_window(p, x):
+    h = jnp.tanh(x @ p["w"] + p["b"]).reshape(-1, 8, 10)
+    h = jax.lax.conv_general_dilated(h, p["k"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+    return h.reshape(h.shape[0], -1) @ p["v"].T
+
+
+def test_a_function_inside_a_network_has_its_pairs(x64):
+    made = numbers(0, w=(6, 80), b=(80,), k=(3, 10, 40), v=(20, 320))
+    function = jbp.from_function(lambda key, x: made, products_and_a_window)
+    net = jbp.Network([jbp.Dense(6), function, jbp.Tanh(), jbp.Dense(2)], input=(4,), dtype=np.float64)
+    cost, theta = jbp.Cost(net, losses.HalfSquaredError()), net.init(jax.random.key(0))
+    x, y = draw(1, spec(N, 4)), draw(2, spec(N, 2))
+    forms = {"b": "Sum", "k": "Patches", "v": "Outer", "w": "Outer"}
+    assert function.forms(made, spec(6)) == forms
+    kinds = {name: type(pair).__name__ for name, pair in cost.pairs(theta, x, y).items()}
+    assert {name: kinds[f"1.{name}"] for name in forms} == forms
+    one = lambda theta, x, y: cost(theta, x[None], y[None])
+    g = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(theta, x, y)
+    asked = jbp.Gradient(), jbp.PerExampleGradients(), jbp.SquaredNorms()
+    assert_close(cost.measure(theta, x, y, *asked)[1], (g.mean(0), g, jnp.square(g).sum(1)), 1e-11)
+
+
+def test_a_function_runs_once():
+    """XLA merges the run in reverse with the first: the products are those of jax.grad."""
+    function = jbp.from_function(lambda key, x: {"w": jnp.ones((6, 70))}, lambda p, x: jnp.tanh(x @ p["w"]))
+    cost = jbp.Cost(jbp.Network([function, jbp.Dense(2)], input=(6,)), losses.HalfSquaredError())
+    theta, x, y = cost.network.init(jax.random.key(0)), jnp.ones((4, 6)), jnp.ones((4, 2))
+    count = lambda f: jax.jit(f).lower(theta).compile().as_text().count(" tanh(")
+    assert count(lambda theta: cost.value_and_grad(theta, x, y)) == count(lambda theta: cost(theta, x, y)) == 1
+
+
+def test_a_function_that_mixes_and_does_not_say_so_has_its_true_gradient(x64):
+    function = jbp.from_function(lambda key, x: {"g": jnp.ones(x.shape)}, lambda p, x: p["g"][None] * (x - x.mean(0)))
+    cost = jbp.Cost(jbp.Network([function], input=(3,), dtype=np.float64), losses.HalfSquaredError())
+    theta, x, y = cost.network.init(jax.random.key(0)), draw(1, spec(N, 3)), draw(2, spec(N, 3))
+    assert function.forms({"g": theta}, spec(3)) == {"g": "Whole: examples mix in reduce_sum"}
+    assert_close(cost.value_and_grad(theta, x, y)[1], jax.grad(cost)(theta, x, y))
 
 
 # -- the tools --------------------------------------------------------------------------------------------------------
@@ -335,6 +475,51 @@ def small(kind: str) -> tuple[Any, Any]:
         params, rest = eqx.partition(eqx.nn.MLP(4, 2, 5, 1, key=jax.random.key(0)), eqx.is_inexact_array)
         net = jbp.from_model(lambda params, x: jax.vmap(eqx.combine(params, rest))(x), params, input=(4,))
     return net, net.init(jax.random.key(0))
+
+
+def test_explain_of_leaves_that_are_moved_convolved_and_stacked():
+    def apply(p, x):
+        h = jax.lax.conv_general_dilated(x, p["k"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+        for i in range(2):
+            h = jnp.tanh(h @ p["w"][i])
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, p["blocks"])[0].sum(1)
+
+    shapes = {"k": (3, 2, 4), "w": (2, 4, 4), "blocks": (3, 4, 4)}
+    params = {name: draw(0, spec(*shape), np.float32) for name, shape in shapes.items()}
+    net = jbp.from_model(apply, params, input=(5, 2))
+    assert net.forms == {"blocks": "Stack of Outer", "k": "Patches", "w": "Outer"}
+    cost, theta = jbp.Cost(net, losses.HalfSquaredError()), net.init(jax.random.key(0))
+    x, y = draw(0, spec(3, 5, 2), np.float32), draw(1, spec(3, 4), np.float32)
+    for symbol in ("k[1,0,2]", "w[1,2,3]"):
+        found = jbp.explain(cost, theta, x, y, symbol)
+        assert found.agrees
+        assert_close(found.value, jax.grad(cost)(theta, x, y)[net.layout.index(symbol)], 1e-5)
+
+
+def test_factors_of_a_convolution(x64):
+    """A and G of the product of patches: for one position and one example they are the whole second moment."""
+    params = numbers(0, k=(3, 2, 4))
+    apply = lambda p, x: jax.lax.conv_general_dilated(x, p["k"], (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
+    cost = jbp.Cost(jbp.from_model(apply, params, input=spec(3, 2)), losses.HalfSquaredError())
+    x, y = draw(0, spec(1, 3, 2)), draw(1, spec(1, 1, 4))
+    pair = cost.pairs(cost.layout.flatten(params), x, y)["k"]
+    A, G = pair.factors()
+    g = pair.per_example().ravel()
+    assert_close(jnp.kron(A, G), jnp.outer(g, g), 1e-11)
+
+
+def test_in_bfloat16_the_pairs_are_as_near_as_autodiff():
+    """δ is that of jax.vjp in bfloat16; the gradients differ by their rounding."""
+    params = {"w": draw(0, spec(8, 80), np.float32), "k": draw(1, spec(80, 3), np.float32)}
+    apply = lambda p, x: (jnp.tanh(x @ p["w"]) @ (2 * p["k"])).astype(jnp.float32)
+    narrow = lambda p, x: apply(jax.tree.map(lambda a: a.astype(jnp.bfloat16), p), x.astype(jnp.bfloat16))
+    net = jbp.from_model(narrow, params, input=(8,))
+    cost, theta = jbp.Cost(net, losses.HalfSquaredError()), net.init(jax.random.key(0))
+    x, y = draw(2, spec(N, 8), np.float32), draw(3, spec(N, 3), np.float32)
+    g = jax.vmap(jax.grad(lambda theta, x, y: cost(theta, x[None], y[None])), (None, 0, 0))(theta, x, y)
+    found = cost.measure(theta, x, y, jbp.PerExampleGradients(), jbp.SquaredNorms())[1]
+    assert found[0].dtype == found[1].dtype == jnp.float32
+    assert_close(found, (g, jnp.square(g).sum(1)), 4 * float(jnp.finfo(jnp.bfloat16).eps))
 
 
 @pytest.mark.parametrize("kind", ["Flax NNX", "Equinox"])

@@ -1,9 +1,10 @@
 """Any JAX function as a layer.
 
     forward    y = apply(θ, x)
-    backward   δx, ∂C/∂θ = jax.vjp(apply, θ, x)(δ)
+    backward   δx, ∂C/∂θ = jax.vjp(apply, θ, x)(δ), with the pairs that the function's trace shows, see `found`
 
-Saved: x; the function runs again in reverse. The other way, a layer as a JAX function, is `jbp.as_function`.
+Saved: x; the function runs again in reverse, which XLA merges with the first run outside of loops. The other way, a
+layer as a JAX function, is `jbp.as_function`.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from ..layer import Context, InputError
+from ..found import alone, back, forms, forward, has_delta, on_a_batch, over_examples, plan_of
+from ..layer import Context, InputError, spec_of
+from ..layout import Layout
 from ..pair import Whole
 
 
@@ -22,8 +24,9 @@ from ..pair import Whole
 class Function:
     """`apply(params, x) -> y` as a layer; `init(key, x_spec) -> params`. Saved: x.
 
-    `apply` sees the whole batch and treats its examples independently, unless `mixes_examples` says otherwise: a
-    readout of single examples runs it on batches of one. Its backward is `jax.vjp` at its own params, so another vector
+    `apply` treats the examples of a batch independently, unless `mixes_examples` says otherwise: with parameters it
+    sees batches of one, mapped over the batch by `jax.vmap`. Where a parameter meets the data in a product, a lookup or
+    a convolution stands that pair; `forms` tells which. Its backward is `jax.vjp` at its own params, so another vector
     cannot carry δ through it: `feedback=` is refused for a network that holds a Function with parameters.
     """
 
@@ -48,19 +51,43 @@ class Function:
     def init(self, key: PRNGKeyArray, x: Any) -> Any:
         return () if self.init_params is None else self.init_params(key, x)
 
+    def _one(self, params: Any, x: Any) -> Any:
+        """The output of one example."""
+        return alone(self.apply, params, x)
+
+    def _found(self, params: Any, x: Any) -> bool:
+        """Whether there are pairs to be found: of a function with params whose trace on x does not mix the examples."""
+        return bool(jax.tree.leaves(params)) and not self.mixes_examples and self._meets(params, spec_of(x)) is None
+
+    def _meets(self, params: Any, spec: Any) -> str | None:
+        return on_a_batch(self.apply, params, spec)[1]
+
+    def forms(self, params: Any, x: Any) -> dict[str, str]:
+        """{leaf name: the form of its pair} of params or their specs and the spec x of one example, as in `from_model`:
+        "Outer", "Sum", …, or "Whole: why not"."""
+        names = Layout.of(params).names
+        if (where := self._meets(params, x)) is not None:
+            return dict.fromkeys(names, f"Whole: examples mix in {where}")
+        return forms(plan_of(self._one, params, x), names)
+
     def forward(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
-        return self.apply(params, x), x
+        return (over_examples(self._one, params, x) if self._found(params, x) else self.apply(params, x)), x
 
     def backward(self, params: Any, feedback: Any, saved: Any, delta: Any, read: Any) -> tuple[Any, Any]:
-        def pull(x, delta):
-            _, vjp = jax.vjp(self.apply, params, x)
-            return vjp(delta)
+        if self._found(params, saved):
+            treedef: Any = jax.tree.structure(params)
+            delta_x, pairs = back(self._one, params, forward(self._one, params, saved)[1], delta)
+            readers = treedef.flatten_up_to(read)
+            return delta_x, treedef.unflatten([reader(pair) for reader, pair in zip(readers, pairs, strict=True)])
 
-        def pull_one(x, delta):
+        def pull(x: Any, delta: Any) -> tuple[Any, Any]:
+            return jax.vjp(self.apply, params, x)[1](delta)
+
+        def pull_one(x: Any, delta: Any) -> Any:
             return pull(*jax.tree.map(lambda a: a[None], (x, delta)))[0]
 
         total, delta_x = pull(saved, delta)
-        delta_x = jax.tree.map(lambda x, d: d if jnp.issubdtype(x.dtype, jnp.inexact) else None, saved, delta_x)
+        delta_x = jax.tree.map(lambda x, d: d if has_delta(x) else None, saved, delta_x)
         if self.mixes_examples:
             return delta_x, jax.tree.map(lambda t, r: r(Whole(t, None)), total, read)
         each = jax.vmap(pull_one)(saved, delta)

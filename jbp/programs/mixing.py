@@ -45,6 +45,21 @@ def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
     return found[::-1]
 
 
+def _carried(body: Jaxpr, depends: Sequence[bool], first: int, count: int) -> list[bool]:
+    """For each input of a loop's body whether it is data, in any turn; carried: those from first on, count of them."""
+    own = [*depends]
+    while True:
+        data = {v for v, its in zip(body.invars, own, strict=True) if its}
+        for eqn in body.eqns:
+            if any(v in data for v in eqn.invars if not isinstance(v, Literal)):
+                data |= set(eqn.outvars)
+        after = [not isinstance(v, Literal) and v in data for v in body.outvars[:count]]
+        now = [*own[:first], *(a or b for a, b in zip(own[first:], after, strict=False)), *own[first + count :]]
+        if now == own:
+            return own
+        own = now
+
+
 def _axes(v: Any, n: int) -> list[int]:
     """The axes that hold examples: of n, or of n times something."""
     return [i for i, size in enumerate(getattr(aval_of(v), "shape", ())) if size and size % n == 0]
@@ -57,15 +72,16 @@ def _meets(eqn: JaxprEqn, n: int, data: set[Any]) -> str | None:
         first, count = scan_inputs(eqn)
         if p["length"] % n == 0 and any(depends[first + count :]):  # over the examples, one after another
             return "scan" if count and any(v in data for v in eqn.invars[first:]) else None
-        carried = [any(depends)] * count
-        return mixing(p["jaxpr"], n, [*depends[:first], *carried, *depends[first + count :]])
-    inner = [primal_of(eqn)] if is_call(eqn) else inner_jaxprs(eqn)
-    for part in inner:
+        own = _carried(p["jaxpr"].jaxpr, depends, first, count)
+        return mixing(p["jaxpr"], n, own)
+    if name == "while":
+        a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+        own = _carried(p["body_jaxpr"].jaxpr, depends[a:], b - a, len(depends) - b)
+        return mixing(p["cond_jaxpr"], n, [*depends[:a], *own[b - a :]]) or mixing(p["body_jaxpr"], n, own)
+    for part in [primal_of(eqn)] if is_call(eqn) else inner_jaxprs(eqn):
         invars = (part.jaxpr if isinstance(part, ClosedJaxpr) else part).invars
         own = depends[len(depends) - len(invars) :] if len(invars) <= len(depends) else [True] * len(invars)
-        if name == "while":
-            own = [aval_of(v).shape != () for v in invars]
-        if (found := mixing(part, n, own)) is not None and name != "while":
+        if (found := mixing(part, n, own)) is not None:
             return found
     if any(math.prod(aval_of(v).shape) and len(_axes(v, n)) != 1 for v in eqn.outvars):
         return name
