@@ -129,6 +129,14 @@ def experts():
     return apply, numbers(0, w=(3, 40, 40), once=(40, 2))
 
 
+def gains():
+    return lambda p, x: p["g"] * x + p["b"], numbers(0, g=(5,), b=(5,))
+
+
+def lookup():
+    return lambda p, x: p["table"][x], numbers(0, table=(600, 8))
+
+
 @jax.custom_vjp
 def scaled(w, x):
     return x @ w
@@ -199,6 +207,8 @@ CASES = [
         spec(2, 70),
         {"blocks.b": "Sum", "blocks.w": "Stack of Outer", "shared": "Outer"},
     ),
+    ModelCase("gains", gains, spec(5), {"b": "Sum", "g": "Sum"}),
+    ModelCase("lookup", lookup, tokens(3), {"table": "Gather"}),
     ModelCase("experts", experts, spec(3, 40), {"once": "Outer", "w": "Whole: goes into rev"}),
     ModelCase(
         "a rule, branches",
