@@ -6,28 +6,34 @@ is where things are in them.
 
 Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`, what is read at each parameter.
 
-    errors blocks markup paint    errors; a page as data and its writers; the one look of all figures
-    programs/                     programs as JAX traces them: run again in float64, tapped, timed; they know no layer
-    layer layout pair reader run  the contract: a layer, θ and its leaves, (a, δ) at a leaf, and who reads it
-    published                     arrays by the names that others gave them, from and to a checkpoint
-    patches uses recomputed       pairs of convolutions and views; of pairs; pairs that come a part at a time
-    symbols                       what coordinates of θ are called
-    activations layers/ losses/   the steps of the induction, and its base case
-    network readouts reverse      a network, quantities over pairs, `Cost`
-    moments gram projected clipping   readouts by family; terms: of each term of a cost
-    seeds ggn kronecker curvature other seeds than the loss's δ, and what is read at them; products with curvature
-    ntk kfac                      the neural tangent kernel; an optimiser
-    in_jax both_modes             layers in anybody's model, in reverse and in forward mode
-    found model examples          anybody's model as a network; single examples in anybody's loop
-    named record chain            one recorded run; which networks are drawn neuron by neuron
-    compare/                      a rule against autodiff: evidence → leaf errors → verdict → report
-    explain/ flow draw/           a run in words, in numbers, in pictures
-    fit (course descent state …)  a descent that goes on where it stopped
-    commands/ __main__            the command line
+    errors                           what bad input is told
+    blocks / markup / paint          a page as data, text and JSON / as Markdown and HTML / the one look of all figures
+    programs/                        programs as JAX traces them: run again in float64, tapped, timed; no layer is known
+    layer / run                      the contract of a layer / layers run forward and back
+    layout / symbols / published     leaves and one vector θ / names of its coordinates / names that others gave leaves
+    pair / gather / patches          (a, δ) at a leaf / at a table / at a convolution's kernel, and views of leaves
+    uses / recomputed                pairs of pairs / pairs that come a part at a time
+    reader / readouts                who reads a pair / quantities over pairs
+    activations layers/ losses/      the steps of the induction, and its base case
+    network / outside                layers with an input and a layout / what arguments from outside must be
+    reverse (loss_leaves checking)   `Cost`: the induction, with leaves of the loss; what needs values to be checked
+    rows moments gram projected clipping terms   readouts by family; of each term of a cost
+    seeds / ggn / kronecker          seeds other than the loss's δ / what is read at them: diagonals, factors
+    curvature / ntk / kfac           products with curvature / the neural tangent kernel / an optimiser
+    in_jax / both_modes              layers in anybody's model / in forward mode too
+    found / model / examples         pairs found in a trace / anybody's model as a network / examples of anybody's loss
+    record / named / chain           one recorded run / its names / which networks are drawn neuron by neuron
+    compare/ testing                 a rule against autodiff: evidence → leaf errors → verdict → report; in a test
+    explain/ flow draw/              a run in words, in numbers, in pictures
+    fit (course descent state stream optimizer history console)   a descent that goes on where it stopped
+    data figure commands/ __main__   the digits; the command line and its figure
 
-Where to change what: a kind of call that JAX gains, `programs/calls`; the rule of what is allowed, `compare/error`; a
-pattern's name, `compare/patterns`; why a leaf differs, `compare/why`; a primitive that compares its arguments,
-`compare/sides`; a column of the report's table, `compare/table`; a colour, `paint`; a page's look, `markup`.
+Where to change what: a form of pair, `pair` (where it is found in a trace: `found`, `programs/meets`); a readout's
+seed, `seeds`; a call that JAX gains, `programs/calls`, and a loop or a branch besides `programs/sites`, `taps`, `names`
+and `compare/choices`; a primitive that compares its arguments, `compare/sides`; the rule of what is allowed,
+`compare/error`, what passes beyond it, `compare/why`, what fails within it, `compare/hidden`; a pattern's name,
+`compare/patterns`; a column of the table of leaves, `compare/table`, of the tables of checks and calls,
+`compare/report`; a colour, `paint`; a page's look, `markup`.
 """
 
 from . import data as data
@@ -62,6 +68,7 @@ from .explain import explain as explain
 from .fit import fit as fit
 from .flow import Flow as Flow
 from .flow import flow as flow
+from .gather import Gather as Gather
 from .ggn import DiagonalGGN as DiagonalGGN
 from .ggn import GGNFactors as GGNFactors
 from .ggn import GGNGram as GGNGram
@@ -114,7 +121,6 @@ from .moments import Variance as Variance
 from .network import Network as Network
 from .network import mlp as mlp
 from .ntk import ntk as ntk
-from .pair import Gather as Gather
 from .pair import Outer as Outer
 from .pair import Pair as Pair
 from .pair import Sum as Sum
@@ -131,10 +137,10 @@ from .reader import stacked as stacked
 from .readouts import Along as Along
 from .readouts import Gradient as Gradient
 from .readouts import PerExampleGradients as PerExampleGradients
-from .readouts import RowGradients as RowGradients
-from .readouts import Rows as Rows
 from .readouts import SquaredNorms as SquaredNorms
 from .reverse import Cost as Cost
+from .rows import RowGradients as RowGradients
+from .rows import Rows as Rows
 from .run import run as run
 from .run import step as step
 from .run import step_back as step_back

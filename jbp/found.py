@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .gather import Gather
 from .layer import spec_of
-from .pair import Gather, Outer, Pair, Sum, Whole
+from .pair import Outer, Pair, Sum, Whole
 from .patches import Patches, Viewed, Window
 from .programs.calls import has_rule
 from .programs.meets import Meeting, Uses, planned

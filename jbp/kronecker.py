@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .gather import Gather
 from .ggn import sum_of_squares
 from .layer import InputError, sum_over_examples, wide
 from .layout import Layout
-from .pair import LARGEST_FACTOR, Gather, Outer, Pair
+from .pair import LARGEST_FACTOR, Outer, Pair
 from .reader import as_stacked
 from .readouts import ByLeaf
 from .seeds import over_columns

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from .pair import Gather, Outer, Pair
+from .gather import Gather
+from .pair import Outer, Pair
 from .uses import Several
 
 _static: Any = {"static": True}

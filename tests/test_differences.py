@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from jax.experimental.compute_on import compute_on
 
 import jbp
 from jbp.compare.differences import (
@@ -245,3 +246,25 @@ def test_a_sign_that_rounding_alone_could_turn_is_no_kink_to_look_beside():
         x[0] = first
         reports.append(jbp.compare_vjp(f, x, timing=False, checks=False))
     assert [(report.ok, report.points) for report in reports] == [(True, 1), (True, 9)]
+
+
+def on_the_host(x):
+    """relu within `compute_on`, a call with settings of its own where JAX has it so."""
+    try:
+        with compute_on("device_host"):
+            return jnp.maximum(x, 0)
+    except TypeError:
+        relu = lambda x: jnp.maximum(x, 0)
+        return compute_on(compute_type="device_host", out_memory_spaces=jax.memory.Space.Device)(relu)(x)
+
+
+def test_a_kink_is_met_inside_any_call():
+    @jax.custom_vjp
+    def f(x):
+        return on_the_host(x)
+
+    f.defvjp(
+        lambda x: (f(x), x), lambda x, delta: (delta * jnp.where(x > 0, 1, jnp.where(x < 0, 0, 0.3)).astype(x.dtype),)
+    )
+    report = jbp.compare_vjp(f, np.asarray([1.0, -2, 0, 3], np.float32), timing=False, checks=False)
+    assert (report.ok, report.points) == (True, 9)

@@ -14,12 +14,12 @@ import jbp
 
 PACKAGE = Path(jbp.__file__).parent
 ORDER = [
-    "errors", "blocks", "markup", "paint", "programs", "layer", "symbols", "published", "layout", "pair", "patches",
-    "uses", "recomputed", "reader", "run", "found", "activations", "layers", "losses", "outside", "network", "model",
-    "readouts", "ntk", "examples", "moments", "gram", "projected", "clipping", "both_modes", "in_jax", "named",
-    "record", "compare", "loss_leaves", "checking", "seeds", "ggn", "kronecker", "curvature", "reverse", "kfac",
-    "terms", "chain", "testing", "feedback", "explain", "flow", "draw", "history", "optimizer", "stream", "descent",
-    "state", "course", "console", "fit", "data", "figure", "commands", "__main__",
+    "errors", "blocks", "markup", "paint", "programs", "layer", "symbols", "published", "layout", "pair", "gather",
+    "patches", "uses", "recomputed", "reader", "run", "found", "activations", "layers", "losses", "outside",
+    "network", "model", "readouts", "rows", "ntk", "examples", "moments", "gram", "projected", "clipping",
+    "both_modes", "in_jax", "named", "record", "compare", "loss_leaves", "checking", "seeds", "ggn", "kronecker",
+    "curvature", "reverse", "kfac", "terms", "chain", "testing", "feedback", "explain", "flow", "draw", "history",
+    "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands", "__main__",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -125,6 +125,13 @@ def test_reverse_stands_on_little():
             seen.add(path)
             todo += modules_of(path) - {PACKAGE / "__init__.py"}
     assert len(seen) <= 21, sorted(str(path.relative_to(PACKAGE)) for path in seen)
+
+
+def test_every_file_is_on_the_map():
+    """The package's docstring has a line for each file and folder, and for nothing else."""
+    lines = re.findall(r"^    (\S.*?)  +\S.*$", jbp.__doc__, re.MULTILINE)
+    told = [name for line in lines for name in re.findall(r"\w+", line)]
+    assert sorted(told) == sorted({path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES})
 
 
 def test_every_folder_is_installed():

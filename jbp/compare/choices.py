@@ -11,11 +11,9 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from ..programs.arguments import is_float
-from ..programs.calls import PLAIN, has_rule, inner_jaxprs, primal_of, scan_inputs
+from ..programs.calls import INLINE, has_rule, inner_jaxprs, primal_of, scan_inputs
 from ..programs.replay import bind, equations, replay
 from .sides import CHOICES, Choices, Either, Shares, opaque
-
-THROUGH = ("jit", "pjit", "checkpoint", "remat2", *PLAIN)
 
 
 def softened(jaxpr: ClosedJaxpr | Jaxpr, choices: Choices) -> Callable[..., list[Any]]:
@@ -26,7 +24,7 @@ def softened(jaxpr: ClosedJaxpr | Jaxpr, choices: Choices) -> Callable[..., list
         inner = inner_jaxprs(eqn)
         if id(eqn) in choices.dead:
             return bind(eqn, list(map(_plain, values)))
-        if name in THROUGH:
+        if name in INLINE:
             return again(inner[0])(*values)
         if name == "scan" and has_choices(inner[0], choices.dead):
             return _loop(eqn, list(map(_plain, values)), choices)

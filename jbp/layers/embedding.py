@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
+from ..gather import Gather
 from ..layer import Context, InputError, described, wide, wide_dtype
-from ..pair import Gather, Sum
+from ..pair import Sum
 from .dense import Initializer, initialised, of_batch
 from .settings import check_float_input, check_whole
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from ..errors import InputError
-from .calls import HIJAX, OURS, PLAIN, SHARDED, VMAP, has_rule, inner_jaxprs, is_call, primal_of, sharded
+from .calls import HIJAX, INLINE, OURS, PLAIN, SHARDED, VMAP, has_rule, inner_jaxprs, is_call, primal_of, sharded
 
 # What `change` gets: an equation, the values that go in, and `again`, which makes an inner jaxpr a function under the
 # same change. It returns the values that come out.
@@ -248,7 +248,7 @@ def first_nonfinite(jaxpr: ClosedJaxpr, args: Sequence[Any]) -> str | None:
             raise StopIteration
         outs = bind(eqn, values)
         if not all(map(_finite, outs)) and all(map(_finite, values)):
-            for inner in inner_jaxprs(eqn) if eqn.primitive.name in ("jit", "pjit", HIJAX, *PLAIN) else ():
+            for inner in inner_jaxprs(eqn) if eqn.primitive.name in (HIJAX, *INLINE) else ():
                 again(inner)(*values)
             kind = "NaN" if any(map(_has_nan, outs)) else "infinity"
             line = f" ({line_of(eqn)})" if line_of(eqn) else ""
