@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from cases import NETWORKS, batch, halves
 from test_curvature import CASES as CURVED
 from test_model import CASES as MODELS
@@ -27,10 +28,10 @@ N = 2  # examples
 # -- layers, by rows of the tests' own tables -------------------------------------------------------------------------
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "dense": ("dense", "dense, 5 positions", "chain"),
-    "norms": ("layer norm", "RMS norm", "group norm", "instance norm"),
+    "dense": ("dense", "dense, 5 positions"),
+    "norms": ("layer norm", "group norm"),
     "tables": ("embedding", "positions"),
-    "attention": ("attention", "attention, rotary, grouped, norms of q and k"),
+    "attention": ("attention, rotary, grouped, norms of q and k",),
     "loops": ("repeat", "reversible, halves"),
     "recomputed": ("checkpoint", "repeat of checkpoints"),
     "`Tied`": ("tied", "tied, a table"),
@@ -40,7 +41,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "loss with params": ("loss with params", "loss with a tied leaf"),
 }
 TRACED: dict[str, tuple[str, ...]] = {
-    "Outer": ("plain MLP", "RNN"),
+    "Outer": ("plain MLP",),
     "Gather": ("lookup",),
     "Sum": ("gains",),
     "Patches": ("Flax linen CNN",),
@@ -68,9 +69,9 @@ class Asked(NamedTuple):
 
     @property
     def terms(self) -> jbp.Cost:
-        """The cost with its loss as one of two terms, which a loss with params can't be."""
+        """The cost with its loss as each of two terms, which a loss with params can't be."""
         loss = self.cost.loss
-        of_both = jbp.losses.Terms((loss, jbp.losses.Huber())) if hasattr(loss, "delta") else loss
+        of_both = jbp.losses.Terms((loss, loss)) if hasattr(loss, "delta") else loss
         return jbp.Cost(self.cost.network, of_both, tied=dict(self.cost.tied))
 
     def shapes(self, ask: Callable[["Asked"], Any]) -> Any:
@@ -82,18 +83,21 @@ class Asked(NamedTuple):
 
 
 def costs() -> dict[str, jbp.Cost]:
-    """The rows of the tests' tables, by name. Of two of one name, the one that is a layer under a loss."""
-    curved = {name: jbp.Cost(jbp.Network(c.layers, c.input), c.loss, c.reduction, c.tied) for name, c in CURVED.items()}
+    """The rows of the tests' tables that the families name. Of two of one name, the one that is a layer by itself."""
+    wanted = {name for names in (FAMILIES | TRACED).values() for name in names}
     on = lambda net: jbp.Cost(net, jbp.losses.HalfSquaredError())
-    mixing = {name: on(jbp.from_model(apply, jnp.ones((2, 2)), (2,))) for name, (apply, _) in MIXING.items()}
-    wanted = {name for names in TRACED.values() for name in names}
-    models = {case.name: on(case.network()[0]) for case in MODELS if case.name in wanted}
-    return curved | {case.name: case.cost() for case in NETWORKS} | mixing | models
+    rows = {name: lambda c=c: jbp.Cost(jbp.Network(c.layers, c.input), c.loss, "sum", c.tied)
+            for name, c in CURVED.items()}  # fmt: skip
+    rows |= {case.name: case.cost for case in NETWORKS}
+    rows |= {name: lambda f=f: on(jbp.from_model(f, jnp.ones((2, 2)), (2,))) for name, (f, _) in MIXING.items()}
+    rows |= {case.name: lambda case=case: on(case.network()[0]) for case in MODELS}
+    return {name: rows[name]() for name in wanted}
 
 
 # -- quantities -------------------------------------------------------------------------------------------------------
 
 KEY = jax.random.key(0)
+DREW = jbp.Sampled(KEY)
 BLOCKS = (
     "each leaf's block of the GGN by A ⊗ G (Martens & Grosse 2015; positions: Eschenhagen et al. 2023): the block "
     "itself for one example without shared positions, and at biases and gains"
@@ -103,30 +107,29 @@ DRAWN = "in expectation over labels that are drawn: relative error 1/√samples 
 
 
 class Quantity(NamedTuple):
-    """A row: `ask(asked)` gives it, and `approximates(its result)` says what it only approximates, or None."""
+    """A row: readouts of one pass, or what `ask(asked)` gives; `approximates` says of that what it only approximates."""
 
     name: str
-    ask: Callable[[Asked], Any]
+    what: tuple[Any, ...] | Callable[[Asked], Any]
     approximates: Callable[[Any], str | None] = lambda result: None
 
-
-def read(*readouts: Any) -> Callable[[Asked], Any]:
-    return lambda asked: asked.measure(*readouts)
-
-
-def drawn(*readouts: Callable[[Any], Any]) -> Callable[[Asked], Any]:
-    return lambda asked: asked.measure(*(readout(jbp.Sampled(KEY)) for readout in readouts))
+    def ask(self, asked: Asked) -> Any:
+        return asked.measure(*self.what) if isinstance(self.what, tuple) else self.what(asked)
 
 
 def structured(why: str) -> Callable[[Any], str | None]:
-    """Why factors are no whole blocks: None where each A is a number."""
-    numbers = lambda its: its is None or jax.tree.leaves(its.A)[0].shape[-1] == 1
-    return lambda result: None if all(map(numbers, result.values())) else why
+    """Why factors are no whole blocks: None where each A is a number, and G not a diagonal."""
+    of = lambda its: not isinstance(its.G, jbp.Diagonal) and jax.tree.leaves(its.A)[0].shape[-1] == 1
+    return lambda result: None if all(its is None or of(its) for its in result.values()) else why
 
 
 def projected(asked: Asked) -> Any:
     pairs = jax.eval_shape(asked.cost.pairs, asked.theta, asked.x, asked.y)
     return asked.measure(jbp.Projected.random(KEY, pairs, 2))
+
+
+def along(asked: Asked) -> Any:
+    return asked.measure(jbp.Along(asked.theta))
 
 
 def corrected(asked: Asked) -> Any:
@@ -148,25 +151,55 @@ def kernel(asked: Asked) -> Any:
 
 
 QUANTITIES = (
-    Quantity("`Gradient`", read(jbp.Gradient())),
+    Quantity("`Gradient`", (jbp.Gradient(),)),
     Quantity("`cost.hvp`", lambda a: a.cost.hvp(*a[1:], a.theta)),
-    Quantity("`PerExampleGradients`, `MapGradients`", read(jbp.PerExampleGradients(), jbp.MapGradients(halves))),
-    Quantity("`SquaredNorms`", read(jbp.SquaredNorms())),
+    Quantity(
+        "`PerExampleGradients`, `MapGradients`",
+        (
+            jbp.PerExampleGradients(),
+            jbp.MapGradients(halves),
+        ),
+    ),
+    Quantity("`SquaredNorms`", (jbp.SquaredNorms(),)),
     Quantity(
         "`SumOfSquares`, `MeanGradient`, `Variance`, `SignalToNoise`, `NoiseScale`",
-        read(jbp.SumOfSquares(), jbp.MeanGradient(), jbp.Variance(), jbp.SignalToNoise(), jbp.NoiseScale()),
+        (
+            jbp.SumOfSquares(),
+            jbp.MeanGradient(),
+            jbp.Variance(),
+            jbp.SignalToNoise(),
+            jbp.NoiseScale(),
+        ),
     ),
-    Quantity("`Gram`", read(jbp.Gram())),
-    Quantity("`Along`", lambda asked: asked.measure(jbp.Along(asked.theta))),
+    Quantity("`Gram`", (jbp.Gram(),)),
+    Quantity("`Along`", along),
     Quantity("`Projected`", projected),
-    Quantity("`ClippedSum`", read(jbp.ClippedSum(0.5), jbp.ClippedSum(0.5, per="leaf"))),
-    Quantity("`RowGradients`", read(jbp.RowGradients())),
+    Quantity(
+        "`ClippedSum`",
+        (
+            jbp.ClippedSum(0.5),
+            jbp.ClippedSum(0.5, per="leaf"),
+        ),
+    ),
+    Quantity("`RowGradients`", (jbp.RowGradients(),)),
     Quantity("`by_term`", by_term),
     Quantity("`cost.ggnvp`, `cost.fvp`", lambda a: (a.cost.ggnvp(*a[1:], a.theta), a.cost.fvp(*a[1:], a.theta))),
-    Quantity("`DiagonalGGN`, of the batch, of each", read(jbp.DiagonalGGN(), jbp.DiagonalGGN(of_each=True))),
-    Quantity("the same, `Sampled`", drawn(jbp.DiagonalGGN, lambda s: jbp.DiagonalGGN(s, True)), lambda _: DRAWN),
-    Quantity("`GGNFactors`, `GGNGram`", read(jbp.GGNFactors(), jbp.GGNGram())),
-    Quantity("`KroneckerFactors`", read(jbp.KroneckerFactors()), structured(BLOCKS)),
+    Quantity(
+        "`DiagonalGGN`, of the batch, of each",
+        (
+            jbp.DiagonalGGN(),
+            jbp.DiagonalGGN(of_each=True),
+        ),
+    ),
+    Quantity("the same, `Sampled`", (jbp.DiagonalGGN(DREW), jbp.DiagonalGGN(DREW, True)), lambda _: DRAWN),
+    Quantity(
+        "`GGNFactors`, `GGNGram`",
+        (
+            jbp.GGNFactors(),
+            jbp.GGNGram(),
+        ),
+    ),
+    Quantity("`KroneckerFactors`", (jbp.KroneckerFactors(),), structured(BLOCKS)),
     Quantity("`CorrectedEigenvalues` (EKFAC)", corrected, structured(BASES)),
     Quantity("`kfac`", kfac, structured(BLOCKS)),
     Quantity("`ntk`", kernel),
@@ -180,28 +213,49 @@ def reason(error: jbp.InputError) -> str:
     """The sentence of an error, without the place and the remedy."""
     said = re.sub(r"^((layer|leaf) [^:]+: |\w+(\.\w+)?: )+", "", str(error))
     said = re.sub(r"^(\w+) speaks of single examples", "it speaks of single examples", said)
-    return re.split(r"(?<=[^.])\. ", said)[0].rstrip(".")
+    return re.split(r"(?<=[^.])\. |, got ", said)[0].rstrip(".")
 
 
-def found(asked: Asked, quantity: Quantity) -> tuple[str, str]:
-    """(mark, note) of a quantity of one cost."""
+def found(asked: Asked) -> dict[str, tuple[str, str]]:
+    """(mark, note) of each quantity of one cost. All readouts at once, unless one of them is refused."""
+
+    def one(quantity: Quantity) -> tuple[str, str]:
+        try:
+            result = at_once[quantity.name] if quantity.name in at_once else asked.shapes(quantity.ask)
+        except jbp.InputError as error:
+            return "✗", reason(error)
+        why = quantity.approximates(result)
+        return ("≈", why) if why else ("✓", "")
+
+    read: Any = [quantity for quantity in QUANTITIES if isinstance(quantity.what, tuple)]
     try:
-        result = asked.shapes(quantity.ask)
-    except jbp.InputError as error:
-        return "✗", reason(error)
-    why = quantity.approximates(result)
-    return ("≈", why) if why else ("✓", "")
+        results = asked.shapes(
+            lambda asked: asked.measure(*(readout for quantity in read for readout in quantity.what))
+        )
+    except jbp.InputError:
+        at_once = {}
+    else:
+        cut = np.cumsum([0, *(len(quantity.what) for quantity in read)])
+        at_once = {
+            q.name: results[i] if j == i + 1 else results[i:j] for q, i, j in zip(read, cut, cut[1:], strict=False)
+        }
+    return {quantity.name: one(quantity) for quantity in QUANTITIES}
 
 
 def table() -> str:
     """The table and its notes, in Markdown."""
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        return _table()  # models of others promote
+
+
+def _table() -> str:
     every, notes = costs(), {}
     families = FAMILIES | TRACED
-    asked = {family: [Asked.of(every[name]) for name in names] for family, names in families.items()}
+    marked = {family: [found(Asked.of(every[name])) for name in names] for family, names in families.items()}
 
     def cell(family: str, quantity: Quantity) -> str:
         marks = []
-        for mark, note in dict.fromkeys(found(each, quantity) for each in asked[family]):
+        for mark, note in dict.fromkeys(each[quantity.name] for each in marked[family]):
             same = re.sub(r"[\d,]+", "…", note)
             if note and same not in notes:
                 notes[same] = (chr(ord("a") + len(notes)), note)
