@@ -103,11 +103,12 @@ BLOCKS = (
     "itself for one example without shared positions, and at biases and gains"
 )
 BASES = "each leaf's block of the GGN by its diagonal in the factors' eigenbases (George et al. 2018)"
+SIGNS = "in expectation over random signs, with the standard error (Bekas et al. 2007)"
 DRAWN = "in expectation over labels that are drawn: relative error 1/√samples (Martens & Grosse 2015)"
 
 
 class Quantity(NamedTuple):
-    """A row: readouts of one pass, or what `ask(asked)` gives; `approximates` says of that what it only approximates."""
+    """A row: readouts, or what a call gives; `approximates` says what that only approximates, or None."""
 
     name: str
     what: tuple[Any, ...] | Callable[[Asked], Any]
@@ -152,6 +153,8 @@ def kernel(asked: Asked) -> Any:
 
 QUANTITIES = (
     Quantity("`Gradient`", (jbp.Gradient(),)),
+    Quantity("`cost.hessian_diagonal`", lambda a: a.cost.hessian_diagonal(*a[1:])),
+    Quantity("the same, with a key", lambda a: a.cost.hessian_diagonal(*a[1:], key=KEY), lambda _: SIGNS),
     Quantity("`cost.hvp`", lambda a: a.cost.hvp(*a[1:], a.theta)),
     Quantity(
         "`PerExampleGradients`, `MapGradients`",

@@ -182,7 +182,7 @@ def test_a_kernel_that_is_used_transposed(x64: None):
 
 @pytest.mark.parametrize("shared", ["expand", "reduce"])
 def test_the_kernel_of_a_convolution(shared: str, x64: None):
-    """Against patches that JAX makes: exact where each example has one place, and by the definition where it has four."""
+    """The block itself where each example has one place; the definition, of JAX's own patches, where it has four."""
     axes = ("NHWC", "HWIO", "NHWC")
 
     def apply(p: Any, x: Any) -> Any:
