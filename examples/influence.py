@@ -1,13 +1,14 @@
 """Influence: which training example speaks most for its own label, and what happens if it is left out.
 
-Leaving out example n moves θ by H⁻¹ g_n/N, to first order, and so its own cost by s_n = g_nᵀ H⁻¹ g_n / N (Cook & Weisberg
-1982; Koh & Liang 2017, arXiv:1703.04730): an example whose label nobody else supports has a large s_n. H⁻¹ here is that
-of the Kronecker factors, with damping, as in EK-FAC's influence (Grosse et al. 2023, arXiv:2308.03296). The scores come
-from the pairs of one pass, and no gradient is formed: of a kernel, g_nᵀ (A ⊗ G)⁻¹ g_n = (aᵀ A⁻¹ a)(δᵀ G⁻¹ δ).
+Leaving out example n moves θ by H⁻¹ g_n/N, to first order, and so its own cost by s_n = g_nᵀ H⁻¹ g_n/N (Cook and
+Weisberg 1982; Koh & Liang 2017, arXiv:1703.04730): an example whose label nobody else supports has a large s_n. H⁻¹
+here is that of the Kronecker factors, with damping, as in EK-FAC's influence (Grosse et al. 2023, arXiv:2308.03296).
+The scores come from the pairs of one pass, and no gradient is formed: of a kernel, g_nᵀ (A ⊗ G)⁻¹ g_n = (aᵀ A⁻¹ a)(δᵀ
+G⁻¹ δ).
 
-What leaving it out does to the cost of held-out digits is ⟨∇C, H⁻¹ g_n⟩/N: `Along` a vector, for all n at once; where it
-lowers that cost, the example spoils. One label in twenty is wrong, as in find_wrong_labels.py, whose gradient norms are
-the first scores with H = I: here they find 93 %, the first scores 92 %, and those on held-out cost 45 %.
+What leaving it out does to the cost of held-out digits is ⟨∇C, H⁻¹ g_n⟩/N: `Along` a vector, for all n at once; where
+it lowers that cost, the example spoils. One label in twenty is wrong, as in find_wrong_labels.py, whose gradient norms
+are the first scores with H = I: here they find 93 %, the first scores 92 %, and those on held-out cost 45 %.
 """
 
 import jax

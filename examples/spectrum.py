@@ -2,8 +2,8 @@
 
 `cost.hvp` is exact; what matfree makes of it are Lanczos' tridiagonal matrices. Their eigenvalues find the ends of the
 spectrum; over random starts, the squares of their eigenvectors' first entries are the weights of a quadrature for its
-density (Ghorbani et al. 2019, arXiv:1901.10159). The trace is XTrace's (Epperly et al. 2024, arXiv:2301.07825), with the
-error that it states. On digits, after training, few eigenvalues are large, about one a class, and most are near 0.
+density (Ghorbani et al. 2019, arXiv:1901.10159). The trace is XTrace's (Epperly et al. 2024, arXiv:2301.07825), with
+the error that it states. On digits, after training, few eigenvalues are large, about one a class, and most are near 0.
 """
 
 import sys

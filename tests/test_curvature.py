@@ -278,6 +278,7 @@ class Fused:
 NET = jbp.mlp(2, 3, 2, last=jbp.Identity())
 X, Y, THETA = jnp.zeros((4, 2)), jnp.zeros((4, 2)), jnp.zeros(NET.layout.size)
 SQUARES, OTHERS = jbp.Cost(NET, HalfSquaredError()), jbp.Cost(NET, jbp.losses.from_function(lambda a, y: a.sum(1)))
+WIDE = jbp.Cost(jbp.Network([jbp.Dense(2000)], (2000,)), HalfSquaredError())
 KEY = jbp.Sampled(jax.random.key(0))
 REMEDY = " Give it one, as jbp.losses tells, […]"
 
@@ -330,6 +331,17 @@ WRONG = [
     (
         lambda: measured(SQUARES, jbp.DiagonalGGN(jbp.Sampled)),
         "DiagonalGGN: seed must be 'exact', 'empirical' or a jbp.Sampled, got <class 'jbp.seeds.Sampled'>. […]",
+    ),
+    (
+        lambda: measured(SQUARES, jbp.KroneckerFactors("recursive")),
+        "KroneckerFactors: there is no seed 'recursive': KFRA (Botev et al. 2017) averages over the examples […]",
+    ),
+    (
+        lambda: jax.eval_shape(
+            lambda theta, x: WIDE.measure(theta, x, x, jbp.DiagonalGGN()),
+            *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((WIDE.layout.size,), (512, 2000))),
+        ),
+        "seed 'exact': the columns of the loss's root would take 7.6 GiB at the output, more than 4, and […]",
     ),
     (
         lambda: measured(SQUARES, jbp.DiagonalGGN(), feedback=THETA),

@@ -248,6 +248,18 @@ def test_factors_are_averages_and_inverses_stand_between():
     assert_close(averages[4], (A[0] + A[1]) / 4 + A[2] / 2, 1e-6)
 
 
+def test_the_examples_weights_reach_the_factors():
+    """From `update`, and from `fit`: an example of weight 0 leaves no trace."""
+    asked = chain()
+    x, y, theta = asked.x.astype(jnp.float32), asked.y.astype(jnp.int32), asked.theta.astype(jnp.float32)
+    rule, weights = jbp.kfac(asked.cost, 0.1, seed="exact"), jnp.array([1.0, 2.0, 0.0])
+    _, state = rule.update(theta, rule.init(theta), theta, batch=(x, y, jbp.Context()), weights=weights)
+    expected = asked.cost.measure(theta, x, y, jbp.KroneckerFactors(), weights=weights)[1]
+    assert_close(state[0].averages, as_numpy(expected), 1e-6)
+    run = lambda x: jbp.fit(asked.cost, theta, (x, y), optimizer=rule, weights=weights, batch_size=3, epochs=2)
+    assert_close(run(x.at[2].set(9.0)).theta, np.asarray(run(x).theta), 1e-5)
+
+
 def test_fit_takes_it_and_frozen_leaves_stay():
     network = jbp.Network(
         [jbp.Frozen(jbp.Dense(8)), jbp.LayerNorm(), jbp.Tanh(), jbp.Dense(4), jbp.Tanh(), jbp.Dense(10)], (64,)
