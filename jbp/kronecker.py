@@ -56,7 +56,8 @@ def factors_of(pair: Pair, w: Float[Array, "N"], shared: str, largest: int | Non
         return jax.vmap(lambda block: factors_of(block, w, shared, largest))(pair.blocks)
     mean = w / w.sum()
     if isinstance(pair, Outer) and pair.back == "a":
-        return Factors(*reversed(factors_of(pair.transposed(), w, shared, largest)))
+        turned: Any = factors_of(pair.transposed(), w, shared, largest)
+        return Factors(turned.G, turned.A)
     if isinstance(pair, Patches) and pair.window.groups == 1:
         delta = wide(pair.delta).reshape(len(pair.delta), -1, pair.delta.shape[-1])
         if shared == "reduce":
