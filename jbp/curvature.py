@@ -4,6 +4,8 @@
     fvp     Σ_n w_n J_nᵀ M_n J_n v, J_n = ∂output_n/∂θ: J_n v by forward-mode autodiff of the forward, then M_n, then
             back by the hand-written reverse of the same forward (Schraudolph 2002). w_n: the factors of C_n in C
 
+    diagonal  of H: by P products with unit vectors, or from few with random signs, E[v ⊙ H v] (Bekas et al. 2007)
+
     M_n = H_n, the loss's Hessian      the generalised Gauss-Newton matrix (GGN)
     M_n = Σ_k S_k S_kᵀ of a seed       the Fisher matrix, by sampled labels or by those that are given
 
@@ -16,10 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .layer import InputError, batch_of, described
-from .outside import check_arrays
+from .outside import check_arrays, check_key
 from .reader import read_gradient
 from .readouts import Split
 from .seeds import Opened, apart, check_has, check_seed, columns_of
@@ -49,6 +52,43 @@ def fvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, seed: Any, weights: Any, 
         if layer is None:  # one that only says so raises here
             jax.eval_shape(loss.sample, jax.random.key(0), batch_of(cost.network.output))
     return _products(cost, *Split.of((seed,)), theta, x, y, v, weights, context)
+
+
+def hessian_diagonal(
+    cost: Any, theta: Any, x: Any, y: Any, key: Any, samples: Any, chunk: Any, weights: Any, context: Any
+) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+    """(diagonal, its standard error)."""
+    check_arrays(theta=theta, x=x, y=y, weights=weights)
+    if key is not None:
+        check_key("Cost.hessian_diagonal", key, "key={}")
+    for name, given, least in (("samples", samples, 2), ("chunk", chunk, 1)):
+        if not isinstance(given, (int, np.integer)) or isinstance(given, bool) or given < least:
+            raise InputError(
+                f"Cost.hessian_diagonal: {name} must be a whole number of at least {least}, got {given!r}."
+            )
+    return _diagonal(cost, int(samples), int(chunk), jnp.asarray(theta), x, y, key, weights, context)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _diagonal(cost, samples, chunk, theta, x, y, key, weights, context):
+    cost.layout.check(theta)
+    product = lambda v: _products(cost, None, (), theta, x, y, v, weights, context)
+    if key is None:
+        entry = lambda i: product(jnp.zeros_like(theta).at[i].set(1))[i]
+        exact = jax.lax.map(entry, jnp.arange(theta.size), batch_size=min(chunk, theta.size))
+        return exact, jnp.zeros_like(exact)
+
+    def add(so_far: Any, drawn: Any) -> tuple[Any, None]:  # the mean, and the sum of squares about it (Welford 1962)
+        mean, squares = so_far
+        i, key = drawn
+        v = jax.random.rademacher(key, theta.shape, theta.dtype)
+        off = v * product(v) - mean
+        mean = mean + off / (i + 1)
+        return (mean, squares + off * off * (i / (i + 1))), None
+
+    each = jnp.arange(samples, dtype=theta.dtype), jax.random.split(key, samples)
+    mean, squares = jax.lax.scan(add, (jnp.zeros_like(theta), jnp.zeros_like(theta)), each)[0]
+    return mean, jnp.sqrt(squares / ((samples - 1) * samples))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

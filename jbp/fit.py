@@ -60,8 +60,8 @@ def fit(
     for each epoch, or a function of the epoch (from 1) that gives one; behind x and y a batch may bring its weights, a
     `Context`, or both. The optimiser sees θ as the tree of leaves, `layout.unflatten(theta)`, without those that are
     frozen, so that masks and labels may go by a leaf's path or shape; one that takes extra arguments gets `value`,
-    `grad`, `value_fn` and `batch=(x, y, context)`. `key` also feeds the layers' noise. `feedback`: a vector like θ that
-    carries delta down in its place, or a function of θ and the step (from 0) that gives one.
+    `grad`, `value_fn` and `batch=(x, y, context)`, and `weights`. `key` also feeds the layers' noise. `feedback`: a
+    vector like θ that carries delta down in its place, or a function of θ and the step (from 0) that gives one.
 
     `evaluate(theta)`, called at the end of each epoch, adds its numbers to that epoch's record; `"stop": True` among
     them ends the descent. `best="accuracy"` keeps θ of the epoch with the largest, `best="-loss"` with the smallest, as

@@ -182,7 +182,7 @@ def _pair(site: Meeting, a: Any, delta: Any) -> Pair:
     for _ in own:
         pair = Stack(pair)
     if site.kind == "outer" and not own and site.moves == (("transpose", (1, 0)),):
-        pair = Outer(delta, a)
+        pair = pair.transposed()
     elif site.moves:
         pair = Viewed(pair, site.block, site.moves)
     for _ in blocks:

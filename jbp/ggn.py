@@ -27,6 +27,8 @@ def sum_of_squares(pair: Pair, w: Float[Array, "N"]) -> Float[Array, "*leaf"]:
     if not isinstance(pair, Outer):
         g = pair.per_example()
         return jnp.tensordot(w.astype(g.dtype), over_columns(jnp.square(g)), 1)
+    if pair.back == "a":
+        return sum_of_squares(pair.transposed(), w).T
     (_, t, i), o = pair.a.shape, pair.delta.shape[2]
     w = w.astype(wide(pair.delta).dtype)
     if t == 1:
@@ -44,6 +46,8 @@ def squares_of_examples(pair: Pair) -> Float[Array, "N *leaf"]:
     """Σ_k g_nk², inside the columns' `vmap`; a² ⊗ Σ_k δ_k² of a kernel without positions. Holds N·P numbers."""
     if isinstance(pair, Stack):
         return jnp.moveaxis(jax.vmap(squares_of_examples)(pair.blocks), 0, 1)
+    if isinstance(pair, Outer) and pair.back == "a":
+        return jnp.swapaxes(squares_of_examples(pair.transposed()), 1, 2)
     if isinstance(pair, Outer) and pair.a.shape[1] == 1:
         return einsum("ni,no->nio", jnp.square(wide(pair.a[:, 0])), over_columns(jnp.square(wide(pair.delta[:, 0]))))
     return over_columns(jnp.square(pair.per_example()))
@@ -53,6 +57,8 @@ def gram_of_columns(pair: Pair) -> Float[Array, "N L M"]:
     """⟨g_n, g_ml⟩ of this column with all columns l, inside their `vmap`."""
     if isinstance(pair, Stack):
         return jax.vmap(gram_of_columns)(pair.blocks).sum(0)
+    if isinstance(pair, Outer) and pair.back == "a":
+        return gram_of_columns(pair.transposed())
     if isinstance(pair, Outer) and pair.a.shape[1] == 1:
         a, delta = wide(pair.a[:, 0]), wide(pair.delta[:, 0])
         return einsum("ni,mi->nm", a, a)[:, None] * einsum(

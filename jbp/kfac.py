@@ -50,9 +50,9 @@ def kfac(
     """K-FAC with momentum for the network and the loss of `cost`; `jbp.fit` takes it as any other optimiser.
 
     `update(gradient, state, params, batch=(x, y, context))`: gradient and params are the tree of leaves, or vectors
-    `[P]`; a leaf that is held fixed stays. `learning_rate`: a number or an optax schedule. `damping`: what is added to
-    each block of the GGN, in its own units. `every`: so many steps have the same factors and inverses. `decay`: of the
-    averages, from one renewal to the next. `clip`: the most that
+    `[P]`; a leaf that is held fixed stays. `weights=` are the examples', as the gradient's. `learning_rate`: a number
+    or an optax schedule. `damping`: what is added to each block of the GGN, in its own units. `every`: so many steps
+    have the same factors and inverses. `decay`: of the averages, from one renewal to the next. `clip`: the most that
     learning_rate² ⟨∇C, direction⟩, about twice the divergence between the model before a step and after it, may be; a
     longer direction is shortened. `seed`: where the factors come from; "sampled" draws labels with `key`,
     `jax.random.key(0)` unless given. `shared`, `largest`: see `KroneckerFactors`; a larger factor is its diagonal.
@@ -83,7 +83,14 @@ def kfac(
         return KfacState(jnp.zeros((), jnp.int32), _words(key), zeros, zeros)
 
     def update(
-        gradient: Any, state: KfacState, params: Any = None, *, batch: Any = None, whole: Any = None, **others: Any
+        gradient: Any,
+        state: KfacState,
+        params: Any = None,
+        *,
+        batch: Any = None,
+        whole: Any = None,
+        weights: Any = None,
+        **others: Any,
     ):
         if batch is None or params is None:
             raise InputError(
@@ -98,7 +105,9 @@ def kfac(
 
         def renewed(averages: Any) -> tuple[Any, Any]:
             params = layout.treedef.unflatten([jax.lax.stop_gradient(leaf) for leaf in leaves])
-            found = _factors(cost, readout, Sampled(of_seed) if seed == "sampled" else seed, params, x, y, *context)
+            found = _factors(
+                cost, readout, Sampled(of_seed) if seed == "sampled" else seed, params, x, y, weights, *context
+            )
             old = jnp.minimum(decay, (state.count // every) / (state.count // every + 1))
             mixed = lambda before, now: before + (1 - old).astype(before.dtype) * (now.astype(before.dtype) - before)
             averages = jax.tree.map(mixed, averages, found)
@@ -155,9 +164,11 @@ def _words(key: PRNGKeyArray) -> Any:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
-def _factors(cost: Cost, readout: Any, seed: Any, params: Any, x: Any, y: Any, context: Context = Context()) -> Any:
-    x, y = cost._check(x, y, None, context)
-    weights = cost._factors(params, x, y, None)
+def _factors(
+    cost: Cost, readout: Any, seed: Any, params: Any, x: Any, y: Any, weights: Any, context: Context = Context()
+) -> Any:
+    x, y = cost._check(x, y, weights, context)
+    weights = cost._factors(params, x, y, weights)
     opened = Opened.of(cost, params, x, context)
     seeded = KroneckerFactors(seed, readout.shared, readout.largest)
     return read_seeds(opened, (seeded,), y, weights, weights.shape[0])[0]

@@ -5,13 +5,14 @@
     reduce      the same of the mean of a and the sum of δ over the positions, as one
     EKFAC       the block as (U_A ⊗ U_G) diag(λ) (U_A ⊗ U_G)ᵀ,  λ_io = Σ_nk w_n (U_Aᵀ g_nk U_G)²_io
 
-A ⊗ G is the block itself for one example without shared positions. Of a table that is looked up, a is a one-hot, and A
+A ⊗ G is the block itself for one example without shared positions. A convolution's kernel has the patches of x for a,
+and each place in its output is a position. Of a table that is looked up, a is a one-hot, and A
 is diagonal, counts; of a bias or a gain A = [[1]], and G is the whole block. Positions that a mask leaves out count in
 T: their δ is 0. Sources: Martens & Grosse 2015, arXiv:1503.05671; Eschenhagen et al. 2023, arXiv:2311.00636 (expand
 and reduce); Grosse & Martens 2016, arXiv:1602.01407; George et al. 2018, arXiv:1806.03884 (EKFAC).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from .ggn import sum_of_squares
 from .layer import InputError, sum_over_examples, wide
 from .layout import Layout
 from .pair import LARGEST_FACTOR, Outer, Pair
+from .patches import Patches
 from .reader import as_stacked
 from .readouts import ByLeaf
 from .seeds import over_columns
@@ -53,7 +55,15 @@ def factors_of(pair: Pair, w: Float[Array, "N"], shared: str, largest: int | Non
     if isinstance(pair, Stack):
         return jax.vmap(lambda block: factors_of(block, w, shared, largest))(pair.blocks)
     mean = w / w.sum()
-    if isinstance(pair, Outer):
+    if isinstance(pair, Outer) and pair.back == "a":
+        turned: Any = factors_of(pair.transposed(), w, shared, largest)
+        return Factors(turned.G, turned.A)
+    if isinstance(pair, Patches) and pair.window.groups == 1:
+        delta = wide(pair.delta).reshape(len(pair.delta), -1, pair.delta.shape[-1])
+        if shared == "reduce":
+            delta = delta.sum(1, keepdims=True)
+        return Factors(_of_patches(pair, mean, shared, largest), over_columns(_moment(delta, w, largest)))
+    if isinstance(pair, Outer) and pair.back == "delta":
         a, delta = wide(pair.a), wide(pair.delta)
         if shared == "reduce":
             a, delta = a.mean(1, keepdims=True), delta.sum(1, keepdims=True)
@@ -63,10 +73,15 @@ def factors_of(pair: Pair, w: Float[Array, "N"], shared: str, largest: int | Non
         rows = jnp.zeros(pair.rows, w.dtype).at[pair.index].add(counts, mode="drop")
         return Factors(Diagonal(rows), over_columns(_moment(wide(pair.delta), w, largest)))
     one = jnp.ones((1, 1), w.dtype)
-    size = jax.eval_shape(pair.gradient).size
-    if largest is not None and (size > largest or isinstance(pair, Several)):
+    size, several = jax.eval_shape(pair.gradient).size, isinstance(pair, Several | Outer)
+    if largest is not None and (size > largest or several):
         return Factors(one, Diagonal(sum_of_squares(pair, w).ravel()))
-    if size > LARGEST_FACTOR or isinstance(pair, Several):
+    if isinstance(pair, Outer):
+        raise InputError(
+            "factors: the leaf is used as it is and transposed, so its second moment is no Kronecker product. "
+            "Untie the leaf, or read other quantities there."
+        )
+    if size > LARGEST_FACTOR or several:
         pair.factors()  # says so
     g = pair.per_example()
     return Factors(one, over_columns(_moment(g.reshape(g.shape[0], 1, -1), w, None)))
@@ -78,6 +93,19 @@ def _moment(rows: Float[Array, "N T D"], w: Float[Array, "N"], largest: int | No
     if largest is not None and rows.shape[2] > largest:
         return Diagonal(jnp.tensordot(w, jnp.square(rows).sum(1), 1))
     return sum_over_examples("ntd,nte->de", rows * w[:, None, None], rows)
+
+
+def _of_patches(pair: Patches, w: Float[Array, "N"], shared: str, largest: int | None) -> Any:
+    """A of a convolution's kernel, over its window and channels; patches of one example at a time. N·S·I²."""
+
+    def one(x: Array, w: Array) -> Any:
+        rows = pair.patches(x)
+        rows = rows.mean(1, keepdims=True) if shared == "reduce" else rows
+        return _moment(rows, w[None] / rows.shape[1], largest)
+
+    add = lambda total, each: (jax.tree.map(jnp.add, total, one(*each)), None)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, pair.x[0], w[0]))
+    return jax.lax.scan(add, zero, (pair.x, w))[0]
 
 
 @jax.tree_util.register_dataclass
@@ -150,9 +178,12 @@ def _corrected(pair: Pair, bases: Any, w: Float[Array, "N"]) -> Float[Array, "*l
     turned = lambda a, u: wide(a) if u is None else jnp.matmul(wide(a), u.astype(wide(a).dtype))
     u_a, u_g = bases
     if isinstance(pair, Outer):
-        return sum_of_squares(Outer(turned(pair.a, u_a), turned(pair.delta, u_g)), w)
+        return sum_of_squares(replace(pair, a=turned(pair.a, u_a), delta=turned(pair.delta, u_g)), w)
     if isinstance(pair, Gather):
         return sum_of_squares(Gather(pair.index, turned(pair.delta, u_g), pair.rows), w)
     g = pair.per_example()
-    squares = over_columns(jnp.square(turned(g.reshape(g.shape[0], -1), u_g)))
-    return jnp.tensordot(w.astype(squares.dtype), squares, 1).reshape(g.shape[1:])
+    n, size = g.shape[0], g[0].size
+    i = size // len(u_g) if u_a is None and u_g is not None else 1 if u_a is None else len(u_a)
+    rows = turned(g.reshape(n, i, size // i), u_g)
+    squares = over_columns(jnp.square(turned(jnp.swapaxes(rows, 1, 2), u_a)))
+    return jnp.swapaxes(jnp.tensordot(w.astype(squares.dtype), squares, 1), 0, 1).reshape(g.shape[1:])

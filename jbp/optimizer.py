@@ -135,6 +135,7 @@ def updates(cost: Cost, update: Callable[..., Any], params: Any, gradient: Any, 
         return cost.value_leaves(completed(layout, free, params), x, y, weights=weights, context=context)
 
     told = {"value": value, "grad": gradient, "value_fn": value_fn, "batch": (x, y, context), "whole": params}
+    told |= {"weights": weights}
     change, state = update(gradient, state, free, **told)
     return completed(layout, optax.apply_updates(free, change), params), state
 

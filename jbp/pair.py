@@ -10,8 +10,8 @@ leaf's shape, brings it into its form (`of`), with one such axis. All results ar
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -137,11 +137,13 @@ class Pair(ABC):
 class Outer(Pair):
     """g_n = Σ_t a_nt ⊗ δ_nt: a dense kernel `[I, O]`, whose product a·W gave what δ is the derivative of.
 
-    `a: [N, *T, I]`, `delta: [N, *T, O]`; in its form `[N, T, I]` and `[N, T, O]`.
+    `a: [N, *T, I]`, `delta: [N, *T, O]`; in its form `[N, T, I]` and `[N, T, O]`. `back`: which of the two came back:
+    "a" where the leaf was used transposed, "both" where it was so besides.
     """
 
     a: Any
     delta: Any
+    back: Literal["delta", "a", "both"] = field(default="delta", metadata={"static": True})
 
     @property
     def kind(self) -> Any:
@@ -158,11 +160,12 @@ class Outer(Pair):
                 + ("Reshape the leaf to two axes in its layer." if len(shape) != 2 else "Check both.")
             )
         t = math.prod(a[1:-1])
-        return Outer(self.a.reshape(a[0], t, a[-1]), self.delta.reshape(a[0], t, delta[-1]))
+        return replace(self, a=self.a.reshape(a[0], t, a[-1]), delta=self.delta.reshape(a[0], t, delta[-1]))
 
     def transposed(self) -> "Outer":
         """a and δ change places."""
-        return Outer(self.delta, self.a)
+        back: Any = {"delta": "a", "a": "delta"}.get(self.back, "both")
+        return Outer(self.delta, self.a, back)
 
     def inner(self, other: Pair) -> Float[Array, "N"]:
         """⟨g_n, g'_n⟩ = Σ_ts ⟨a_t, a'_s⟩⟨δ_t, δ'_s⟩, N·T·S·(I + O), unless forming g_n costs less."""
@@ -211,11 +214,11 @@ class Outer(Pair):
     def weighted(self, w: Float[Array, "N"]) -> "Outer":
         """The pair of w_n C_n: δ is scaled. N·T·O."""
         a, delta = wide(self.a), wide(self.delta)
-        return Outer(a, delta * along_examples(w, delta))
+        return replace(self, a=a, delta=delta * along_examples(w, delta))
 
     def examples(self, index: Int[Array, "M"]) -> "Outer":
         """The pair of these examples: rows of a and of δ."""
-        return Outer(self.a[index], self.delta[index])
+        return replace(self, a=self.a[index], delta=self.delta[index])
 
     def condensed(self) -> Pair:
         """The same pair: its g_n, N·T·I·O, where N·I·O numbers are fewer than N·T·(I + O)."""

@@ -75,8 +75,8 @@ class Patches(Pair):
     def _images(self, a: Array) -> Array:
         return wide(a.reshape(-1, *a.shape[2:]))
 
-    def _patches(self, x: Float[Array, "T *space C"]) -> Float[Array, "G S I"]:
-        """The patches of one example; copies of |window| slices, no product."""
+    def patches(self, x: Float[Array, "T *space C"]) -> Float[Array, "G S I"]:
+        """The patches of one example, by groups; copies of |window| slices, no product."""
         w, (*window, c, _) = self.window, self.kernel or ()
         out, d = self.delta.shape[2:-1], len(w.strides)
         padded = [(0, 0, 0), *((*p, s - 1) for p, s in zip(w.padding, w.lhs_dilation, strict=True)), (0, 0, 0)]
@@ -93,7 +93,7 @@ class Patches(Pair):
     def _one(self, x: Array, delta: Array) -> Outer:
         """The pair of one example, its groups where examples stand: a `[G, S, I]`, δ `[G, S, O/G]`."""
         rows = wide(delta).reshape(-1, self._groups, delta.shape[-1] // self._groups)
-        return Outer(self._patches(x), rows.transpose(1, 0, 2))
+        return Outer(self.patches(x), rows.transpose(1, 0, 2))
 
     def _gradient_of(self, x: Array, delta: Array) -> Float[Array, "*leaf"]:
         g = self._one(x, delta).per_example()  # [G, I, O/G]

@@ -247,6 +247,14 @@ class Cost:
         along v. Two to three gradients' work for each v."""
         return curvature.hvp(self, theta, x, y, v, weights, context)
 
+    def hessian_diagonal(
+        self, theta: Theta, x: Any, y: Any, *, key=None, samples=100, chunk=16, weights=None, context=Context()
+    ) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+        """(diagonal of H `[P]`, its standard error `[P]`). Without a key exact, by P Hessian products, `chunk` of them
+        at a time, and the error is 0; with one an estimate of `samples` products with random signs, whose error falls
+        as 1/√samples (Hutchinson's, as Bekas et al. 2007 have it for a diagonal)."""
+        return curvature.hessian_diagonal(self, theta, x, y, key, samples, chunk, weights, context)
+
     def ggnvp(self, theta: Theta, x: Any, y: Any, v: Any, *, weights=None, context=Context()) -> Float[Array, "*K P"]:
         """G v, G = Σ_n w_n J_nᵀ H_n J_n, for v `[P]` or `[K, P]`: J_n = ∂output_n/∂θ, H_n the loss's Hessian, w_n the
         factors of C_n in C. A loss with params is taken apart (`unfused`). About two gradients' work for each v."""

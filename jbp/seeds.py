@@ -27,6 +27,7 @@ from .outside import check_key
 from .readouts import Readout, check_shapes, collect, readers_of
 from .run import run
 
+LARGEST_COLUMNS = 1 << 32  # bytes at the output, all of which go back together
 SEED_COLUMNS = "columns of a seed"  # the name of their axis
 
 _static: Any = {"static": True}
@@ -61,6 +62,12 @@ def seed_of(readout: Any) -> Any:
 
 def check_seed(who: str, seed: Any, loss: Layer) -> None:
     """Raise `InputError` unless it is a seed, and the loss has what it asks for."""
+    if isinstance(seed, str) and seed == "recursive":
+        raise InputError(
+            f"{who}: there is no seed 'recursive': KFRA (Botev et al. 2017) averages over the examples at each layer, "
+            "so that what goes back is no example's own δ, and no layer here has a rule for such averages. 'exact' "
+            "averages once, at the leaf."
+        )
     if not isinstance(seed, Sampled) and not (isinstance(seed, str) and seed in ("exact", "empirical")):
         raise InputError(
             f"{who}: seed must be 'exact', 'empirical' or a jbp.Sampled, got {seed!r}. "
@@ -146,6 +153,13 @@ def columns_of(seed: Any, loss: Any, output: Any, y: Any) -> Float[Array, "K N .
         found = jax.vmap(draw)(jax.random.split(seed.key, seed.samples))
         found = jax.tree.map(lambda s: s / np.sqrt(seed.samples).astype(s.dtype), found)
     elif seed == "exact":
+        sizes = [a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(loss.hessian_root, output, y))]
+        if sum(sizes) > LARGEST_COLUMNS:
+            raise InputError(
+                f"seed 'exact': the columns of the loss's root would take {sum(sizes) / 2**30:,.1f} GiB at the output, "
+                f"more than {LARGEST_COLUMNS / 2**30:g}, and as many of each layer's δ. Draw labels instead, "
+                "jbp.Sampled(key, samples), or give fewer examples at once."
+            )
         found = loss.hessian_root(output, y)
     else:
         found = jax.tree.map(lambda d: d[None], loss.delta(output, y))

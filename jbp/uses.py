@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .layer import InputError
-from .pair import Pair
+from .pair import Outer, Pair
 
 
 @jax.tree_util.register_dataclass
@@ -162,6 +162,8 @@ def _added(parts: list[Array]) -> Array:
 
 def _along_positions(one: Any, two: Any) -> Pair:
     """Two pairs of one form as one: their positions side by side."""
+    if isinstance(one, Outer) and one.back != two.back:
+        one, two = replace(one, back="both"), replace(two, back="both")
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), one, two)
 
 

@@ -149,6 +149,31 @@ def test_hvp_is_the_hessian_of_the_cost(asked: Asked):
     assert_close(ask(v[0]), hessian @ v[0], 1e-11)
 
 
+@pytest.mark.parametrize("name", ["chain", "frozen", "loss with a tied leaf"])
+def test_the_hessian_s_diagonal_is_exact_without_a_key(asked: Asked):
+    C = lambda theta: asked.cost(theta, asked.x, asked.y, weights=jnp.asarray(WEIGHTS))
+    expected = np.diag(np.asarray(jax.jit(jax.hessian(C))(asked.theta)))
+    ask = asked.cost.hessian_diagonal
+    diagonal, error = ask(asked.theta, asked.x, asked.y, chunk=7, weights=jnp.asarray(WEIGHTS))
+    assert_close(diagonal, expected, 1e-11)
+    assert not np.any(error)
+
+
+def test_an_estimate_of_the_hessian_s_diagonal_is_within_its_error(x64: None):
+    """Over many draws the mean is right, and the error that is stated is the spread of the estimates."""
+    asked = _asked("chain")
+    ask = asked.cost.hessian_diagonal
+    exact, _ = ask(asked.theta, asked.x, asked.y)
+    keys = jax.random.split(jax.random.key(0), 200)
+    found, stated = jax.vmap(lambda key: ask(asked.theta, asked.x, asked.y, key=key, samples=20))(keys)
+    spread = np.std(found, 0)
+    assert np.all(np.abs(np.mean(found, 0) - exact) <= 5 * spread / 200**0.5)
+    ratio = np.sqrt(np.mean(np.square(stated), 0)) / spread
+    assert np.all(
+        np.abs(ratio - 1) < 5 / 400**0.5 * 2
+    )  # five standard errors of a spread of 200, and as much of theirs
+
+
 @every
 def test_ggnvp_is_j_h_j(asked: Asked):
     v = drawn(2, asked.cost.layout.size)
@@ -253,6 +278,7 @@ class Fused:
 NET = jbp.mlp(2, 3, 2, last=jbp.Identity())
 X, Y, THETA = jnp.zeros((4, 2)), jnp.zeros((4, 2)), jnp.zeros(NET.layout.size)
 SQUARES, OTHERS = jbp.Cost(NET, HalfSquaredError()), jbp.Cost(NET, jbp.losses.from_function(lambda a, y: a.sum(1)))
+WIDE = jbp.Cost(jbp.Network([jbp.Dense(2000)], (2000,)), HalfSquaredError())
 KEY = jbp.Sampled(jax.random.key(0))
 REMEDY = " Give it one, as jbp.losses tells, […]"
 
@@ -267,6 +293,14 @@ WRONG = [
         "v: expected a vector [P] = [17] like theta, or several [K, 17], […]",
     ),
     (lambda: SQUARES.ggnvp(THETA, X, Y, jnp.zeros((1, 1, 17))), "v: expected a vector [P] = [17] like theta, […]"),
+    (
+        lambda: SQUARES.hessian_diagonal(THETA, X, Y, key=3),
+        "Cost.hessian_diagonal: expected a random key, got 3. Write key=jax.random.key(3).",
+    ),
+    (
+        lambda: SQUARES.hessian_diagonal(THETA, X, Y, key=jax.random.key(0), samples=1),
+        "Cost.hessian_diagonal: samples must be a whole number of at least 2, got 1.",
+    ),
     (
         lambda: OTHERS.ggnvp(THETA, X, Y, THETA),
         f"Cost.ggnvp: the loss FromFunction has no curvature, no method hessian_product.{REMEDY}",
@@ -297,6 +331,17 @@ WRONG = [
     (
         lambda: measured(SQUARES, jbp.DiagonalGGN(jbp.Sampled)),
         "DiagonalGGN: seed must be 'exact', 'empirical' or a jbp.Sampled, got <class 'jbp.seeds.Sampled'>. […]",
+    ),
+    (
+        lambda: measured(SQUARES, jbp.KroneckerFactors("recursive")),
+        "KroneckerFactors: there is no seed 'recursive': KFRA (Botev et al. 2017) averages over the examples […]",
+    ),
+    (
+        lambda: jax.eval_shape(
+            lambda theta, x: WIDE.measure(theta, x, x, jbp.DiagonalGGN()),
+            *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((WIDE.layout.size,), (512, 2000))),
+        ),
+        "seed 'exact': the columns of the loss's root would take 7.6 GiB at the output, more than 4, and […]",
     ),
     (
         lambda: measured(SQUARES, jbp.DiagonalGGN(), feedback=THETA),

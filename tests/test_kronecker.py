@@ -19,9 +19,10 @@ SOFTMAX = SoftmaxCrossEntropy()
 class Asked:
     """A cost in float64 on a few examples, with its GGN `[P, P]` from products, which tests of their own hold."""
 
-    def __init__(self, layers: list, spec: Any, loss: Any = SOFTMAX, n: int = 3, reduction: str = "mean") -> None:
+    def __init__(self, layers: Any, spec: Any, loss: Any = SOFTMAX, n: int = 3, reduction: str = "mean") -> None:
         rng = np.random.default_rng(0)
-        self.cost = jbp.Cost(jbp.Network(layers, spec), loss, reduction)
+        network = layers if isinstance(layers, jbp.Network) else jbp.Network(layers, spec)
+        self.cost = jbp.Cost(network, loss, reduction)
         self.theta = jnp.asarray(rng.standard_normal(self.cost.layout.size) / 2)
         x = self.cost.network.input
         words = x.dtype == jnp.int32
@@ -150,6 +151,63 @@ def test_large_factors_come_as_their_diagonals(x64: None):
     assert_close(cut["0.b"].G.d, np.diag(whole["0.b"].G), 1e-12)
 
 
+# -- leaves of other people's models ----------------------------------------------------------------------------------
+
+
+def model(apply: Any, n: int, x: tuple[int, ...], **shapes: tuple[int, ...]) -> Asked:
+    """A model under squares, whose forms are `Outer`, `Patches` and `Sum`."""
+    rng = np.random.default_rng(1)
+    params = {name: jnp.asarray(rng.standard_normal(shape) / 2) for name, shape in shapes.items()}
+    return Asked(jbp.from_model(apply, params, x), x, jbp.losses.HalfSquaredError(), n)
+
+
+def test_a_kernel_that_is_used_transposed(x64: None):
+    """δ is what its rows met, and a its columns."""
+    asked = model(lambda p, x: jnp.tanh(x @ p["w"].T) @ p["v"].T, 1, (12,), w=(10, 12), v=(2, 10))
+    assert asked.cost.network.forms["w"] == "Outer"
+    factors, diagonal, rows, gram, of_each = asked.measure(
+        jbp.KroneckerFactors(), jbp.DiagonalGGN(), jbp.GGNFactors(), jbp.GGNGram(), jbp.DiagonalGGN(of_each=True)
+    )
+    blocks = asked.blocks()
+    for name, (A, G) in factors.items():
+        assert_close(np.kron(A, G), blocks[name], 1e-11)
+    assert_close(diagonal, np.concatenate([np.diag(blocks[name]) for name in asked.cost.layout.names]), 1e-11)
+    assert_close(of_each[0] * asked.factors[0], diagonal, 1e-11)
+    assert_close(gram, rows @ rows.T, 1e-11)
+    values = asked.measure(jbp.CorrectedEigenvalues.of(factors))
+    for name, (u_a, u_g) in jbp.eigenbases(factors).items():
+        u = np.kron(u_a, u_g)
+        assert_close(values[name].ravel(), np.diag(u.T @ blocks[name] @ u), 1e-10)
+
+
+@pytest.mark.parametrize("shared", ["expand", "reduce"])
+def test_the_kernel_of_a_convolution(shared: str, x64: None):
+    """The block itself where each example has one place; the definition, of JAX's own patches, where it has four."""
+    axes = ("NHWC", "HWIO", "NHWC")
+
+    def apply(p: Any, x: Any) -> Any:
+        out = jax.lax.conv_general_dilated(x, p["w"], (1, 1), "VALID", dimension_numbers=axes)
+        return out.reshape(len(x), -1)
+
+    one = model(apply, 1, (3, 3, 2), w=(3, 3, 2, 2))
+    A, G = one.measure(jbp.KroneckerFactors(shared=shared))["w"]
+    block = one.blocks()["w"]
+    assert_close(np.kron(A, G), block, 1e-11)
+    u = np.kron(np.linalg.eigh(A)[1], np.linalg.eigh(G)[1])
+    values = one.measure(jbp.CorrectedEigenvalues.of({"w": jbp.Factors(A, G)}))["w"]
+    assert_close((u * values.ravel()) @ u.T, block, 1e-11)
+    four = model(apply, 3, (4, 4, 2), w=(3, 3, 2, 2))
+    A, G = four.measure(jbp.KroneckerFactors(shared=shared))["w"]
+    patches = jax.lax.conv_general_dilated_patches(four.x, (3, 3), (1, 1), "VALID", dimension_numbers=axes)
+    a = np.asarray(patches).reshape(3, 4, 2, 9).swapaxes(2, 3).reshape(3, 4, 18)
+    w = four.factors
+    if shared == "reduce":
+        a = a.mean(1, keepdims=True)
+    assert_close(A, np.einsum("n,nti,ntj->ij", w / w.sum() / a.shape[1], a, a), 1e-11)
+    assert_close(G, np.eye(2) * 4 * w.sum(), 1e-11)  # the loss's Hessian is I at four places of two channels
+    assert_close(four.measure(jbp.KroneckerFactors(shared=shared, largest=5))["w"].A.d, np.diag(A), 1e-11)
+
+
 # -- the optimiser ----------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +248,18 @@ def test_factors_are_averages_and_inverses_stand_between():
     assert_close(averages[4], (A[0] + A[1]) / 4 + A[2] / 2, 1e-6)
 
 
+def test_the_examples_weights_reach_the_factors():
+    """From `update`, and from `fit`: an example of weight 0 leaves no trace."""
+    asked = chain()
+    x, y, theta = asked.x.astype(jnp.float32), asked.y.astype(jnp.int32), asked.theta.astype(jnp.float32)
+    rule, weights = jbp.kfac(asked.cost, 0.1, seed="exact"), jnp.array([1.0, 2.0, 0.0])
+    _, state = rule.update(theta, rule.init(theta), theta, batch=(x, y, jbp.Context()), weights=weights)
+    expected = asked.cost.measure(theta, x, y, jbp.KroneckerFactors(), weights=weights)[1]
+    assert_close(state[0].averages, as_numpy(expected), 1e-6)
+    run = lambda x: jbp.fit(asked.cost, theta, (x, y), optimizer=rule, weights=weights, batch_size=3, epochs=2)
+    assert_close(run(x.at[2].set(9.0)).theta, np.asarray(run(x).theta), 1e-5)
+
+
 def test_fit_takes_it_and_frozen_leaves_stay():
     network = jbp.Network(
         [jbp.Frozen(jbp.Dense(8)), jbp.LayerNorm(), jbp.Tanh(), jbp.Dense(4), jbp.Tanh(), jbp.Dense(10)], (64,)
@@ -213,6 +283,11 @@ def tied() -> jbp.Cost:
     return jbp.Cost(jbp.Network([jbp.Tied(both, {"1.w": "0.table.T"})], WORDS), SOFTMAX)
 
 
+def turned() -> jbp.Cost:
+    both = jbp.Sequential([jbp.Dense(3), jbp.Tanh(), jbp.Dense(2)])
+    return jbp.Cost(jbp.Network([jbp.Tied(both, {"2.w": "0.w.T"})], (2,)), SOFTMAX)
+
+
 def _ask(cost: jbp.Cost, *readouts: Any) -> Any:
     x, y = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2), jnp.int32)
     return cost.measure(jnp.zeros(cost.layout.size), x, y, *readouts)
@@ -224,6 +299,10 @@ WRONG = [
     (
         lambda: _ask(tied(), jbp.KroneckerFactors()),
         "layer 0: leaf layer.0.table: factors: the leaf is used in several ways […]",
+    ),
+    (
+        lambda: turned().measure(jnp.zeros(11), jnp.ones((1, 2)), jnp.zeros(1, jnp.int32), jbp.KroneckerFactors()),
+        "layer 0: leaf layer.0.w: factors: the leaf is used as it is and transposed, so its second moment is no […]",
     ),
     (lambda: jbp.kfac(COST.network, 0.1), "kfac: expected a Cost first, got Network. As in kfac(cost, 0.1)."),
     (lambda: jbp.kfac(COST, 0.1, damping=0.0), "kfac: damping must be above 0, got 0.0."),

@@ -177,6 +177,14 @@ def standardised():
     return apply, numbers(0, kernel=(3, 3, 3, 4), table=(7, 4))
 
 
+def gains():
+    return lambda p, x: p["g"] * x + p["b"], numbers(0, g=(5,), b=(5,))
+
+
+def lookup():
+    return lambda p, x: p["table"][x], numbers(0, table=(600, 8))
+
+
 @jax.custom_vjp
 def scaled(w, x):
     return x @ w
@@ -285,6 +293,8 @@ CASES = [
         spec(7, 6, 3),
         {"kernel": "Derived, Patches of what div makes", "table": "Derived, Gather of what mul makes"},
     ),
+    ModelCase("gains", gains, spec(5), {"b": "Sum", "g": "Sum"}),
+    ModelCase("lookup", lookup, tokens(3), {"table": "Gather"}),
     ModelCase(
         "a rule, branches",
         rule_and_branches,
