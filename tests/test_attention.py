@@ -87,6 +87,30 @@ def test_a_query_that_sees_no_key_gives_0_in_all_orders(x64: None):
         np.testing.assert_array_equal(a[0, :2], 0)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_stands_at_a_key_that_is_not_there_does_not_count(wrong: float, x64: None):
+    mask = jnp.asarray([[True, False, True, True], [False, True, True, False]])
+    q, k, v = of(4, 4, dtype=jnp.float64)
+    spoiled = [jnp.where(jnp.broadcast_to(mask[:, :, None, None], a.shape), a, wrong) for a in (k, v)]
+    by_hand, by_autodiff = both_ways(CORE(causal=True), (q, *spoiled), mask)
+    assert_close(by_hand, by_autodiff)
+    assert_close(by_hand, both_ways(CORE(causal=True), (q, k, v), mask)[0])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_bias_of_minus_infinity_leaves_a_key_out_as_the_mask_does(causal: bool, x64: None):
+    mask = jnp.asarray([[False, False, True, True], [False] * 4])
+    x = of(4, 4, dtype=jnp.float64)
+    bias = jnp.where(mask, 0.0, -jnp.inf)[:, None, None]
+    by_hand, by_autodiff = both_ways(CORE(causal), (*x, bias))
+    assert_close(by_hand, by_autodiff)
+    due, back = jbp.run(CORE(causal), (), x, jbp.Context(mask=mask))
+    delta = draw(1, due)
+    assert_close((by_hand[0], by_hand[1][:3]), (due, back(delta)[0]))
+    out, back = jbp.run(CORE(causal), (), x, jbp.Context(side={"attention_bias": bias}))
+    assert_close((out, back(delta)[0]), (by_hand[0], by_hand[1][:3]))
+
+
 def test_a_bias_in_side_has_no_delta_and_counts_as_one_in_x(x64: None):
     *x, bias = of(4, 5, dtype=jnp.float64, bias=(2, 4, 5))
     out, back = jbp.run(CORE(), (), (*x, bias))
@@ -301,6 +325,15 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: jbp.run(CORE(), (), of(2, 3), jbp.Context(mask=jnp.ones((N, 3)))),
         "expected context.mask bool [N, S]",
     ),
+    "mask as a list": (
+        lambda: jbp.run(CORE(), (), of(2, 3), jbp.Context(mask=[[True] * 3] * N)),
+        "expected context.mask bool [N, S] = [2, 3]",
+    ),
+    "no positions of the core": (lambda: jbp.run(CORE(), (), of(2, 0)), "expected at least 1 of each axis"),
+    "bias of bools": (
+        lambda: jbp.run(CORE(), (), of(2, 3), jbp.Context(side={"attention_bias": jnp.ones((1, 1, 2, 3), bool)})),
+        "expected context.side['attention_bias'] as floats, which are added, got bool[1, 1, 2, 3]",
+    ),
     "bias": (
         lambda: jbp.run(CORE(), (), (*of(2, 3), jnp.ones((N, 2, 3, 2)))),
         "expected bias [N, H, T, S] = [2, 2|1, 2|1, 3|1]",
@@ -310,7 +343,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "kv_heads": (lambda: jbp.Attention(4, 3), "expected heads as a multiple of kv_heads, got 4 and 3"),
     "heads of text": (lambda: jbp.Attention("4"), "heads must be a whole number of at least 1, got '4'"),
     "rope": (lambda: jbp.Attention(2, rope=-1.0), "rope must be a base above 0, as in 10_000.0, or None, got -1.0"),
-    "odd pairs": (lambda: jbp.Network([jbp.Attention(2, rope=10.0)], (5, 6)), "turn pairs of features, got a head's"),
+    "rope by a flag": (lambda: jbp.Attention(2, rope=True), "rope must be a base above 0, as in 10_000.0, or None"),
+    "odd pairs": (lambda: jbp.Network([jbp.Attention(2, rope=10.0)], (5, 6)), "D = 3. Make it even: change"),
     "no positions": (lambda: jbp.Network([jbp.Attention(2)], (4,)), "Attention: expected"),
     "another width": (
         lambda: jbp.Attention(2).forward(

@@ -241,7 +241,7 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
      f"layer 0: weights: the initialiser {jnp.zeros!r} fails for shape [5, 2]: […]"),
     (lambda: jbp.Positions(True), "Positions: length must be a whole number of at least 1, got True."),
     (lambda: network(jbp.Embedding(5, 2), jbp.Positions(4)),
-     "layer 1: Positions(4): expected x [N, T ≤ 4, W = 2], got float32[7919, 6, 2]. Cut the sequences, or give "
+     "layer 1: Positions(4): expected x [N, T ≤ 4, W], got float32[N, 6, 2]. Cut the sequences, or give "
      "Positions the longest length."),
     (lambda: network(jbp.Positions(4)),
      "layer 0: Positions(4): expected one float input x [N, T, W], got int32[N, 6]. Give the input an axis of "

@@ -36,7 +36,8 @@ class DotProductAttention:
     query t sees t − left ≤ s ≤ t + right. `soft_cap`: u = cap tanh(z/cap). `scale`: c, 1/√D unless given.
     `context.mask: [N, S]` says which keys there are. A query that sees no key gives 0 (`jax.nn` gives the mean of v).
     A bias `[N, H|1, T|1, S|1]` in x has a delta; one in `context.side["attention_bias"]`, `[N|1, H|1, T|1, S|1]`, has
-    none. float64, float32, bfloat16; sums and exponentials in float32.
+    none; −inf in one leaves a key out, unless there is a soft cap. float64, float32, bfloat16; sums and exponentials in
+    float32.
 
     `implementation="cudnn"`: the kernel of `jax.nn` on CUDA for bfloat16 and float16, with that function's own reverse;
     a query that sees no key gives 0 there, too. It has no soft cap and no window to the right, and wants E = D in
@@ -75,7 +76,8 @@ class DotProductAttention:
         q, k, v, bias = self._check(x)
         if (side := _side_bias(context)) is not None:
             _check_bias(side, q, k, "context.side['attention_bias']", (1, q.shape[0]))
-        if context.mask is not None and (context.mask.shape != k.shape[:2] or context.mask.dtype != bool):
+        mask = context.mask
+        if mask is not None and (np.shape(mask) != k.shape[:2] or not hasattr(mask, "dtype") or mask.dtype != bool):
             raise InputError(
                 f"DotProductAttention: expected context.mask bool [N, S] = {list(k.shape[:2])}, True at keys that "
                 f"count, got {described(context.mask)}."
@@ -147,6 +149,10 @@ class DotProductAttention:
                 f"DotProductAttention: expected heads of queries H as a multiple of the keys' K, got H = {q.shape[2]} "
                 f"and K = {k.shape[2]}. Change one of them."
             )
+        if 0 in (*q.shape, *k.shape, *v.shape):
+            raise InputError(
+                f"DotProductAttention: expected at least 1 of each axis, got {described((q, k, v))}. Skip the call."
+            )
         if len({a.dtype for a in (q, k, v)}) > 1:
             raise InputError(
                 f"DotProductAttention: expected q, k, v of one dtype, got {described((q, k, v))}. Cast them."
@@ -174,7 +180,9 @@ def _from_heads(x: Float[Array, "M G T D"], n: int) -> Float[Array, "N T H D"]:
 def _heads(kind: Weighting, q: Any, k: Any, v: Any, mask: Any, biased: bool) -> Heads:
     n, _, heads, _ = k.shape
     scaled = (q.astype(wide_dtype(q.dtype)) * kind.scale).astype(q.dtype)
-    mask = None if mask is None else jnp.repeat(mask, heads, axis=0)
+    if mask is not None:  # what stands at a key that isn't there, NaN too, must not meet a weight of 0
+        k, v = (jnp.where(jnp.broadcast_to(mask[:, :, None, None], a.shape), a, 0) for a in (k, v))
+        mask = jnp.repeat(mask, heads, axis=0)
     place = tuple(at.ravel() for at in np.indices((n, heads), np.int32)) if biased else None
     return Heads(_by_heads(scaled, heads), _by_heads(k, heads)[:, 0], _by_heads(v, heads)[:, 0], mask, place)
 
@@ -200,3 +208,8 @@ def _check_bias(bias: Any, q: Any, k: Any, name: str, examples: tuple[int, ...])
     if getattr(bias, "ndim", 0) != 4 or any(size not in may for size, may in zip(bias.shape, wanted, strict=True)):
         sizes = ", ".join(str(max(may)) + ("|1" if 1 in may else "") for may in wanted)
         raise InputError(f"DotProductAttention: expected {name} [N, H, T, S] = [{sizes}], got {described(bias)}.")
+    if not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise InputError(
+            f"DotProductAttention: expected {name} as floats, which are added, got {described(bias)}. "
+            "To leave keys out by a mask, write jnp.where(mask, 0.0, -jnp.inf)."
+        )

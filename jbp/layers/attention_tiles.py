@@ -91,15 +91,16 @@ def forward_head(kind: Weighting, head: Heads, biases: Any) -> tuple[Any, Any]:
         u = _scores(kind, z, [_part(b, (a, e), (low, high)) for b in biases])
         seen = _seen(kind, head, (a, e), (low, high))
         u = u if seen is None else jnp.where(jnp.broadcast_to(seen[None], shape), u, -jnp.inf)
+        blind = seen is not None or bool(biases)  # a query may see no key; a bias may be −inf
         top = jax.lax.stop_gradient(u.max(-1, keepdims=True))  # any shift gives the same
-        top = top if seen is None else jnp.where(top > -jnp.inf, top, 0)
+        top = jnp.where(top == -jnp.inf, 0, top) if blind else top
         p = jnp.exp(u - top)
         total = p.sum(-1, keepdims=True)
-        some = total if seen is None else jnp.where(total > 0, total, 1)  # a query may see no key
+        some = jnp.where(total == 0, 1, total) if blind else total
         o = _product(p.reshape(-1, high - low).astype(head.v.dtype), head.v[low:high], 1, 0)
         outs.append(o.reshape(*shape[:2], -1) / some)
         log = top + jnp.log(some)
-        logs.append((log if seen is None else jnp.where(total > 0, log, jnp.inf))[..., 0])
+        logs.append((jnp.where(total == 0, jnp.inf, log) if blind else log)[..., 0])
     return jnp.concatenate(outs, 1), jnp.concatenate(logs, 1)
 
 

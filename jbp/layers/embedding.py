@@ -109,6 +109,11 @@ class Positions:
 
     def init(self, key: PRNGKeyArray, x: Any) -> Entries:
         _check_sequence(f"Positions({self.length})", x)
+        if x.shape[0] > self.length:
+            raise InputError(
+                f"Positions({self.length}): expected x [N, T ≤ {self.length}, W], got {of_batch(x)}. "
+                "Cut the sequences, or give Positions the longest length."
+            )
         return Entries(initialised("weights", self.weights, key, (self.length, x.shape[-1]), x.dtype))
 
     def forward(self, params: Entries, x: Float[Array, "N T W"], context: Context) -> tuple[Any, tuple]:

@@ -25,7 +25,7 @@ from .attention import DotProductAttention
 from .dense import Affine, Dense, Initializer, initialised
 from .norm import RMSNorm, Scale
 from .rotary import rotated
-from .settings import check_flags, check_float_input, check_whole
+from .settings import check_flags, check_float_input, check_whole, is_number
 
 
 class Projections(NamedTuple):
@@ -75,7 +75,7 @@ class Attention:
                 f"Attention: expected heads as a multiple of kv_heads, got {self.heads} and {self.kv_heads}. "
                 "Change one of them."
             )
-        if self.rope is not None and not self.rope > 0:
+        if self.rope is not None and not (is_number(self.rope) and 0 < self.rope < float("inf")):
             raise InputError(f"Attention: rope must be a base above 0, as in 10_000.0, or None, got {self.rope!r}.")
         _ = self._core
 
@@ -106,7 +106,10 @@ class Attention:
             )
         d = self.head_width or width // h
         if self.rope is not None and d % 2:
-            raise InputError(f"Attention: rotary positions turn pairs of features, got a head's width D = {d}.")
+            raise InputError(
+                f"Attention: rotary positions turn pairs of features, got a head's width D = {d}. "
+                "Make it even: change heads, or give head_width."
+            )
         made = lambda i, out, inside, bias: Affine(
             initialised("weights", self.weights, jax.random.fold_in(key, i), (inside, out), x.dtype),
             jnp.zeros(out, x.dtype) if bias else None,
