@@ -33,7 +33,8 @@ class ClippedSum:
 
     Over the examples whose weight is not 0, each counted once: padding has weight 0. A g_n of norm 0 is not clipped.
 
-    `max_norm`: a positive number, or an array `[]` that may change from call to call without compiling anew.
+    `max_norm`: a positive number, or an array `[]` that may change from call to call without compiling anew; the sum is
+    NaN where that is not positive and finite.
     `per`: what has a norm: `"example"`, all leaves of an example together; `"leaf"`, each leaf by itself; or
     {name of a group: [patterns of leaf names]}, as in {"kernels": ["*.w"], "rest": ["*.b"]}, each leaf in exactly one.
     `weights`: in place of a max_norm, w(norms `[N]`) -> `[N]`: then the sum is Σ_n w(‖g_n‖) g_n. A function of a module
@@ -55,7 +56,8 @@ class ClippedSum:
             raise InputError(f"ClippedSum: per must be 'example', 'leaf' or {{group: [patterns]}}, got {self.per!r}.")
         if self.weights is not None and not callable(self.weights):
             raise InputError(f"ClippedSum: weights must be a function of the norms [N], got {self.weights!r}.")
-        if isinstance(self.max_norm, (int, float, np.number)) and not 0 < self.max_norm < math.inf:
+        is_number = isinstance(self.max_norm, (int, float, np.number)) and not isinstance(self.max_norm, bool)
+        if isinstance(self.max_norm, (bool, str, complex)) or (is_number and not 0 < self.max_norm < math.inf):
             raise InputError(f"ClippedSum: max_norm must be a positive number, got {self.max_norm!r}.")
 
     def for_leaf(self, layout: Layout, i: int) -> "ClippedSum":
@@ -112,8 +114,10 @@ class ClippedSum:
         """The weight of each example from its squared norm."""
         if self.weights is None:
             most = jnp.asarray(self.max_norm, squared.dtype)
-            over = squared > jnp.square(most)  # NaN is not over, and stays in the sum for all to see
-            return jnp.where(over, most * jax.lax.rsqrt(jnp.where(over, squared, 1)), 1)
+            most = jnp.where(most > 0, most, jnp.nan)
+            # one maximum, and not two branches: XLA may compute `squared` twice, with other last bits
+            norms = jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny))  # at 0, sqrt has no slope
+            return most / jnp.maximum(norms, most)
         found = self.weights(jnp.sqrt(squared))
         if jnp.shape(found) != squared.shape:
             raise InputError(

@@ -21,22 +21,36 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .layer import InputError, batch_of, described
+from .errors import arrived
+from .layer import InputError, batch_of
 from .outside import check_arrays, check_key
 from .reader import read_gradient
 from .readouts import Split
 from .seeds import Opened, apart, check_has, check_seed, columns_of
 
 
+def _check_vector(cost: Any, v: Any) -> None:
+    """Raise `InputError` unless v is a vector like θ, or several."""
+    size, shape = cost.layout.size, jnp.shape(v) if hasattr(v, "shape") else ()
+    real = shape and not jnp.issubdtype(v.dtype, jnp.complexfloating)
+    if len(shape) not in (1, 2) or shape[-1] != size or not real:
+        raise InputError(
+            f"v: expected a vector [P] = [{size}] like theta, or several [K, {size}], got {arrived(v)}. Make it with "
+            "layout.flatten(tree)."
+        )
+
+
 def hvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, weights: Any, context: Any) -> Float[Array, "*K P"]:
     """H v."""
     check_arrays(theta=theta, x=x, y=y, v=v, weights=weights)
+    _check_vector(cost, v)
     return _products(cost, None, (), theta, x, y, v, weights, context)
 
 
 def ggnvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, weights: Any, context: Any) -> Float[Array, "*K P"]:
     """The GGN's product."""
     check_arrays(theta=theta, x=x, y=y, v=v, weights=weights)
+    _check_vector(cost, v)
     check_has("Cost.ggnvp", apart(cost.loss_layer)[1], "hessian_product", "no curvature")
     return _products(cost, *Split.of(("exact",)), theta, x, y, v, weights, context)
 
@@ -44,6 +58,7 @@ def ggnvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, weights: Any, context: 
 def fvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, seed: Any, weights: Any, context: Any) -> Float[Array, "*K P"]:
     """The Fisher matrix's product."""
     check_arrays(theta=theta, x=x, y=y, v=v, weights=weights)
+    _check_vector(cost, v)
     check_seed("Cost.fvp", seed, cost.loss_layer)
     if seed == "exact":
         layer, loss = apart(cost.loss_layer)
@@ -94,11 +109,6 @@ def _diagonal(cost, samples, chunk, theta, x, y, key, weights, context):
 @partial(jax.jit, static_argnums=(0, 1))
 def _products(cost, split, arrays, theta, x, y, v, weights, context):
     layout, v = cost.layout, jnp.asarray(v)
-    if v.ndim not in (1, 2) or v.shape[-1] != layout.size:
-        raise InputError(
-            f"v: expected a vector [P] = [{layout.size}] like theta, or several [K, {layout.size}], got "
-            f"{described(v)}. Make it with layout.flatten(tree)."
-        )
     params = layout.unflatten(theta)
     x, y = cost._check(x, y, weights, context)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .found import back, forward
@@ -38,7 +39,7 @@ def clipped_grad(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> 
 
     With noise of standard deviation σ·max_norm added, divided by N, it is the gradient of DP-SGD (Abadi et al. 2016,
     arXiv:1607.00133). Where ‖g_n‖ is 0 the factor is 1. As `per_example_norms` otherwise; besides, `InputError` where
-    max_norm is no positive number.
+    max_norm is no positive number; under jit, where values can't raise, the result is NaN then.
     """
     _check_max_norm(max_norm)
     return _compiled(_clipped, loss_fn, params, batch, max_norm)
@@ -52,6 +53,7 @@ def _clipped(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> Any:
     pairs = _pairs(loss_fn, params, batch)
     norms = _norms_of(pairs)
     limit = jnp.asarray(max_norm, norms.dtype)
+    limit = jnp.where(limit > 0, limit, jnp.nan)
     factors = limit / jnp.maximum(norms, limit)
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)
@@ -120,7 +122,8 @@ def _compiled(what: Callable, loss_fn: LossOfOne, params: Any, batch: Any, *more
 def _check_max_norm(max_norm: Any) -> None:
     if isinstance(max_norm, jax.core.Tracer):
         return
-    if jnp.shape(max_norm) != () or not (number := float(max_norm)) > 0 or math.isinf(number):
+    is_number = isinstance(max_norm, (int, float, np.generic, np.ndarray, jax.Array)) and jnp.shape(max_norm) == ()
+    if not is_number or not (number := float(max_norm)) > 0 or math.isinf(number):
         raise InputError(
             f"clipped_grad: max_norm must be a positive number, got {max_norm!r}. "
             "To clip nothing, take the gradient itself: jax.grad."

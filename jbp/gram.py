@@ -37,6 +37,13 @@ class Gram:
                 f"Gram: other must hold a pair for each of {', '.join(layout.names)}, got {described(self.other)}. "
                 "Pass what cost.pairs(theta, x2, y2) returned."
             )
+        if self.other is not None and jax.tree.leaves(pair := self.other[name := layout.names[i]]):
+            shape = jax.eval_shape(pair.gradient).shape
+            if shape != layout.shapes[i]:
+                raise InputError(
+                    f"Gram: other's pair for leaf {name} is of a leaf {list(shape)}, and this network's is "
+                    f"{list(layout.shapes[i])}. Pass what cost.pairs(theta, x2, y2) of one network returned."
+                )
         return self
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from .kronecker import Diagonal, Factors, KroneckerFactors
-from .layer import Context, InputError, batch_of, wide_dtype
+from .layer import Context, InputError, batch_of, described, wide_dtype
 from .outside import check_key
 from .reverse import Cost
 from .seeds import Opened, Sampled, check_seed, read_columns, read_seeds
@@ -58,7 +58,7 @@ def kfac(
     `jax.random.key(0)` unless given. `shared`, `largest`: see `KroneckerFactors`; a larger factor is its diagonal.
     Raises `InputError` for settings out of range, a loss without what the seed needs, and an update without a batch.
     """
-    _check(cost, damping, momentum, clip, every, decay, seed, largest)
+    _check(cost, learning_rate, damping, momentum, clip, every, decay, seed, largest)
     key = jax.random.key(0) if key is None else key
     check_key("kfac", key, "kfac(..., key={})")
     readout = KroneckerFactors(None, shared, int(largest))
@@ -66,6 +66,11 @@ def kfac(
 
     def on_leaves(tree: Any) -> tuple[list[Any], bool]:
         flat = hasattr(tree, "shape")
+        if flat and tree.shape != (layout.size,):
+            raise InputError(
+                f"kfac: expected vectors [P] = [{layout.size}] like theta, or trees of leaves, got {described(tree)}. "
+                "Take them from the cost that kfac was given."
+            )
         return (layout.leaves(tree) if flat else layout.treedef.flatten_up_to(tree)), flat
 
     def init(params: Any) -> KfacState:
@@ -97,6 +102,8 @@ def kfac(
                 "kfac: update needs the params and the batch of its gradient, for the factors. Pass them, as in "
                 "update(gradient, state, params, batch=(x, y, jbp.Context())); jbp.fit does so."
             )
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            raise InputError(f"kfac: batch must be (x, y) or (x, y, context), got {described(batch)}.")
         x, y, *context = batch
         leaves = on_leaves(params if whole is None else whole)[0]
         if any(leaf is None for leaf in leaves):
@@ -134,7 +141,7 @@ def kfac(
     return optax.chain(rule, optax.trace(momentum), optax.scale_by_learning_rate(learning_rate))
 
 
-def _check(cost, damping, momentum, clip, every, decay, seed, largest) -> None:
+def _check(cost, learning_rate, damping, momentum, clip, every, decay, seed, largest) -> None:
     """Raise `InputError` where a setting is not what it should be."""
     if not isinstance(cost, Cost):
         raise InputError(f"kfac: expected a Cost first, got {type(cost).__name__}. As in kfac(cost, 0.1).")
@@ -146,6 +153,9 @@ def _check(cost, damping, momentum, clip, every, decay, seed, largest) -> None:
         check_seed("kfac", seed, cost.loss_layer)
     else:
         check_seed("kfac", Sampled(jax.random.key(0)), cost.loss_layer)
+    is_number = isinstance(learning_rate, (int, float, np.number, np.ndarray, jax.Array)) and not np.ndim(learning_rate)
+    if not callable(learning_rate) and not is_number:
+        raise InputError(f"kfac: learning_rate must be a number or an optax schedule, got {learning_rate!r}.")
     whole = lambda n: isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
     for name, given, fits, what in (
         ("damping", damping, damping > 0, "above 0"),

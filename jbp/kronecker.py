@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .gather import Gather
@@ -127,6 +128,11 @@ class KroneckerFactors:
     def __post_init__(self):
         if self.shared not in ("expand", "reduce"):
             raise InputError(f"KroneckerFactors: shared must be 'expand' or 'reduce', got {self.shared!r}.")
+        whole = isinstance(self.largest, (int, np.integer)) and not isinstance(self.largest, bool)
+        if self.largest is not None and not (whole and self.largest >= 1):
+            raise InputError(
+                f"KroneckerFactors: largest must be a whole number of at least 1, or None, got {self.largest!r}."
+            )
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:
         return factors_of(pair, weights, self.shared, self.largest)
@@ -151,16 +157,22 @@ def eigenbases(factors: dict[str, Factors | None]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class CorrectedEigenvalues:
     """{leaf's name: λ `[*leaf]`}, EKFAC's: the second moments of the gradients in the eigenbases of Kronecker factors,
-    `CorrectedEigenvalues.of(factors)`. None of a frozen leaf. No other λ in these bases is nearer to the block."""
+    `CorrectedEigenvalues.of(factors)`. None of a frozen leaf. No other λ in these bases is nearer to the block.
+
+    `bases`: what `jbp.eigenbases(factors)` gives."""
 
     bases: Any
     seed: Any = "exact"
     by_form: ClassVar[bool] = True
 
+    def __post_init__(self):
+        if isinstance(self.bases, dict):
+            object.__setattr__(self, "bases", ByLeaf(self.bases))
+
     @classmethod
     def of(cls, factors: dict[str, Factors | None], seed: Any = "exact") -> "CorrectedEigenvalues":
         """From what `KroneckerFactors` gave, on this batch or on others."""
-        return cls(ByLeaf(eigenbases(factors)), seed)
+        return cls(eigenbases(factors), seed)
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Any:
         return None if self.bases is None else _corrected(pair, self.bases, weights)

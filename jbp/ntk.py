@@ -46,6 +46,8 @@ def ntk(
     check_arrays(theta=theta, x1=x1, x2=x2)
     if not isinstance(net, Network):
         raise InputError(f"ntk: expected a Network first, got {type(net).__name__}. As in ntk(net, theta, x1, x2).")
+    if isinstance(memory, bool) or not isinstance(memory, (int, float, np.number)):
+        raise InputError(f"ntk: memory must be a number of bytes, got {memory!r}. As in memory=1 << 29.")
     if trace and diagonal:
         raise InputError("ntk: trace and diagonal are two forms of the result. Ask for one of them.")
     if (who := says(net.layer.layers, "mixes_examples")) is not None:

@@ -193,7 +193,7 @@ def _cut(who: str, layout: Layout, array: Any) -> list[Any]:
                 "Make them from what a readout of this cost gave."
             )
         return [array.parts[name] for name in layout.names]
-    if jnp.shape(array) != (layout.size,):
+    if jnp.shape(array) != (layout.size,) or jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise InputError(
             f"{who}: expected a vector [P] = [{layout.size}] like theta, got {described(array)}. "
             "Make it with layout.flatten(tree)."

@@ -230,8 +230,8 @@ class Cost:
         """
         self._check_readouts("Cost.measure", readouts)
         for readout in readouts:
-            if (seed := seed_of(readout)) is not None:
-                check_seed(type(readout).__name__, seed, self.loss_layer)
+            if hasattr(readout, "seed"):
+                check_seed(type(readout).__name__, readout.seed, self.loss_layer)
                 if feedback is not None:
                     raise InputError(
                         f"Cost.measure: {type(readout).__name__} speaks of J, which θ itself carries. "

@@ -31,6 +31,11 @@ def by_term(
         got = repr(cost.loss) if isinstance(cost, Cost) else repr(cost)
         raise InputError(f"by_term: expected a Cost of jbp.losses.Terms((loss, loss, …)), got {got}.")
     cost._check_readouts("by_term", readouts)
+    if seeded := [r for r in readouts if hasattr(r, "seed")]:
+        raise InputError(
+            f"by_term: it reads at the δ of each term, and {type(seeded[0]).__name__} is of another seed. Measure it "
+            "on Cost(net, loss) of that term's loss."
+        )
     check_arrays(theta=theta, x=x, y=y, weights=weights)
     split, arrays = Split.of(readouts)
     values, results = _by_term(cost, split, arrays, theta, x, y, weights, context)

@@ -292,6 +292,15 @@ WRONG = [
         lambda: SQUARES.hvp(THETA, X, Y, THETA[1:]),
         "v: expected a vector [P] = [17] like theta, or several [K, 17], […]",
     ),
+    (
+        lambda: SQUARES.fvp(THETA, X, Y, NET.layout.unflatten(THETA)),
+        "v: expected a vector [P] = [17] like theta, or several [K, 17], got tuple of […]",
+    ),
+    (lambda: SQUARES.hvp(THETA, X, Y, THETA.astype(complex)), "v: expected a vector [P] = [17] like theta, […]"),
+    (
+        lambda: measured(SQUARES, jbp.DiagonalGGN(None)),
+        "DiagonalGGN: seed must be 'exact', 'empirical' or a jbp.Sampled, got None. […]",
+    ),
     (lambda: SQUARES.ggnvp(THETA, X, Y, jnp.zeros((1, 1, 17))), "v: expected a vector [P] = [17] like theta, […]"),
     (
         lambda: SQUARES.hessian_diagonal(THETA, X, Y, key=3),

@@ -293,9 +293,23 @@ def _ask(cost: jbp.Cost, *readouts: Any) -> Any:
     return cost.measure(jnp.zeros(cost.layout.size), x, y, *readouts)
 
 
+def _step(gradient: Any, batch: Any) -> Any:
+    theta, rule = jnp.zeros(17), jbp.kfac(COST, 0.1)
+    return rule.update(gradient, rule.init(theta), theta, batch=batch)
+
+
+BATCH = jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32)
 COST = jbp.Cost(jbp.mlp(2, 3, 2, last=jbp.Identity()), SOFTMAX)
 WRONG = [
     (lambda: jbp.KroneckerFactors(shared="all"), "KroneckerFactors: shared must be 'expand' or 'reduce', got 'all'."),
+    (
+        lambda: jbp.KroneckerFactors(largest=0),
+        "KroneckerFactors: largest must be a whole number of at least 1, or None, got 0.",
+    ),
+    (
+        lambda: COST.measure(jnp.zeros(17), *BATCH, jbp.CorrectedEigenvalues({})),
+        "CorrectedEigenvalues: expected arrays of the leaves 0.w, […]",
+    ),
     (
         lambda: _ask(tied(), jbp.KroneckerFactors()),
         "layer 0: leaf layer.0.table: factors: the leaf is used in several ways […]",
@@ -315,6 +329,13 @@ WRONG = [
         lambda: jbp.kfac(COST, 0.1).update(jnp.zeros(17), jbp.kfac(COST, 0.1).init(jnp.zeros(17)), jnp.zeros(17)),
         "kfac: update needs the params and the batch of its gradient, for the factors. […]",
     ),
+    (lambda: jbp.kfac(COST, "0.1"), "kfac: learning_rate must be a number or an optax schedule, got '0.1'."),
+    (
+        lambda: jbp.kfac(COST, 0.1).init(jnp.zeros(16)),
+        "kfac: expected vectors [P] = [17] like theta, or trees of leaves, got float32[16]. […]",
+    ),
+    (lambda: _step(jnp.zeros(16), BATCH), "kfac: expected vectors [P] = [17] like theta, […]"),
+    (lambda: _step(jnp.zeros(17), BATCH[:1]), "kfac: batch must be (x, y) or (x, y, context), got float32[1, 2]."),
 ]
 
 

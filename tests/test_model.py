@@ -606,6 +606,11 @@ WRONG = {
         "clipped_grad: max_norm must be a positive number, got nan. "
         "To clip nothing, take the gradient itself: jax.grad.",
     ),
+    "no number": (
+        lambda: jbp.clipped_grad(LOSS, PARAMS, X, None),
+        "clipped_grad: max_norm must be a positive number, got None. "
+        "To clip nothing, take the gradient itself: jax.grad.",
+    ),
     "unequal N": (
         lambda: jbp.clipped_grad(LOSS, PARAMS, (X, X[:3]), 1.0),
         "clipped_grad: batch needs the same number N of examples, at least 1, along the first axis of every leaf, got "

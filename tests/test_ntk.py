@@ -78,6 +78,7 @@ WRONG = [
         lambda: jbp.ntk(NET, THETA, X, trace=True, diagonal=True),
         "ntk: trace and diagonal are two forms of the result. Ask for one of them.",
     ),
+    (lambda: jbp.ntk(NET, THETA, X, memory="1 GB"), "ntk: memory must be a number of bytes, got '1 GB'. […]"),
     (lambda: jbp.ntk(NET, THETA, X, memory=10), "ntk: one example with one other takes about […]"),
     (
         lambda: jbp.ntk(jbp.Network([jbp.Frozen(jbp.Dense(2))], (2,)), jnp.zeros(6), X),

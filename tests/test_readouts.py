@@ -140,6 +140,30 @@ def test_a_clipped_sum_where_norms_are_0_small_and_large(x64: None):
     assert not np.isnan(jax.jvp(lambda y: clip(y, 2.0), (y,), (y,))[1])
 
 
+def test_a_clip_at_an_examples_own_norm_takes_it_whole(x64: None):
+    """Whichever way the last bit of the norm falls, and however often the program computes it."""
+    cost = jbp.Cost(jbp.mlp(2, 3, 2, activation=jbp.Tanh(), last=jbp.Identity()), jbp.losses.HalfSquaredError())
+    for seed in range(3, 6):
+        random = np.random.default_rng(seed)
+        theta, x, y = (jnp.asarray(random.standard_normal(s)) for s in [(17,), (5, 2), (5, 2)])
+        g = each_gradient(cost, theta, x, y)
+        norms = np.linalg.norm(g, axis=1)
+        for most in np.outer(norms, 1 + np.arange(-2, 3) * np.finfo(float).eps).ravel():
+            _, total = cost.measure(theta, x, y, jbp.ClippedSum(jnp.asarray(most)))
+            assert_close(total, np.minimum(1, most / norms) @ g)
+
+
+@pytest.mark.parametrize("most", [0.0, -1.0, np.nan, np.inf])
+def test_a_clip_that_moves_out_of_range_is_nan(most: float):
+    """Under jit nothing can raise, and a sum that is not clipped must not pass for one."""
+    cost = jbp.Cost(jbp.Network([jbp.Dense(1, bias=False)], (1,)), jbp.losses.HalfSquaredError())
+    x, y = jnp.ones((2, 1)), jnp.array([[0.5], [3.0]])
+    total = jax.jit(lambda most: cost.measure(jnp.zeros(1), x, y, jbp.ClippedSum(most))[1])(most)
+    assert np.all(np.isnan(total))
+    loss = lambda w, example: (w - example) ** 2
+    assert np.isnan(jax.jit(lambda most: jbp.clipped_grad(loss, jnp.zeros(()), y[:, 0], most))(most))
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_examples_cut_over_a_mesh_give_the_same(kind: AxisType, x64: None):
     cost = jbp.Cost(jbp.mlp(4, 3, 2, activation=jbp.Tanh()), jbp.losses.HalfSquaredError())
@@ -236,6 +260,9 @@ NAMES = "0.w, 0.b, 1.w, 1.b"
     (lambda: jbp.ClippedSum(-1), POSITIVE + "-1."),
     (lambda: jbp.ClippedSum(float("nan")), POSITIVE + "nan."),
     (lambda: jbp.ClippedSum(float("inf")), POSITIVE + "inf."),
+    (lambda: jbp.ClippedSum("1"), POSITIVE + "'1'."),
+    (lambda: ask(jbp.Along(jnp.ones(9, jnp.complex64))),
+     "Along: expected a vector [P] = [9] like theta, got complex64[9]. […]"),
     (lambda: jbp.ClippedSum(1.0, per="layer"),
      "ClippedSum: per must be 'example', 'leaf' or {group: [patterns]}, got 'layer'."),
     (lambda: jbp.ClippedSum(weights=2.0), "ClippedSum: weights must be a function of the norms [N], got 2.0."),
@@ -254,6 +281,8 @@ NAMES = "0.w, 0.b, 1.w, 1.b"
      "layer 1: leaf w: NoiseScale: one example shows no noise. Give a batch of two or more."),
     (lambda: ask(jbp.Gram({"0.w": jbp.Sum(jnp.ones(3))})),
      f"Gram: other must hold a pair for each of {NAMES}, got […]"),
+    (lambda: ask(jbp.Gram({name: jbp.Sum(jnp.ones((3, 2))) for name in NAMES.split(", ")})),
+     "Gram: other's pair for leaf 0.w is of a leaf [], […]"),
     (lambda: ask(jbp.Projected({}, {"2.w": jnp.ones((1, 1))})),
      f"Projected: B must be {{leaf name: matrix}} of leaves {NAMES}, got 2.w."),
     (lambda: ask(jbp.Projected({"0.w": jnp.ones((2, 1))}, {})),
@@ -275,6 +304,8 @@ NAMES = "0.w, 0.b, 1.w, 1.b"
      "Terms: expected y as a tuple of 2, one for each loss, got float32[3, 1]."),
     (lambda: jbp.by_term(SMALL, *ARGS, jbp.Gradient()),
      "by_term: expected a Cost of jbp.losses.Terms((loss, loss, …)), got HalfSquaredError()."),
+    (lambda: jbp.by_term(jbp.Cost(SMALL.network, TWO), *ARGS[:2], (), jbp.DiagonalGGN()),
+     "by_term: it reads at the δ of each term, and DiagonalGGN is of another seed. […]"),
 ])  # fmt: skip
 def test_a_wrong_call_is_told_what_to_do(call: Any, message: str):
     assert_told(call, message)
