@@ -17,7 +17,7 @@ from .layer import InputError, described
 from .layout import Layout
 from .pair import Pair
 from .readouts import on_vector, pairs_by_name
-from .uses import Stack
+from .uses import Nothing, Stack
 
 
 @jax.tree_util.register_dataclass
@@ -42,12 +42,14 @@ class Projected:
         """Normal A and B of `rank` columns for each leaf, of variance 1/rank: E ‖Aᵀ g B‖² = ‖g‖².
 
         `pairs = jax.eval_shape(cost.pairs, theta, x, y)` tell the shapes; of a leaf that has not two axes in its block
-        only the last axis is projected, by B.
+        only the last axis is projected, by B; a leaf that is held fixed has none.
         """
         if not isinstance(rank, (int, np.integer)) or rank < 1:
             raise InputError(f"Projected.random: rank must be a whole number of columns, at least 1, got {rank!r}.")
         A, B = {}, {}
         for i, (name, pair) in enumerate(pairs.items()):
+            if isinstance(pair, Nothing):
+                continue
             *rows, columns = _block_of(pair) or (1,)
             draw = lambda size, j, i=i: jax.random.normal(jax.random.fold_in(key, 2 * i + j), (size, rank)) / rank**0.5
             if len(rows) == 1:

@@ -86,7 +86,7 @@ def test_all_at_once_in_a_decoder(x64: None):
     arrays = {
         "gram": (jbp.Gram(pairs), g @ g_other.T),
         "moving norm": (jbp.ClippedSum(jnp.float64(0.3)), clipped(real, [names], 0.3)),
-        "projected": (project, {n: projected_by_definition(parts[n], n, project) for n in names}),
+        "projected": (project, {n: projected_by_definition(parts[n], n, project) for n in project.B}),
     }
     asked = (*readouts, *(readout for readout, _ in arrays.values()))
     due = (*readouts.values(), *(expected for _, expected in arrays.values()))
@@ -94,7 +94,7 @@ def test_all_at_once_in_a_decoder(x64: None):
     for got, expected in zip(results[:-1], due[:-1], strict=True):
         assert_close(got, expected)
     assert jax.tree.map(jnp.shape, results[-1]) == jax.tree.map(np.shape, due[-1])
-    assert_close(*(np.concatenate([each[name].ravel() for name in names]) for each in (results[-1], due[-1])))
+    assert_close(*(np.concatenate([each[name].ravel() for name in project.B]) for each in (results[-1], due[-1])))
     sensitivity = [jbp.ClippedSum(0.3, per=per).sensitivity(cost.layout) for per in ("example", "leaf", GROUPS)]
     assert_close(np.stack(sensitivity), np.array([0.3, 0.3 * len(names) ** 0.5, 0.3 * 3**0.5]))
 
@@ -102,6 +102,17 @@ def test_all_at_once_in_a_decoder(x64: None):
 def projected_by_definition(g: np.ndarray, name: str, project: jbp.Projected) -> np.ndarray:
     g = g @ project.B[name]
     return np.einsum("n...io,ir->n...ro", g, project.A[name]) if name in project.A else g
+
+
+def test_a_projection_leaves_out_what_is_held_fixed_in_a_loop(x64: None):
+    cost = jbp.Cost(jbp.Network([jbp.Repeat(jbp.LowRank(jbp.Dense(3), 1), 2)], (3,)), jbp.losses.HalfSquaredError())
+    specs = [(cost.layout.size,), (N, 3), (N, 3)]
+    theta, x, y = (draw(i, jax.ShapeDtypeStruct(s, jnp.float64)) for i, s in enumerate(specs))
+    project = jbp.Projected.random(jax.random.key(0), cost.pairs(theta, x, y), 2)
+    _, found = cost.measure(theta, x, y, project)
+    assert {name: g.shape for name, g in found.items()} == {"0.layer.down": (N, 2, 2, 2), "0.layer.up": (N, 2, 2, 2)}
+    parts = by_leaf(cost, each_gradient(cost, theta, x, y))
+    assert_close(found, {name: projected_by_definition(parts[name], name, project) for name in found})
 
 
 def test_signal_to_noise(x64: None):
