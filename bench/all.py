@@ -25,6 +25,8 @@ PROGRAMS = (
     "attention",
     "transformers",
     "linear_cross_entropy",
+    "curvature",
+    "any_model",
 )
 
 
