@@ -157,9 +157,10 @@ class Layout:
             )
         shape, dtype = jnp.shape(theta), jnp.result_type(theta)
         if shape != (self.size,):
+            maker = "cost" if any(leaf.startswith("loss.") for leaf in self.names) else "net"
             raise InputError(
                 f"{name}: expected [P] = [{self.size}] (#W = {self.num_weights}, #b = {self.num_biases}), "
-                f"got {list(shape)}. Make one with net.init(key) or layout.flatten(tree)."
+                f"got {list(shape)}. Make one with {maker}.init(key) or layout.flatten(tree)."
             )
         if not self._accepts(dtype):
             raise InputError(

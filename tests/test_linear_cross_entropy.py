@@ -374,8 +374,8 @@ WRONG = [
     ),
     (
         lambda: on(H, Y[:, :2]),
-        "LinearCrossEntropy(5): expected y as integer labels [2, 3] for h float32[2, 3, 4], got int32[2, 2]. Cast "
-        "labels to int32.",
+        "LinearCrossEntropy(5): expected y as integer labels [2, 3] for h float32[2, 3, 4], got int32[2, 2]. Give "
+        "one label for each position.",
     ),
     (
         lambda: on(H, Y.astype(jnp.float32)),
@@ -386,6 +386,10 @@ WRONG = [
         lambda: on(H, jnp.ones((2, 3, 5))),
         "LinearCrossEntropy(5): expected y as integer labels [2, 3] for h float32[2, 3, 4], got float32[2, 3, 5]. "
         "Weights of classes are for SoftmaxCrossEntropy.",
+    ),
+    (
+        lambda: cost_of([jbp.Dense(2)])(jnp.zeros(10), jnp.ones((2, 3, 4)), Y),
+        "theta: expected [P] = [20] (#W = 18, #b = 2), got [10]. Make one with cost.init(key) or",
     ),
     (
         lambda: cost_of([jbp.Fork([jbp.Dense(2), jbp.Dense(2)])]),

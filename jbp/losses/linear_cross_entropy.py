@@ -194,10 +194,11 @@ class LinearCrossEntropy:
             )
         if y.shape != h.shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
             weights = y.shape[:-1] == h.shape[:-1] and jnp.issubdtype(y.dtype, jnp.floating)
+            other = "Give one label for each position." if y.shape != h.shape[:-1] else "Cast labels to int32."
             raise InputError(
                 f"LinearCrossEntropy({self.classes}): expected y as integer labels {list(h.shape[:-1])} for "
                 f"h {described(h)}, got {described(y)}. "
-                + ("Weights of classes are for SoftmaxCrossEntropy." if weights else "Cast labels to int32.")
+                + ("Weights of classes are for SoftmaxCrossEntropy." if weights else other)
             )
         n, t = h.shape[0], math.prod(h.shape[1:-1])
         factors = label_factors(y, self.classes, self.ignore, self.positions, wide_dtype(h.dtype))
