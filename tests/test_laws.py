@@ -477,7 +477,7 @@ def answers(pair: jbp.Pair, w: jax.Array, v: jax.Array) -> dict[str, Any]:
     return {n: getattr(pair, n)() for n in names} | {n: getattr(pair, n)(arg) for n, arg in given.items()}
 
 
-@pytest.mark.parametrize("readout", [readout for readout, _ in READOUTS], ids=lambda readout: repr(readout).split(" at 0x")[0])
+@pytest.mark.parametrize("readout", [readout for readout, _ in READOUTS], ids=lambda one: repr(one).split(" at 0x")[0])
 def test_a_readout_of_a_loop_is_the_readout_of_the_stack(readout: Any, x64: None):
     """Read in each block and stacked, as `lax.scan` stacks it, or read off the stacked pair: the same."""
     blocks, w = [outer(4, 3, seed, 5, 2)[0] for seed in range(3)], normal(9, 5)
