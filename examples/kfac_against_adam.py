@@ -22,7 +22,7 @@ from jbp import paint
 EPOCHS = 60
 
 
-def main(folder=None):
+def main(folder=None, rates=(3e-3, 1e-2, 2e-2)):
     x = jbp.data.digits().x
     network = jbp.mlp(64, 128, 64, 16, 64, 128, 64, activation=jbp.Tanh(), last=jbp.Identity())
     cost = jbp.Cost(network, jbp.losses.SigmoidCrossEntropy())
@@ -37,7 +37,7 @@ def main(folder=None):
         epochs = jbp.fit(cost, theta, (x, x), epochs=EPOCHS, evaluate=above, **settings).history.epochs
         return tuple(np.array([epoch[what] for epoch in epochs]) for what in ("step", "seconds", "above"))
 
-    adams = {f"Adam, {rate:g}": descend(optax.adam(rate)) for rate in (3e-3, 1e-2, 2e-2)}
+    adams = {f"Adam, {rate:g}": descend(optax.adam(rate)) for rate in rates}
     best = min(adams, key=lambda name: adams[name][2][-1])
     kfac = descend(jbp.kfac(cost, 0.1, damping=0.1, every=20))
     first = int(np.argmax(kfac[2] <= adams[best][2][-1]))

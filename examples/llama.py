@@ -63,7 +63,7 @@ def repeating(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     return whole[:, :-1], whole[:, 1:]
 
 
-def main() -> None:
+def main(epochs: int = 12) -> None:
     cost = llama(jbp.Dense(CLASSES, bias=False))
     theta, (x, y) = cost.init(jax.random.key(0)), repeating(0, 2048)
     by_hand, by_autodiff = cost.grad(theta, x[:32], y[:32]), jax.grad(cost)(theta, x[:32], y[:32])
@@ -71,7 +71,7 @@ def main() -> None:
     print(f"{theta.size:,} parameters; the gradient by hand is jax.grad's to {off:.0e}.")
     assert off < 1e-5
 
-    run = jbp.fit(cost, theta, (x, y), optimizer=optax.adam(3e-3), batch_size=64, epochs=12, key=jax.random.key(1))
+    run = jbp.fit(cost, theta, (x, y), optimizer=optax.adam(3e-3), batch_size=64, epochs=epochs, key=jax.random.key(1))
     x, y = repeating(1, 256)
     right = (cost.network(run.theta, x).argmax(-1) == y)[:, 8:].mean()  # from the second period on
     print(f"{float(right):.0%} of the second period and later are foretold right.")

@@ -23,7 +23,7 @@ def block() -> jbp.Layer:
     return jbp.Sequential({"mix": jbp.Residual(jbp.Sequential(mix)), "mlp": jbp.Residual(jbp.Sequential(mlp))})
 
 
-def main() -> None:
+def main(epochs: int = 30) -> None:
     digits = jbp.data.digits()
     net = jbp.Network(
         {
@@ -43,7 +43,7 @@ def main() -> None:
     print(f"{theta.size:,} parameters; the gradient by hand is jax.grad's to {off:.0e}.")
     assert off < 1e-5
 
-    run = jbp.fit(cost, theta, (x, y), optimizer=optax.adam(3e-3), batch_size=64, epochs=30, key=jax.random.key(1))
+    run = jbp.fit(cost, theta, (x, y), optimizer=optax.adam(3e-3), batch_size=64, epochs=epochs, key=jax.random.key(1))
     right = (net(run.theta, patches(digits.held_out_x)).argmax(1) == digits.held_out_y).mean()
     print(f"{float(right):.0%} of the held-out digits are read right.")
     assert right > 0.85

@@ -6,8 +6,8 @@ or optax. Those formulas get NumPy arrays, so JAX's strict promotion does not re
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from scipy import special
 
 import jbp
 from jbp import losses
+from jbp.layer import walk
 
 N = 8  # examples of a batch, one for each simulated device
 
@@ -45,6 +46,12 @@ def draw(seed: int, spec: Any, dtype: Any = None, scale: float = 1.0) -> Any:
 def batch(spec: Any, *sizes: int) -> Any:
     """The specs with axes of the given sizes in front."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct((*sizes, *s.shape), s.dtype), spec)
+
+
+def spec_of(input: Any) -> Any:
+    """A shape as a spec in float32; a spec as it is."""
+    is_shape = isinstance(input, tuple) and all(isinstance(size, int) for size in input)
+    return jax.ShapeDtypeStruct(input, jnp.float32) if is_shape else input
 
 
 def cast(tree: Any, dtype: Any) -> Any:
@@ -194,8 +201,7 @@ class LayerCase:
     @property
     def spec(self) -> Any:
         """The input spec of one example, floats in float32."""
-        is_shape = isinstance(self.input, tuple) and all(isinstance(size, int) for size in self.input)
-        return jax.ShapeDtypeStruct(self.input, jnp.float32) if is_shape else self.input
+        return spec_of(self.input)
 
     @property
     def params(self) -> Any:
@@ -831,6 +837,11 @@ class CostCase:
     loss: losses.Loss
     draw_y: Callable[[int, Any], jax.Array]
 
+    @property
+    def spec(self) -> Any:
+        """The input spec of one example, floats in float32."""
+        return spec_of(self.input)
+
     def cost(self, reduction: str = "mean", **settings: Any) -> jbp.Cost:
         """The cost, in float64 where x64 is on. `settings` are the network's."""
         return jbp.Cost(jbp.Network(self.layers, self.input, **settings), self.loss, reduction)
@@ -851,6 +862,36 @@ NETWORKS = tuple(
 COSTS = NETWORKS + tuple(
     CostCase(c.name, (jbp.Dense(c.shape[-1]),), (*c.shape[:-1], 2), c.loss, c.draw_y) for c in LOSSES
 )
+
+
+def traits(case: LayerCase | CostCase) -> set[Any]:
+    """What a row shows: the class of each layer and loss in it, each setting that is not the default, at as many axes
+    of one example as the row's input has; each container in a container; what stands in the context."""
+    if isinstance(case, CostCase):
+        layers, loss, context = case.layers, [case.loss], ()
+    else:
+        layers, loss, context = (case.layer,), [], jax.tree.leaves(case.context)
+    inside = [layer for outer in layers for _, layer in walk(outer)]
+    within = {(type(outer), type(layer)) for outer in inside for _, layer in walk(outer) if len([*walk(layer)]) > 1}
+    axes = max(len(leaf.shape) for leaf in jax.tree.leaves(case.spec))
+    settings = {
+        (type(thing), field.name, axes)
+        for thing in (*loss, *inside)
+        for field in (fields(thing) if is_dataclass(thing) else ())
+        if field.default is not MISSING and getattr(thing, field.name) != field.default
+    }
+    return {*((type(thing), axes) for thing in (*loss, *inside)), *within, *settings, *(leaf.dtype for leaf in context)}
+
+
+def covering(cases: Sequence[Any], *names: str) -> tuple[Any, ...]:
+    """A few rows of a table that have all `traits` of its rows together: those of these names, then the richest."""
+    brings = {case: traits(case) for case in cases}
+    chosen = [case for case in cases if case.name in names]
+    left = set().union(*brings.values()).difference(*(brings[case] for case in chosen))
+    while left:
+        chosen.append(max(cases, key=lambda case: len(brings[case] & left)))
+        left -= brings[chosen[-1]]
+    return tuple(case for case in cases if case in chosen)
 
 
 def damped(norms: Any) -> Any:

@@ -147,8 +147,7 @@ FILES = {  # files that name a function, and what that function needs besides
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("absolute", [False, True])
-@pytest.mark.parametrize("place", FILES)
+@pytest.mark.parametrize(("place", "absolute"), [*((place, False) for place in FILES), ("in a package", True)])
 def test_a_function_in_a_file(place: str, absolute: bool, tmp_path: Path, capsys: pytest.CaptureFixture):
     name, head, others = FILES[place]
     for path, text in {name: head + MODULE + "\nright = ruled(lambda x: twice * x, lambda args, g: (twice * g,))\n"

@@ -207,13 +207,14 @@ def test_the_memory_of_unrolled_checkpoints():
         return memory_of(make(n))
 
     line = lambda n: jbp.Sequential([jbp.Checkpoint(WIDE)] * n)
-    assert of(line, 16) <= by_jax(16) * 1.01
-    if by_jax(16) > 2 * 16:
+    of_line, due = of(line, 16), by_jax(16)
+    assert of_line <= due * 1.01
+    if due > 2 * 16:
         pytest.skip("the XLA of this JAX merges what is recomputed on a CPU, for jax.checkpoint too")
-    assert (of(line, 16) - of(line, 4)) / 12 == pytest.approx(1, abs=0.05)
+    assert (of_line - of(line, 4)) / 12 == pytest.approx(1, abs=0.05)
     unrolled = lambda n: jbp.Repeat(jbp.Checkpoint(WIDE), n, unroll=True)
     assert (of(unrolled, 16) - of(unrolled, 4)) / 12 == pytest.approx(1, abs=0.1)
-    assert of(lambda n: grouped(n, False), 64) <= 2 * 8 + 2
+    assert of(lambda n: grouped(n, False), 16) <= 2 * 4 + 2
 
 
 def test_recomputation_has_the_noise_of_the_first_time(x64: None):

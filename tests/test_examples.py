@@ -40,10 +40,18 @@ def test_readme(capsys, monkeypatch, tmp_path):
 EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples" / "draw_networks.py"})  # that is below
 
 
+SHORTER: dict[str, dict] = {  # less training than for a reader; what it comes to is asserted all the same
+    "gpt2": {"steps": 20},
+    "kfac_against_adam": {"rates": (1e-2,)},
+    "llama": {"epochs": 4},
+    "vision_transformer": {"epochs": 10},
+}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where one of them leaves its pictures
-    runpy.run_path(str(path))["main"]()
+    runpy.run_path(str(path))["main"](**SHORTER.get(path.stem, {}))
 
 
 def test_the_pictures_in_the_readme_are_those_that_the_example_makes(tmp_path):

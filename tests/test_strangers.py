@@ -64,7 +64,7 @@ def test_equal_elements_may_be_sorted_in_any_order():
     assert not jbp.compare_vjp(by(lambda x: jnp.argsort(-x)), x, timing=False, checks=False).ok
 
 
-@pytest.mark.parametrize("equal", [3, 8, 16, 40, 120])
+@pytest.mark.parametrize("equal", [3, 8, 24, 120])
 @pytest.mark.parametrize("last", [False, True], ids=["each once", "one twice"])
 def test_many_equal_elements_may_stand_in_a_random_order_but_each_once(equal: int, last: bool):
     """What one of them takes twice, another lacks: the sum over them stays, and no mixture of orders gives it.
