@@ -6,9 +6,11 @@ has its own, and the processes that its tests start share it.
 """
 
 import gc
+import itertools
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -44,6 +46,20 @@ jaxtyping.install_import_hook(checked, "beartype.beartype(conf=beartype.Beartype
 
 # Tracing makes many objects and few circles, for which Python's own thresholds look an eighth of the time.
 gc.set_threshold(100_000, 20, 100)
+
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000  # of the 65,530 that Linux gives a process; XLA takes some for each program, and dies without
+
+
+TESTS = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Compiled programs are let go before the process has more of them than it may hold."""
+    if next(TESTS) % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_unconfigure():
