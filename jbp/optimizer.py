@@ -129,13 +129,13 @@ def _first(rule: Rule) -> Rule:
 
 def updates(cost: Cost, update: Callable[..., Any], params: Any, gradient: Any, state: Any, value: Any, batch: Any):
     """(params, state) after the optimiser's step on the gradient of the trained leaves."""
-    layout, (x, y, weights, context), free = cost.layout, batch, trained(cost.layout, params)
+    layout, (x, y, of_examples, context), free = cost.layout, batch, trained(cost.layout, params)
 
-    def value_fn(free, batch=None):  # optax's line searches hand it what they do not know themselves
-        return cost.value_leaves(completed(layout, free, params), x, y, weights=weights, context=context)
+    def value_fn(free, batch=None, whole=None, weights=None):  # line searches hand it what they do not know themselves
+        return cost.value_leaves(completed(layout, free, params), x, y, weights=of_examples, context=context)
 
     told = {"value": value, "grad": gradient, "value_fn": value_fn, "batch": (x, y, context), "whole": params}
-    told |= {"weights": weights}
+    told |= {"weights": of_examples}
     change, state = update(gradient, state, free, **told)
     return completed(layout, optax.apply_updates(free, change), params), state
 
