@@ -32,9 +32,10 @@ from ..programs.program import Program, quickly
 from .choices import dead_of, has_choices, softened
 from .differences import Slopes
 from .error import FLOOR
-from .mixtures import CHOSEN_AT_ONCE, least_squares, placed_shares, places_of_exchanges, where_live
+from .mixtures import least_squares, placed_shares, places_of_exchanges, where_live
 from .sides import Choices, Shares
 
+CHOSEN_AT_ONCE = 16  # choices that are run by one call; fewer where the derivative is large
 MOST = 4096  # kinks whose shares are chosen one by one; where there are more, those of one comparison go together
 LARGEST = 2**25  # numbers in the matrix of what each kink's share moves: they are fewer where the derivative is large
 CHANCE = 1024  # comparisons of which one is met by rounding alone
@@ -124,8 +125,16 @@ class Kinks:
     @property
     def _most(self) -> int:
         """The kinks whose shares are chosen one by one."""
-        size = sum(np.size(self.slopes.arrays[i]) for i in self.slopes.moving)
-        return min(MOST, LARGEST // max(1, size))
+        return min(MOST, self._rows)
+
+    @property
+    def _rows(self) -> int:
+        """The derivatives that are held at once."""
+        return LARGEST // max(1, sum(np.size(self.slopes.arrays[i]) for i in self.slopes.moving))
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, min(CHOSEN_AT_ONCE, self._rows))
 
     def nearest(self, met: Met, arrays: Sequence[Any], result: Sequence[Any], units: Sequence[float]) -> list[Any]:
         """The derivative at these kinks that is nearest to a result in float64; distances in a unit for each leaf.
@@ -150,9 +159,9 @@ class Kinks:
         def at(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Any]]:
             """(values, derivatives as vectors, those of the last row) at rows of shares, one for each kink."""
             values, vectors, last = [], [], []
-            for start in range(0, len(rows), CHOSEN_AT_ONCE):
-                some = rows[start : start + CHOSEN_AT_ONCE]
-                shares = placed_shares(some, met.where, flat)
+            for start in range(0, len(rows), self._at_once):
+                some = rows[start : start + self._at_once]
+                shares = placed_shares(some, self._at_once, met.where, flat)
                 value, derivatives = run(shares, len(some), arrays, where_live(met.where, flat, live))
                 derivatives = [np.asarray(d)[: len(some)] for d in derivatives]
                 values.append(np.asarray(value)[: len(some)])
@@ -249,11 +258,11 @@ class Kinks:
                 return jax.tree.map(lambda all_, a: all_.at[i].set(a), found, each)
 
             spec = jax.eval_shape(lambda shares: one(shares, arrays, where), [share[0] for share in shares])
-            none = jax.tree.map(lambda s: jnp.zeros((CHOSEN_AT_ONCE, *s.shape), s.dtype), spec)
+            none = jax.tree.map(lambda s: jnp.zeros((self._at_once, *s.shape), s.dtype), spec)
             return jax.lax.fori_loop(0, count, row, none)
 
         some = [m for m in met.where if m is not None]
-        zeros = [np.zeros((CHOSEN_AT_ONCE, *m.shape), np.float32) for m in some]
+        zeros = [np.zeros((self._at_once, *m.shape), np.float32) for m in some]
         program = Program(
             "compare: the derivative at kinks", rows, (zeros, np.int32(0), list(self.slopes.arrays), some)
         )

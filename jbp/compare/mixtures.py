@@ -13,19 +13,18 @@ from scipy.sparse import csr_array
 
 from .sides import steps_of
 
-CHOSEN_AT_ONCE = 16  # choices that are run by one call
 FIRM = 1e4  # what a condition on shares weighs beside the largest derivative by one
 
 
-def placed_shares(rows: np.ndarray, where: Sequence[Any], flat: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Rows of shares as arrays of the shapes of the comparisons, `CHOSEN_AT_ONCE` of them."""
+def placed_shares(rows: np.ndarray, most: int, where: Sequence[Any], flat: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rows of shares, at most so many, as so many arrays of the shapes of the comparisons."""
     some = [m for m in where if m is not None]
     parts = np.split(rows, np.cumsum([len(f) for f in flat])[:-1], axis=1)
     found = []
     for m, at, part in zip(some, flat, parts, strict=True):
-        placed = np.zeros((CHOSEN_AT_ONCE, m.size))
+        placed = np.zeros((most, m.size))
         placed[: len(rows), at] = part
-        found.append(placed.reshape(CHOSEN_AT_ONCE, *m.shape))
+        found.append(placed.reshape(most, *m.shape))
     return found
 
 
