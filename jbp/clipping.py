@@ -26,6 +26,15 @@ from .uses import Stack
 _static: Any = {"static": True}
 
 
+def clip_factors(squared: Float[Array, "N"], max_norm: Any) -> Float[Array, "N"]:
+    """min(1, max_norm/‖g_n‖) from ‖g_n‖²: 1 for a norm of 0, NaN for a max_norm that is not above 0, or infinite."""
+    most = jnp.asarray(max_norm, squared.dtype)
+    most = jnp.where(most > 0, most, jnp.nan)
+    # one maximum, and not two branches: XLA may compute `squared` twice, with other last bits
+    norms = jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny))  # at 0, sqrt has no slope
+    return most / jnp.maximum(norms, most)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClippedSum:
@@ -113,11 +122,7 @@ class ClippedSum:
     def _weights_of(self, squared: Float[Array, "N"]) -> Float[Array, "N"]:
         """The weight of each example from its squared norm."""
         if self.weights is None:
-            most = jnp.asarray(self.max_norm, squared.dtype)
-            most = jnp.where(most > 0, most, jnp.nan)
-            # one maximum, and not two branches: XLA may compute `squared` twice, with other last bits
-            norms = jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny))  # at 0, sqrt has no slope
-            return most / jnp.maximum(norms, most)
+            return clip_factors(squared, self.max_norm)
         found = self.weights(jnp.sqrt(squared))
         if jnp.shape(found) != squared.shape:
             raise InputError(

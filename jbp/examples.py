@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .clipping import clip_factors
 from .found import back, forward
 from .layer import InputError, described, spec_of, wide, wide_dtype
 from .model import check_params
@@ -46,15 +47,12 @@ def clipped_grad(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> 
 
 
 def _norms(loss_fn: LossOfOne, params: Any, batch: Any) -> Array:
-    return _norms_of(_pairs(loss_fn, params, batch))
+    return jnp.sqrt(_squared_norms(_pairs(loss_fn, params, batch)))
 
 
 def _clipped(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> Any:
     pairs = _pairs(loss_fn, params, batch)
-    norms = _norms_of(pairs)
-    limit = jnp.asarray(max_norm, norms.dtype)
-    limit = jnp.where(limit > 0, limit, jnp.nan)
-    factors = limit / jnp.maximum(norms, limit)
+    factors = clip_factors(_squared_norms(pairs), max_norm)
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     clipped = [pair.weighted_gradient(factors).astype(leaf.dtype) for pair, leaf in zip(pairs, leaves, strict=True)]
@@ -68,10 +66,10 @@ def _pairs(loss_fn: LossOfOne, params: Any, batch: Any) -> list[Pair]:
     return [pair.of(leaf.shape) for pair, leaf in zip(pairs, jax.tree.leaves(params), strict=True)]
 
 
-def _norms_of(pairs: list[Pair]) -> Array:
+def _squared_norms(pairs: list[Pair]) -> Array:
     squares = [wide(pair.squared_norms()) for pair in pairs]
     dtype = wide_dtype(jnp.result_type(*squares))
-    return jnp.sqrt(sum(square.astype(dtype) for square in squares))
+    return sum((square.astype(dtype) for square in squares[1:]), squares[0].astype(dtype))
 
 
 class _ByIdentity:

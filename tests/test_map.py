@@ -16,7 +16,7 @@ PACKAGE = Path(jbp.__file__).parent
 ORDER = [
     "errors", "blocks", "markup", "paint", "programs", "layer", "symbols", "published", "layout", "pair", "gather",
     "patches", "derived", "uses", "recomputed", "reader", "run", "found", "activations", "layers", "losses",
-    "outside", "network", "model", "readouts", "rows", "ntk", "examples", "moments", "gram", "projected", "clipping",
+    "outside", "network", "model", "readouts", "rows", "ntk", "moments", "gram", "projected", "clipping", "examples",
     "both_modes", "in_jax", "named", "record", "compare", "loss_leaves", "checking", "seeds", "ggn", "kronecker",
     "curvature", "reverse", "kfac", "terms", "chain", "testing", "feedback", "explain", "flow", "draw", "history",
     "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands", "__main__",
