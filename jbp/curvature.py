@@ -18,10 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from .errors import arrived
+from .errors import arrived, check_whole
 from .layer import InputError, batch_of
 from .outside import check_arrays, check_key
 from .reader import read_gradient
@@ -76,11 +75,8 @@ def hessian_diagonal(
     check_arrays(theta=theta, x=x, y=y, weights=weights)
     if key is not None:
         check_key("Cost.hessian_diagonal", key, "key={}")
-    for name, given, least in (("samples", samples, 2), ("chunk", chunk, 1)):
-        if not isinstance(given, (int, np.integer)) or isinstance(given, bool) or given < least:
-            raise InputError(
-                f"Cost.hessian_diagonal: {name} must be a whole number of at least {least}, got {given!r}."
-            )
+    check_whole("Cost.hessian_diagonal", least=2, samples=samples)
+    check_whole("Cost.hessian_diagonal", chunk=chunk)
     return _diagonal(cost, int(samples), int(chunk), jnp.asarray(theta), x, y, key, weights, context)
 
 

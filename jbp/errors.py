@@ -26,6 +26,25 @@ class InputError(ValueError):
         return (f"layer {'.'.join(self.path)}: " if self.path else "") + self.message
 
 
+def is_number(given: Any) -> bool:
+    """Whether this is a real number, whole or not, and no bool."""
+    return isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
+
+
+def is_whole(given: Any) -> bool:
+    """Whether this is a whole number, and no bool."""
+    return is_number(given) and isinstance(given, (int, np.integer))
+
+
+def check_whole(who: str, *, least: int = 1, remedy: str = "", **settings: Any) -> None:
+    """Raise `InputError` unless each setting is a whole number of at least `least`."""
+    for name, given in settings.items():
+        if not is_whole(given) or given < least:
+            raise InputError(
+                f"{who}: {name} must be a whole number of at least {least}, got {given!r}. {remedy}".strip()
+            )
+
+
 def described(x: Any) -> str:
     """Shapes and dtypes for an error message: `float32[32, 10]`, leaf by leaf for a pytree."""
     leaves = [

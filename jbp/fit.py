@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .console import bar, interrupts, silent
 from .course import Course, Run, asked_to_stop, finished
 from .descent import Descent, begin, copied
+from .errors import is_whole
 from .history import Search
 from .layer import Context, InputError, Theta, check_finite
 from .optimizer import check_optimizer, rule_of
@@ -132,7 +133,7 @@ def fit(
 
 def _check_settings(optimizer, batch_size, epochs, evaluate, best, patience, context) -> None:
     """Raise `InputError` where one of them is not what it should be."""
-    whole = lambda n: isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
+    whole = lambda n: is_whole(n) and n >= 1
     if not whole(epochs) or not whole(batch_size):
         raise InputError(
             f"fit: epochs and batch_size must be whole numbers above 0, got {epochs!r} and {batch_size!r}."

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
+from .errors import check_whole
 from .kronecker import Diagonal, Factors, KroneckerFactors
 from .layer import Context, InputError, batch_of, described, wide_dtype
 from .outside import check_key
@@ -156,17 +157,15 @@ def _check(cost, learning_rate, damping, momentum, clip, every, decay, seed, lar
     is_number = isinstance(learning_rate, (int, float, np.number, np.ndarray, jax.Array)) and not np.ndim(learning_rate)
     if not callable(learning_rate) and not is_number:
         raise InputError(f"kfac: learning_rate must be a number or an optax schedule, got {learning_rate!r}.")
-    whole = lambda n: isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
     for name, given, fits, what in (
         ("damping", damping, damping > 0, "above 0"),
         ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
         ("clip", clip, clip is None or clip > 0, "above 0, or None"),
         ("decay", decay, 0 <= decay < 1, "in [0, 1)"),
-        ("every", every, whole(every), "a whole number of at least 1"),
-        ("largest", largest, whole(largest), "a whole number of at least 1"),
     ):
         if not fits:
             raise InputError(f"kfac: {name} must be {what}, got {given!r}.")
+    check_whole("kfac", every=every, largest=largest)
 
 
 def _words(key: PRNGKeyArray) -> Any:

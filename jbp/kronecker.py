@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from .errors import is_whole
 from .gather import Gather
 from .ggn import sum_of_squares
 from .layer import InputError, sum_over_examples, wide
@@ -128,8 +128,7 @@ class KroneckerFactors:
     def __post_init__(self):
         if self.shared not in ("expand", "reduce"):
             raise InputError(f"KroneckerFactors: shared must be 'expand' or 'reduce', got {self.shared!r}.")
-        whole = isinstance(self.largest, (int, np.integer)) and not isinstance(self.largest, bool)
-        if self.largest is not None and not (whole and self.largest >= 1):
+        if self.largest is not None and not (is_whole(self.largest) and self.largest >= 1):
             raise InputError(
                 f"KroneckerFactors: largest must be a whole number of at least 1, or None, got {self.largest!r}."
             )

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Inexact
 
 from .errors import InputError as InputError
+from .errors import check_whole as check_whole
 from .errors import described as described
 from .errors import said
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .errors import is_number
 from .layer import Context, InputError, Theta, batch_of, says
 from .network import Network
 from .outside import check_arrays
@@ -46,7 +47,7 @@ def ntk(
     check_arrays(theta=theta, x1=x1, x2=x2)
     if not isinstance(net, Network):
         raise InputError(f"ntk: expected a Network first, got {type(net).__name__}. As in ntk(net, theta, x1, x2).")
-    if isinstance(memory, bool) or not isinstance(memory, (int, float, np.number)):
+    if not is_number(memory):
         raise InputError(f"ntk: memory must be a number of bytes, got {memory!r}. As in memory=1 << 29.")
     if trace and diagonal:
         raise InputError("ntk: trace and diagonal are two forms of the result. Ask for one of them.")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .errors import check_whole
 from .layer import Context, InputError, Layer, described
 from .losses.loss import FromValue
 from .network import cast
@@ -46,8 +47,7 @@ class Sampled:
     samples: int = field(default=1, metadata=_static)
 
     def __post_init__(self):
-        if not isinstance(self.samples, (int, np.integer)) or isinstance(self.samples, bool) or self.samples < 1:
-            raise InputError(f"Sampled: samples must be a whole number of at least 1, got {self.samples!r}.")
+        check_whole("Sampled", samples=self.samples)
         if self.key is None or isinstance(self.key, (int, float, str)):  # not what stands for a key in a pytree
             check_key("Sampled", self.key, "jbp.Sampled({})")
 

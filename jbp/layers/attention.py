@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..errors import is_whole
 from ..layer import Context, InputError, described, wide_dtype
 from .attention_tiles import Heads, Weighting, backward_head, forward_head
 from .cudnn import attention_by_cudnn
-from .settings import check_above_zero, check_flags, is_whole
+from .settings import check_above_zero, check_flags
 
 
 @dataclass(frozen=True)

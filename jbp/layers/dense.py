@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..layer import Context, InputError, described, einsum
+from ..layer import Context, InputError, check_whole, described, einsum
 from ..pair import Outer, Sum
 
 Initializer = Callable[..., Array]
@@ -83,8 +83,7 @@ class Dense:
     affine: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not isinstance(self.width, (int, np.integer)) or isinstance(self.width, bool) or self.width < 1:
-            raise InputError(f"Dense: width must be a whole number of at least 1, got {self.width!r}.")
+        check_whole("Dense", width=self.width)
         if not isinstance(self.bias, (bool, np.bool_)):
             number = isinstance(self.bias, (int, np.integer))
             raise InputError(

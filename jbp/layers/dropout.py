@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..errors import is_number
 from ..layer import Context, InputError, Layer, at, wide
 from ..run import step, step_back
 from .compose import Inner, check_keeps_shape, check_layer
-from .settings import check_float_input, is_number
+from .settings import check_float_input
 
 REMEDY = "Cast it, or join its parts."
 

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
+from ..errors import check_whole
 from ..gather import Gather
 from ..layer import Context, InputError, described, wide, wide_dtype
 from ..pair import Sum
 from .dense import Initializer, initialised, of_batch
-from .settings import check_float_input, check_whole
+from .settings import check_float_input
 
 
 class Entries(NamedTuple):

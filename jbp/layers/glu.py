@@ -19,10 +19,11 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..activations import Activation, SiLU
+from ..errors import check_whole
 from ..layer import Context, InputError, described, einsum, wide
 from ..pair import Outer, Sum
 from .dense import Affine, Dense
-from .settings import check_flags, check_float_input, check_whole
+from .settings import check_flags, check_float_input
 
 
 class Gated(NamedTuple):

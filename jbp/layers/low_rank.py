@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..errors import check_whole
 from ..layer import Context, InputError, Layer, at, described, einsum, output_spec, wide
 from ..layout import Fixed
 from ..pair import Outer
@@ -24,7 +25,7 @@ from ..run import step, step_back
 from .compose import check_layer
 from .dense import initialised
 from .edits import Frozen
-from .settings import check_above_zero, check_float_input, check_whole
+from .settings import check_above_zero, check_float_input
 
 
 class Correction(NamedTuple):

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..errors import check_whole, is_number
 from ..layer import Context, InputError, described, einsum
 from ..pair import Outer, Sum
 from .attention import DotProductAttention
 from .dense import Affine, Dense, Initializer, initialised
 from .norm import RMSNorm, Scale
 from .rotary import rotated
-from .settings import check_flags, check_float_input, check_whole, is_number
+from .settings import check_flags, check_float_input
 
 
 class Projections(NamedTuple):

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..errors import check_whole
 from ..layer import Context, InputError, described, wide
 from ..pair import Sum
-from .settings import check_above_zero, check_flags, check_float_input, check_whole
+from .settings import check_above_zero, check_flags, check_float_input
 
 
 class Scale(NamedTuple):

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from ..errors import check_whole
 from ..layer import Context, Layer, at
 from ..reader import stacked
 from ..run import step, step_back
 from .compose import Inner, check_keeps_shape, check_layer
-from .settings import check_flags, check_whole
+from .settings import check_flags
 
 
 @dataclass(frozen=True)

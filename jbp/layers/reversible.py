@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from ..errors import check_whole
 from ..layer import Context, InputError, Layer, Shape, at, batch_of, described, output_spec, spec_of, wide
 from ..reader import stacked
 from ..run import step, step_back
 from .compose import check_layer
-from .settings import check_whole
 
 
 class Coupling(NamedTuple):

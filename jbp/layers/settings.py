@@ -6,27 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..errors import is_number
 from ..layer import InputError
 from .dense import of_batch
-
-
-def is_number(given: Any) -> bool:
-    """Whether this is a real number, whole or not, and no bool."""
-    return isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
-
-
-def is_whole(given: Any) -> bool:
-    """Whether this is a whole number, and no bool."""
-    return is_number(given) and isinstance(given, (int, np.integer))
-
-
-def check_whole(who: str, *, least: int = 1, remedy: str = "", **settings: Any) -> None:
-    """Raise `InputError` unless each setting is a whole number of at least `least`."""
-    for name, given in settings.items():
-        if not is_whole(given) or given < least:
-            raise InputError(
-                f"{who}: {name} must be a whole number of at least {least}, got {given!r}. {remedy}".strip()
-            )
 
 
 def check_flags(who: str, **settings: Any) -> None:

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
+from ..errors import check_whole, is_whole
 from ..layer import Context, InputError, described, einsum, wide_dtype
 from ..layers.dense import Affine, Dense, Initializer, initialised
-from ..layers.settings import check_whole, is_whole
 from ..pair import Outer
 from ..recomputed import Portion, Recomputed, cut, over_pieces, size_of_pieces
 from .cross_entropy import SoftmaxCrossEntropy, check_labels, counted_labels, label_factors

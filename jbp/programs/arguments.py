@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, is_whole
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,9 @@ class Arguments:
 
     def places_of(self, argnums: int | Sequence[int]) -> list[int]:
         """Of the arrays, by place, those that stand in some of the arguments, by number as in `jax.grad`."""
-        whole = lambda k: isinstance(k, (int, np.integer)) and not isinstance(k, bool)
         listed = isinstance(argnums, Sequence) and not isinstance(argnums, str)
-        wanted: list[Any] = [argnums] if whole(argnums) else [*argnums] if listed else []  # type: ignore[misc]
-        if not wanted or not all(map(whole, wanted)):
+        wanted: list[Any] = [argnums] if is_whole(argnums) else [*argnums] if listed else []  # type: ignore[misc]
+        if not wanted or not all(map(is_whole, wanted)):
             raise InputError(
                 f"argnums: expected the number of an argument, or a tuple of numbers, got {argnums!r}. As in argnums=0."
             )
