@@ -349,6 +349,14 @@ class Cost:
             return w / w.sum()
         return w / (w * self.counted(y, n).astype(dtype)).sum()
 
+    def _base(self, factors: Float[Array, "N"]) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
+        """(δ of each C_n, weights of the readers).
+
+        Readers meet the pairs of the unscaled C_n; mixed examples have none, and the seed itself is scaled.
+        """
+        ones = jnp.ones_like(factors)
+        return (ones, factors) if self.mixed_by is None else (factors, ones)
+
     def counted(self, y: Any, n: int) -> Float[Array, "N"]:
         """T_n of n examples: as the loss says, else all positions, the axes between the first and the last."""
         output = batch_of(self.network.output, n)
@@ -472,10 +480,7 @@ def _measure(cost, split, arrays, theta, x, y, weights, context, feedback):
         feedback = cost.layout.unflatten(feedback)
     x, y = cost._check(x, y, weights, context, params, feedback)
     factors = cost._factors(params, x, y, weights)
-    # readers meet the pairs of the unscaled C_n; mixed examples have none, and the seed itself is scaled
-    delta, weights = jnp.ones_like(factors), factors
-    if cost.mixed_by is not None:
-        delta, weights = weights, delta
+    delta, weights = cost._base(factors)
     readouts = split.filled(arrays)
     own, seeded = (tuple(r for r in readouts if (seed_of(r) is not None) is has_seed) for has_seed in (False, True))
     opened = Opened.of(cost, params, x, context) if seeded else None

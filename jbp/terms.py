@@ -47,7 +47,7 @@ def _by_term(cost, split, arrays, theta, x, y, weights, context):
     params, readouts = cost.layout.unflatten(theta), split.filled(arrays)
     x, y = cost._check(x, y, weights, context, params)
     factors = cost._factors(params, x, y, weights)
-    seed, weights = (jnp.ones_like(factors), factors) if cost.mixed_by is None else (factors, jnp.ones_like(factors))
+    seed, weights = cost._base(factors)
     read = readers_of(readouts, cost.layout, weights)
     output, back = run(cost.network.layer, params, x, context)
     values, results = [], []
