@@ -57,9 +57,11 @@ def test_it_equals_the_unfused_pair(size: str, x64: None):
     reduction = "mean" if SIZES[size][3].get("positions") else "positions"
     cost, unfused, theta, x, y = both(size, reduction)
     weights = jnp.arange(1.0, len(x) + 1)
-    readouts = (*(readout for readout, _ in READOUTS), jbp.Along(theta))
+    refused = jbp.NoiseScale if len(x) == 1 else ()  # one example shows no noise
+    readouts = (*(readout for readout, _ in READOUTS if not isinstance(readout, refused)), jbp.Along(theta))
     adding = [readout for readout in readouts if getattr(readout, "adds", False)]
-    assert len(adding) == 3
+    kinds = [type(readout) for readout in adding]
+    assert kinds == [jbp.Gradient, jbp.PerExampleGradients, jbp.MeanGradient, jbp.Along]
 
     @jax.jit
     def ask(*args):
