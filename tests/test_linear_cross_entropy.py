@@ -57,9 +57,8 @@ def test_it_equals_the_unfused_pair(size: str, x64: None):
     reduction = "mean" if SIZES[size][3].get("positions") else "positions"
     cost, unfused, theta, x, y = both(size, reduction)
     weights = jnp.arange(1.0, len(x) + 1)
-    noise = (
-        (jbp.NoiseScale, jbp.Variance, jbp.SignalToNoise) if len(x) == 1 else ()
-    )  # one example has none but rounding
+    # of one example what speaks of noise is refused, or the rounding of 0
+    noise = (jbp.NoiseScale, jbp.Variance, jbp.SignalToNoise) if len(x) == 1 else ()
     readouts = (*(readout for readout, _ in READOUTS if not isinstance(readout, noise)), jbp.Along(theta))
     adding = [readout for readout in readouts if getattr(readout, "adds", False)]
     kinds = [type(readout) for readout in adding]
