@@ -16,8 +16,7 @@ of seconds, and what one leaves is the next one's:
 
 A row that fails is a row that says so. All that is measured is in the JSON file as soon as it is known; at the end of
 its time the program stops, whatever still runs. It ends with 0 if all rows are right, 1 if one is not, 3 if it was
-stopped. New layers, losses and readouts come in through tests/cases.py; a new race is a line of `RACES`, and one that
-compiles for long has a line in `SHARES`, too.
+stopped. New layers, losses and readouts come in through tests/cases.py; a new race is a line of `RACES`.
 """
 
 import argparse
@@ -30,7 +29,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -51,7 +50,9 @@ import gpt2
 import mlps
 import training
 import transformers
-from per_example_norms_cost_one_pass import by_definition
+from clipped_sums_cost_one_pass import CLIP
+from clipped_sums_cost_one_pass import by_definition as clipped
+from per_example_norms_cost_one_pass import by_definition as norms
 
 import jbp
 
@@ -84,9 +85,12 @@ class Findings:
             print(f"{time.perf_counter() - BEGUN:6.1f} s  {section:8}  {mark}  {name}  {said}", flush=True)
             self.write()
 
+    def asks(self, section: str, name: str) -> bool:
+        return not self.only or any(part in f"{section}: {name}" for part in self.only)
+
     def attempt(self, section: str, name: str, deadline: float, ask: Callable[[], dict[str, Any]]) -> None:
         """A row from `ask() -> {"ok": ..., ...}`; what it raises is told there, and past its time it isn't asked."""
-        if self.only and not any(part in f"{section}: {name}" for part in self.only):
+        if not self.asks(section, name):
             return
         if time.perf_counter() > deadline:
             self.add(section, name, None, not_run="its section's time was over")
@@ -264,26 +268,99 @@ def law_of_a_cost(case: Any, setting: str) -> dict[str, Any]:
     return {"setting": setting, **judged(*got, in_float64(jax.vmap(jax.grad(cost)), *args), dtype)}
 
 
+AS_CLAIMED = {  # the difference that its docstring says it is, which loses as many digits
+    jbp.Variance: lambda g, w: jnp.maximum(jnp.average(g**2, 0, w) - jnp.average(g, 0, w) ** 2, 0)
+}
+READOUTS = [
+    (readout, AS_CLAIMED.get(type(readout), definition))
+    for readout, definition in cases.READOUTS
+    if not isinstance(readout, jbp.MapGradients)  # the sums of its function are the tests' own, and may cancel
+]
+
+
 def law_of_the_readouts(case: Any) -> dict[str, Any]:
     """All readouts from one pass, against their definitions from gradients of single examples."""
     setting = "float32, highest"
     cost = cost_in(case, setting)
-    if cost.mixed_by:
-        return {"setting": f"readouts, {setting}", "ok": None, "not_run": f"{cost.mixed_by} mixes examples"}
-    args = jax.tree.map(lambda a: a[0], case.draw(cost, 1))
+    unclaimed = f"{cost.mixed_by} mixes examples" if cost.mixed_by else None
+    if any(isinstance(layer, jbp.Reversible) for outer in case.layers for _, layer in jbp.layer.walk(outer)):
+        unclaimed = "Reversible claims float64 alone"
+    if unclaimed:
+        return {"setting": f"readouts, {setting}", "ok": None, "not_run": unclaimed}
     one = jax.grad(jbp.Cost(cost.network, cost.loss, "sum"))
 
     def defined(theta, x, y):
-        each = jax.vmap(lambda x, y: one(theta, x[None], y[None]))(x, y)
+        alone = lambda x, y: one(theta, *jax.tree.map(lambda a: a[None], (x, y)))
+        each = jax.vmap(alone)(x, y)
         w = jnp.full(each.shape[:1], 1 / each.shape[0], each.dtype)
-        return [definition(each, w) for _, definition in cases.READOUTS]
+        return [definition(each, w) for _, definition in READOUTS]
 
     def read(theta, x, y):
-        return cost.measure(theta, x, y, *(readout for readout, _ in cases.READOUTS))[1]
+        return cost.measure(theta, x, y, *(readout for readout, _ in READOUTS))[1]
 
+    return {**held(read, defined, case.draw(cost, REPEATS)), "setting": f"readouts, {setting}"}
+
+
+def held(by_hand: Callable, by_autodiff: Callable, draws: Any) -> dict[str, Any]:
+    """Two functions at several draws of their arguments, in float32 with products at their highest precision."""
+    by_hand, by_autodiff = jax.vmap(by_hand), jax.vmap(by_autodiff)
     with jax.default_matmul_precision("highest"):
-        got = jax.jit(lambda *args: (read(*args), defined(*args)))(*args)
-    return {"setting": f"readouts, {setting}", **judged(*got, in_float64(defined, *args), jnp.float32)}
+        got = jax.jit(lambda *args: (by_hand(*args), by_autodiff(*args)))(*draws)
+    return judged(*got, in_float64(by_autodiff, *draws), jnp.float32)
+
+
+def law_of_curvature(case: Any) -> dict[str, Any]:
+    """Products with the Hessian and the GGN, against forward mode over `jax.grad`, and over the output's `jax.vjp`."""
+    cost = cost_in(case, "float32")
+    output = lambda theta, x: cost.network(theta, x)
+    C = lambda z, y: cost.loss.value(z, y).mean()
+    v = lambda theta: jnp.cos(jnp.arange(theta.size, dtype=theta.dtype))
+
+    def by_hand(theta, x, y):
+        return cost.hvp(theta, x, y, v(theta)), cost.ggnvp(theta, x, y, v(theta))
+
+    def by_autodiff(theta, x, y):
+        gradient = jax.grad(lambda theta: C(output(theta, x), y))
+        z, along_v = jax.jvp(partial(output, x=x), (theta,), (v(theta),))
+        bent = jax.jvp(jax.grad(partial(C, y=y)), (z,), (along_v,))[1]
+        return jax.jvp(gradient, (theta,), (v(theta),))[1], jax.vjp(partial(output, x=x), theta)[1](bent)[0]
+
+    return {**held(by_hand, by_autodiff, case.draw(cost, REPEATS)), "setting": "curvature, float32, highest"}
+
+
+BY_CUDNN = {  # settings, the mask of keys, the shape of a bias with a delta, that of one in `context.side`
+    "no mask": ({}, False, None, None),
+    "causal": ({"causal": True}, False, None, None),
+    "causal, window": ({"window": (31, 0), "causal": True}, False, None, None),
+    "causal, keys masked, one example's all": ({"causal": True}, True, None, None),
+    "a bias": ({}, False, (4, 2, 128, 128), None),
+    "a bias of heads, keys masked": ({}, True, (4, 2, 1, 1), None),
+    "a bias in side, of which a row is -inf": ({}, False, None, (1, 2, 128, 128)),
+}
+
+
+def law_of_cudnn(settings: dict, masked: bool, bias: Any, side: Any) -> dict[str, Any]:
+    """Output and deltas by cuDNN's kernel in bfloat16, beside autodiff of the forward in XLA in bfloat16."""
+    n, t, h, d, dtype = 4, 128, 2, 64, jnp.bfloat16
+    x = tuple(cases.draw(i, jax.ShapeDtypeStruct((n, t, h, d), dtype)) for i in range(3))
+    x += () if bias is None else (cases.draw(3, jax.ShapeDtypeStruct(bias, dtype)),)
+    delta = cases.draw(4, jax.ShapeDtypeStruct((n, t, h, d), dtype))
+    mask = jnp.arange(t)[None] < jnp.array([0, 1, 77, t])[:, None] if masked else None
+    added = None if side is None else cases.draw(5, jax.ShapeDtypeStruct(side, dtype)).at[:, :, 5].set(-jnp.inf)
+
+    def both(implementation, x, delta, mask, side):
+        context = jbp.Context(mask=mask, side=None if side is None else {"attention_bias": side})
+        layer = jbp.DotProductAttention(**settings, implementation=implementation)
+        if implementation == "xla":
+            o, pull = jax.vjp(lambda x: layer.forward((), x, context)[0], x)
+            return o, pull(delta)[0]
+        o, back = jbp.run(layer, (), x, context)
+        return o, back(delta)[0]
+
+    kernel, same = (partial(both, implementation) for implementation in ("cudnn", "xla"))
+    args = (x, delta, mask, added)
+    got = jax.jit(lambda *args: (kernel(*args), same(*args)))(*args)
+    return {**judged(*got, in_float64(same, *args), dtype), "setting": "cudnn, bfloat16"}
 
 
 def laws(section: Section) -> None:
@@ -293,7 +370,11 @@ def laws(section: Section) -> None:
         asked += [(f"layer, {case.name}", partial(law_of_a_layer, case, setting)) for case in cases.LAYERS]
         asked += [(f"cost, {case.name}", partial(law_of_a_cost, case, setting)) for case in cases.COSTS]
         if setting == "float32, highest":
+            kernel = BY_CUDNN.items() if has_cudnn() else ()
+            asked += [(f"cudnn, {name}", partial(law_of_cudnn, *how)) for name, how in kernel]
             asked += [(f"readouts, {case.name}", partial(law_of_the_readouts, case)) for case in cases.COSTS]
+            bent = [case for case in cases.NETWORKS if case in cases.covering(cases.NETWORKS)]
+            asked += [(f"curvature, {case.name}", partial(law_of_curvature, case)) for case in bent]
     with ThreadPoolExecutor(max(2, min(16, os.cpu_count() or 2))) as pool:
         list(pool.map(lambda one: section.row(*one), asked))
 
@@ -603,6 +684,26 @@ def readout(make: Callable, read: Any, definition: Callable, small: bool, exampl
         "one jax.grad": compiled(jax.grad(plain), params, *batch),
     }
     shorter = tuple(who for who in rivals if who != "one jax.grad")
+    agree = None if isinstance(read, jbp.ClippedSum) else 0.03  # a vector here, leaves there
+    return Contest(problem.title, rivals, flops_of(problem), agree, shorter=shorter)
+
+
+def hessian_product(make: Callable, small: bool) -> Contest:
+    """Against forward mode over jax.grad of an expert's cost, a vector in and out."""
+    problem = make(small)
+    plain, params = next(iter(experts(problem).values()))
+    theta, unravel = ravel_pytree(params)
+    v = jax.random.normal(jax.random.key(7), theta.shape)
+
+    def by_autodiff(theta, x, y):
+        return jax.jvp(jax.grad(lambda theta: plain(unravel(theta), x, y)), (theta,), (v,))[1]
+
+    rivals = {
+        "jbp": compiled(lambda *args: problem.cost.hvp(*args, v), problem.theta, problem.x, problem.y),
+        "jvp of jax.grad": compiled(by_autodiff, theta, problem.x, problem.y),
+        "one jax.grad": compiled(jax.grad(plain), params, problem.x, problem.y),
+    }
+    shorter = tuple(who for who in rivals if who != "one jax.grad")
     return Contest(problem.title, rivals, flops_of(problem), shorter=shorter)
 
 
@@ -708,13 +809,16 @@ def gpt_step(small: bool) -> Contest:
 
 
 BFLOAT16 = {"compute_dtype": jnp.bfloat16}
-RACES: dict[str, Callable[[bool], Contest]] = {  # small → contest
+RACES: dict[str, Callable[[bool], Contest]] = {  # small → contest; what compiles longest first
+    "a step of GPT-2": gpt_step,
     "gradient, wide": partial(gradient, wide),
     "gradient, wide, bfloat16": partial(gradient, wide, **BFLOAT16),
     "gradient, deep": partial(gradient, deep),
     "∇C as a vector, wide": partial(vector, wide),
     "∇C as a vector, deep": partial(vector, deep),
-    "squared norms, wide": partial(readout, wide, jbp.SquaredNorms(), by_definition),
+    "squared norms, wide": partial(readout, wide, jbp.SquaredNorms(), norms),
+    "a clipped sum, wide": partial(readout, wide, jbp.ClippedSum(CLIP), clipped),
+    "a Hessian product, deep": partial(hessian_product, deep),
     "an Adam step, wide": partial(adam_step, wide),
     "an Adam step, deep": partial(adam_step, deep),
     "a step of an epoch": epoch,
@@ -722,9 +826,7 @@ RACES: dict[str, Callable[[bool], Contest]] = {  # small → contest
     "a dense layer": partial(layer, dense, lambda p, x: x @ p.w + p.b),
     "attention": partial(attention_core, jnp.float32),
     "attention, bfloat16": partial(attention_core, jnp.bfloat16),
-    "a step of GPT-2": gpt_step,
 }
-SHARES = {"a step of GPT-2": 5}  # of the races' time, where it is not 1
 
 
 def off(got: Any, want: Any, as_one: bool = False) -> float:
@@ -736,16 +838,28 @@ def off(got: Any, want: Any, as_one: bool = False) -> float:
     return float((norms[:, 0] / norms[:, 1]).max())
 
 
-def race(section: Section, name: str, build: Callable[[bool], Contest], until: float) -> None:
-    """Rivals made one by one, so that one that fails leaves the rest; then rounds in random order, and a row each."""
-    contest = build(section.small)
+@dataclass(frozen=True)
+class Entered:
+    """A contest, and each rival on its way to be made."""
+
+    contest: Contest
+    made: dict[str, Future]
+
+
+def entered(pool: Executor, build: Callable[[bool], Contest], small: bool) -> Entered:
+    contest = build(small)
+    return Entered(contest, {who: pool.submit(rival.make) for who, rival in contest.rivals.items()})
+
+
+def race(section: Section, name: str, of: Entered, ready_by: float, until: float) -> None:
+    """Each rival that is made in time, one that fails leaves the rest; then rounds in random order, and a row each."""
+    contest = of.contest
     calls, temps, counts, first = {}, {}, {}, None
-    for who, rival in contest.rivals.items():
-        late = time.perf_counter() > until and len(calls) > 1
+    for who, made in of.made.items():
         try:
-            if late:
-                raise TimeoutError("the race's time was over")
-            calls[who], program = rival.make()
+            if time.perf_counter() > until and len(calls) > 1:
+                raise TimeoutError
+            calls[who], program = made.result(max(0.0, ready_by - time.perf_counter()))
             result = jax.block_until_ready(calls[who]())
             temps[who] = program.memory_analysis().temp_size_in_bytes / 1e6 if program is not None else None
             counts[who] = calls_of(calls[who])
@@ -753,10 +867,14 @@ def race(section: Section, name: str, build: Callable[[bool], Contest], until: f
                 first = result if first is None else first
                 if not (apart := off(result, first, contest.as_one)) <= contest.agree:
                     section.findings.add("races", f"{name}: {who}", False, error=f"off by {apart:.2g}")
+        except TimeoutError:
+            calls.pop(who, None)
+            made.cancel()
+            section.findings.add("races", f"{name}: {who}", None, not_run="its time was over")
         except Exception as error:
             calls.pop(who, None)
-            said = {"not_run": str(error)} if late else {"error": f"{type(error).__name__}: {error}"[:300]}
-            section.findings.add("races", f"{name}: {who}", False if who == "jbp" else None, **said)
+            said = f"{type(error).__name__}: {error}"[:300]
+            section.findings.add("races", f"{name}: {who}", False if who.startswith("jbp") else None, error=said)
     if section.small:
         counts = dict.fromkeys(counts, 1)
     samples: dict[str, list[float]] = {who: [] for who in calls}
@@ -781,17 +899,27 @@ def race(section: Section, name: str, build: Callable[[bool], Contest], until: f
 
 
 def races(section: Section) -> None:
-    """Each race has its share of the time that is left, and gives what it doesn't need to those after it."""
-    shares = [SHARES.get(name, 1) for name in RACES]
-    for i, (name, build) in enumerate(RACES.items()):
+    """All rivals are compiled first, in threads; then a race at a time. What isn't made after three quarters of the
+    section's time does not run."""
+    now = time.perf_counter()
+    ready_by = now + 0.75 * max(0.0, section.deadline - now)
+    pool = ThreadPoolExecutor(max(2, min(16, os.cpu_count() or 2)))
+    asked = {name: build for name, build in RACES.items() if section.findings.asks("races", name)}
+    entries = {name: pool.submit(entered, pool, build, section.small) for name, build in asked.items()}
+    for entry in entries.values():
+        wait([entry], max(0.0, ready_by - time.perf_counter()))
+        if entry.done() and not entry.exception():
+            wait(entry.result().made.values(), max(0.0, ready_by - time.perf_counter()))
+    for i, (name, entry) in enumerate(entries.items()):
         now = time.perf_counter()
-        share = now + max(0.0, section.deadline - now) * shares[i] / sum(shares[i:])
+        until = now + max(0.0, section.deadline - now) / (len(entries) - i)
 
-        def ask(name=name, build=build, share=share):
-            race(section, name, build, share)
+        def ask(name=name, entry=entry, until=until):
+            race(section, name, entry.result(max(0.0, ready_by - time.perf_counter())), ready_by, until)
             return {"ok": None}
 
         section.row(name, ask)
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Strict settings for every test: nothing is promoted silently, annotations are checked at run time, 8 devices.
 
-Warnings are errors too (`pyproject.toml`). Eight simulated CPU devices stand in for a machine with several. A program
-that has been compiled once is taken from a folder, which starts empty and ends with the run: each process of the run
-has its own, and the processes that its tests start share it.
+Warnings are errors too (`pyproject.toml`). Eight simulated CPU devices stand in for a machine with several, and the
+tests run on these, whatever else JAX finds: `JAX_PLATFORMS=cuda,cpu python -m pytest tests/test_laws.py` is how to ask
+an accelerator for the laws. A program that has been compiled once is taken from a folder, which starts empty and ends
+with the run: each process of the run has its own, and the processes that its tests start share it.
 """
 
 import gc
@@ -12,6 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share an accelerator
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -197,7 +198,9 @@ def test_a_rival_that_cannot_be_made_leaves_the_rest(tmp_path: Path):
 
     found = findings(tmp_path)
     section = on_accelerator.Section("races", found, time.perf_counter() + 60, True)
-    on_accelerator.race(section, "a race", contest, section.deadline)
+    with ThreadPoolExecutor(2) as pool:
+        entered = on_accelerator.entered(pool, contest, True)
+        on_accelerator.race(section, "a race", entered, section.deadline, section.deadline)
     peer, ours = found.rows
     assert peer["name"] == "a race: peer"
     assert peer["error"] == "MemoryError: out of memory"
@@ -212,7 +215,9 @@ def test_a_result_that_is_another_is_wrong(tmp_path: Path):
 
     found = findings(tmp_path)
     section = on_accelerator.Section("races", found, time.perf_counter() + 60, True)
-    on_accelerator.race(section, "a race", contest, section.deadline)
+    with ThreadPoolExecutor(2) as pool:
+        entered = on_accelerator.entered(pool, contest, True)
+        on_accelerator.race(section, "a race", entered, section.deadline, section.deadline)
     assert (found.rows[0]["name"], found.rows[0]["ok"]) == ("a race: peer", False)
 
 

@@ -582,7 +582,7 @@ def test_a_batch_over_eight_explicit_devices_gives_the_same_gradient(x64: None):
 def check_over_devices(case: CostCase, axis_type: AxisType) -> None:
     cost = case.cost()
     theta, x, y = first(case, cost)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,), devices=jax.devices("cpu"))
     with jax.set_mesh(mesh):
         spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
         x, y, weights = spread((x, y, jnp.asarray(WEIGHTS)))

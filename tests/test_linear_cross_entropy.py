@@ -244,7 +244,7 @@ def test_a_batch_over_eight_devices(kind: AxisType, x64: None):
     """Positions are cut, not examples, so that each device keeps its own."""
     cost, unfused, theta, x, y = both("a chunk that does not divide T")
     expected = unfused.value_and_grad(theta, x, y)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(kind,))
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(kind,), devices=jax.devices("cpu"))
     with jax.set_mesh(mesh):
         x, y = jax.device_put((x, y), NamedSharding(mesh, PartitionSpec("batch")))
         got = jax.device_get(cost.value_and_grad(theta, x, y))
