@@ -245,7 +245,7 @@ def law_of_a_layer(case: Any, setting: str) -> dict[str, Any]:
     by_hand, by_autodiff = passes(case.layer, case.context)
     args = case.draw(dtype, REPEATS)
     with jax.default_matmul_precision(precision):
-        got = jax.jit(lambda *args: (by_hand(*args), by_autodiff(*args)))(*args)
+        got = law(lambda *args: (by_hand(*args), by_autodiff(*args)))(*args)
     return {"setting": setting, **judged(*got, truth_of_a_layer(case, dtype), dtype)}
 
 
@@ -264,7 +264,7 @@ def law_of_a_cost(case: Any, setting: str) -> dict[str, Any]:
     args = case.draw(cost, REPEATS)
     with jax.default_matmul_precision(precision):
         by_hand, by_autodiff = jax.vmap(cost.grad), jax.vmap(jax.grad(cost))
-        got = jax.jit(lambda *args: (by_hand(*args), by_autodiff(*args)))(*args)
+        got = law(lambda *args: (by_hand(*args), by_autodiff(*args)))(*args)
     return {"setting": setting, **judged(*got, in_float64(jax.vmap(jax.grad(cost)), *args), dtype)}
 
 
@@ -305,7 +305,7 @@ def held(by_hand: Callable, by_autodiff: Callable, draws: Any) -> dict[str, Any]
     """Two functions at several draws of their arguments, in float32 with products at their highest precision."""
     by_hand, by_autodiff = jax.vmap(by_hand), jax.vmap(by_autodiff)
     with jax.default_matmul_precision("highest"):
-        got = jax.jit(lambda *args: (by_hand(*args), by_autodiff(*args)))(*draws)
+        got = law(lambda *args: (by_hand(*args), by_autodiff(*args)))(*draws)
     return judged(*got, in_float64(by_autodiff, *draws), jnp.float32)
 
 
@@ -334,7 +334,7 @@ BY_CUDNN = {  # settings, the mask of keys, the shape of a bias with a delta, th
     "causal, window": ({"window": (31, 0), "causal": True}, False, None, None),
     "causal, keys masked, one example's all": ({"causal": True}, True, None, None),
     "a bias": ({}, False, (4, 2, 128, 128), None),
-    "a bias of heads, keys masked": ({}, True, (4, 2, 1, 1), None),
+    "a bias of keys, keys masked": ({}, True, (4, 2, 1, 128), None),
     "a bias in side, of which a row is -inf": ({}, False, None, (1, 2, 128, 128)),
 }
 
@@ -359,22 +359,42 @@ def law_of_cudnn(settings: dict, masked: bool, bias: Any, side: Any) -> dict[str
 
     kernel, same = (partial(both, implementation) for implementation in ("cudnn", "xla"))
     args = (x, delta, mask, added)
-    got = jax.jit(lambda *args: (kernel(*args), same(*args)))(*args)
+    got = law(lambda *args: (kernel(*args), same(*args)))(*args)
     return {**judged(*got, in_float64(same, *args), dtype), "setting": "cudnn, bfloat16"}
 
 
+@cache
+def untuned() -> dict[str, Any]:
+    """An option by which a GPU compiles small products without trying its kernels, where its compiler knows it."""
+    option = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else {}
+    try:
+        jax.jit(lambda: 0, compiler_options=option)()
+    except Exception:  # of whatever kind it raises
+        return {}
+    return option
+
+
+def law(f: Callable) -> Callable:
+    return jax.jit(f, compiler_options=untuned())
+
+
 def laws(section: Section) -> None:
-    """In threads, since most of the time is spent compiling; the most telling setting first."""
-    asked: list[tuple[str, Callable]] = []
-    for setting in ("float32, highest", "bfloat16", "float32"):
-        asked += [(f"layer, {case.name}", partial(law_of_a_layer, case, setting)) for case in cases.LAYERS]
-        asked += [(f"cost, {case.name}", partial(law_of_a_cost, case, setting)) for case in cases.COSTS]
-        if setting == "float32, highest":
-            kernel = BY_CUDNN.items() if has_cudnn() else ()
-            asked += [(f"cudnn, {name}", partial(law_of_cudnn, *how)) for name, how in kernel]
-            asked += [(f"readouts, {case.name}", partial(law_of_the_readouts, case)) for case in cases.COSTS]
-            bent = [case for case in cases.NETWORKS if case in cases.covering(cases.NETWORKS)]
-            asked += [(f"curvature, {case.name}", partial(law_of_curvature, case)) for case in bent]
+    """In threads, since most of the time is spent compiling; the most telling first."""
+
+    def in_setting(setting):
+        of_layers = [(f"layer, {case.name}", partial(law_of_a_layer, case, setting)) for case in cases.LAYERS]
+        return of_layers + [(f"cost, {case.name}", partial(law_of_a_cost, case, setting)) for case in cases.COSTS]
+
+    untuned()
+    bent = cases.covering(cases.NETWORKS)
+    asked = [
+        *((f"cudnn, {name}", partial(law_of_cudnn, *how)) for name, how in BY_CUDNN.items() if has_cudnn()),
+        *in_setting("float32, highest"),
+        *in_setting("bfloat16"),
+        *((f"readouts, {case.name}", partial(law_of_the_readouts, case)) for case in cases.COSTS),
+        *((f"curvature, {case.name}", partial(law_of_curvature, case)) for case in bent),
+        *in_setting("float32"),
+    ]
     with ThreadPoolExecutor(max(2, min(16, os.cpu_count() or 2))) as pool:
         list(pool.map(lambda one: section.row(*one), asked))
 

@@ -50,9 +50,16 @@ TILED = {
 }
 
 
-@pytest.mark.parametrize("name", TILED)
-def test_any_tiles_give_the_same_and_its_derivatives(name: str, x64: None, monkeypatch: pytest.MonkeyPatch):
+TOGETHER = "soft cap and bias", "a bias for all heads and queries", "a causal window that leaves out tiles"
+
+
+@pytest.mark.parametrize(("name", "together"), [(name, 1) for name in TILED] + [(name, 3) for name in TOGETHER])
+def test_any_tiles_give_the_same_and_its_derivatives(
+    name: str, together: int, x64: None, monkeypatch: pytest.MonkeyPatch
+):
+    """Heads one by one, as on a CPU, or two of four together, the most of at most three that divides them."""
     monkeypatch.setattr(attention_tiles, "TILE", 3)
+    monkeypatch.setattr(attention, "heads_at_once", lambda g, length: together)
     layer, t, s, bias = TILED[name]
     x = of(t, s, dtype=jnp.float64, **({"bias": bias} if bias else {}))
     by_hand, by_autodiff = both_ways(layer, x)
@@ -243,12 +250,23 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         assert implementation == "cudnn"
         assert local_window_size is None or (is_causal and local_window_size[1] == 0)
         k, v = (jnp.repeat(a, q.shape[2] // k.shape[2], axis=2) for a in (k, v))
-        z = jnp.einsum("nthd,nshd->nhts", q, k) * (1 / np.sqrt(q.shape[-1]) if scale is None else scale)
+        z = jnp.einsum("nthd,nshd->nhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
         z = z if bias is None else z + jnp.broadcast_to(bias, z.shape)
         left = k.shape[1] + q.shape[1] if local_window_size is None else local_window_size[0]
         seen = np.broadcast_to(near(q.shape[1], k.shape[1], left, 0) | (not is_causal), z.shape)
         seen = seen if mask is None else seen & jnp.broadcast_to(mask, z.shape)
-        return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(jnp.where(seen, z, -1e9)), v)
+        weighted = lambda z, v: jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(jnp.where(seen, z, -1e9)), v)
+        return without_jvp(weighted, z, v)
+
+    def without_jvp(f: Callable[..., Any], *args: Any) -> Any:
+        """f with a reverse, of which no pass has a forward mode."""
+        call = lambda f: lambda *args: jax.pure_callback(jax.jit(f), jax.eval_shape(f, *args), *args)
+        of = jax.custom_vjp(lambda *args: call(f)(*args))
+        of.defvjp(
+            lambda *args: (call(f)(*args), args),
+            lambda args, delta: call(lambda delta, *args: jax.vjp(f, *args)[1](delta))(delta, *args),
+        )
+        return of(*args)
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(cudnn, "KERNEL_DTYPES", (jnp.bfloat16, jnp.float16, jnp.dtype(jnp.float64)))
@@ -279,6 +297,29 @@ def test_cudnn_is_asked_for_the_same(name: str, x64: None, as_on_cuda: list[dict
         found.append((o, back(delta)[0]))
     assert_close(*found)
     assert [(asked["bias"], asked["mask"]) for asked in as_on_cuda] == [(bool(bias or side), mask is not None)]
+    by_autodiff = lambda x: layer.forward((), x, jbp.Context(mask=mask, side=more))[0]
+    layer = CORE(**settings, implementation="cudnn")
+    assert_close(jax.vjp(by_autodiff, x)[1](delta)[0], found[0][1])
+
+
+def test_a_network_in_bfloat16_by_cudnn_has_a_float64_shadow(as_on_cuda: list[dict[str, Any]], monkeypatch: Any):
+    """Its shapes are found in float32, which the kernel doesn't have."""
+    monkeypatch.setattr(cudnn, "KERNEL_DTYPES", (jnp.bfloat16, jnp.float16))
+    layers = lambda how: [jbp.Embedding(5, 16), jbp.Repeat(jbp.Residual(jbp.Attention(2, implementation=how)), 2)]
+    tokens = jax.ShapeDtypeStruct((4,), jnp.int32)
+    kernel, plain = (
+        jbp.Cost(jbp.Network(layers(how), tokens, compute_dtype=jnp.bfloat16), jbp.losses.HalfSquaredError())
+        for how in ("cudnn", "xla")
+    )
+    theta, x = kernel.init(jax.random.key(0)), jnp.array([[0, 1, 2, 3], [3, 3, 1, 0]])
+    y = jnp.ones((2, 4, 16))
+    low = kernel.grad(theta, x, y)
+    assert as_on_cuda
+    assert_close(low, plain.grad(theta, x, y), 0.05)
+    with jax.enable_x64(True):
+        assert_close(kernel.grad(np.float64(theta), x, y), plain.grad(np.float64(theta), x, y), 1e-12)
+    with pytest.raises(jbp.InputError, match="runs on CUDA in bfloat16 or float16, got float32 on gpu"):
+        jbp.Network(layers("cudnn"), tokens)(theta, x)
 
 
 def test_what_cudnn_refuses_has_a_remedy(as_on_cuda: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..errors import is_whole
 from ..layer import Context, InputError, described, wide_dtype
-from .attention_tiles import Heads, Weighting, backward_head, forward_head
-from .cudnn import attention_by_cudnn
+from .attention_tiles import Heads, Weighting, backward_head, forward_head, heads_at_once
+from .cudnn import attention_by_cudnn, has_no_kernel
 from .settings import check_above_zero, check_flags
 
 
@@ -42,7 +42,8 @@ class DotProductAttention:
 
     `implementation="cudnn"`: the kernel of `jax.nn` on CUDA for bfloat16 and float16, with that function's own reverse;
     a query that sees no key gives 0 there, too. It has no soft cap and no window to the right, and wants E = D in
-    eights; with a mask or a bias, which it adds as an array `[N|1, H|1, T, S]`, even T and S.
+    eights; with a mask or a bias, which it adds as an array `[N|1, H|1, T, S]`, even T and S. In float64, as a shadow
+    is, XLA runs it.
     """
 
     causal: bool = False
@@ -83,20 +84,20 @@ class DotProductAttention:
                 f"DotProductAttention: expected context.mask bool [N, S] = {list(k.shape[:2])}, True at keys that "
                 f"count, got {described(context.mask)}."
             )
-        if self.implementation == "cudnn":
-            kind = self._weighting(q.shape[-1])
+        kind, biases = self._weighting(q.shape[-1]), tuple(b for b in (bias, side) if b is not None)
+        if self.implementation == "cudnn" and not has_no_kernel(q):
             o, pull = attention_by_cudnn(q, k, v, bias, side, context.mask, self.scale, kind.reach)
             return o, (pull, o)
-        kind, biases = self._weighting(q.shape[-1]), tuple(b for b in (bias, side) if b is not None)
         one = lambda head: forward_head(kind, head, [_of_head(b, head.place, q, k) for b in biases])
-        o, log_sum = jax.lax.map(one, _heads(kind, q, k, v, context.mask, bool(biases)))
+        heads = _heads(kind, q, k, v, context.mask, bool(biases))
+        o, log_sum = jax.lax.map(one, heads, batch_size=_at_once(heads))
         o = _from_heads(o, q.shape[0]).astype(q.dtype)
         return o, ((q, k, v), bias, o, log_sum, (side, context.mask))
 
     def backward(
         self, params: tuple, feedback: tuple, saved: Any, delta: Float[Array, "N T H E"], read: Any
     ) -> tuple[tuple, tuple]:
-        if self.implementation == "cudnn":
+        if len(saved) == 2:
             return saved[0](delta), ()
         (q, k, v), bias, o, log_sum, (side, mask) = saved
         kind, biases = self._weighting(q.shape[-1]), tuple(b for b in (bias, side) if b is not None)
@@ -104,20 +105,25 @@ class DotProductAttention:
         mean = (o.astype(wide) * delta.astype(wide)).sum(-1)  # δ_t·o_t
         rows = (log_sum, _by_heads(mean[..., None], k.shape[2])[..., 0], _by_heads(delta, k.shape[2]))
 
-        def one(delta_bias: Any, head: Any) -> Any:
-            head, rows = head
+        def one(head: Any, rows: Any) -> Any:
             of_head = [_of_head(b, head.place, q, k) for b in biases]
             log_sum, mean, delta = rows
-            deltas, own = backward_head(kind, head, of_head, log_sum, mean, delta, bias is not None)
+            return backward_head(kind, head, of_head, log_sum, mean, delta, bias is not None)
+
+        def add(delta_bias: Any, part: Any) -> Any:
+            deltas, own = one(*part) if at_once is None else jax.vmap(one)(*part)
             if own is not None:
-                n, h = (at if size > 1 else 0 for at, size in zip(head.place, delta_bias.shape[:2], strict=True))
+                n, h = (at * int(size > 1) for at, size in zip(part[0].place, delta_bias.shape[:2], strict=True))
                 delta_bias = delta_bias.at[n, h].add(own)
             return delta_bias, deltas
 
         start = None if bias is None else jnp.zeros(_grouped(bias, q, k).shape, wide)
         heads = _heads(kind, q, k, v, mask, bool(biases))
+        at_once = _at_once(heads)
+        parts = (heads, rows) if at_once is None else _in_parts((heads, rows), at_once)
         delta_bias: Any
-        delta_bias, (delta_q, delta_k, delta_v) = jax.lax.scan(one, start, (heads, rows))
+        delta_bias, deltas = jax.lax.scan(add, start, parts)
+        delta_q, delta_k, delta_v = deltas if at_once is None else jax.tree.map(_joined, deltas)
         n = q.shape[0]
         deltas = [_from_heads(delta_q, n), *(_from_heads(d[:, None], n) for d in (delta_k, delta_v))]
         found = tuple(d.astype(a.dtype) for d, a in zip(deltas, (q, k, v), strict=True))
@@ -125,7 +131,7 @@ class DotProductAttention:
 
     def output_of(self, saved: Any) -> Float[Array, "N T H E"]:
         """o, which forward saved: who projects it needs it in reverse."""
-        return saved[1] if self.implementation == "cudnn" else saved[2]
+        return saved[1] if len(saved) == 2 else saved[2]
 
     def _weighting(self, d: int) -> Weighting:
         window: Any = self.window or (None, None)
@@ -186,6 +192,21 @@ def _heads(kind: Weighting, q: Any, k: Any, v: Any, mask: Any, biased: bool) -> 
         mask = jnp.repeat(mask, heads, axis=0)
     place = tuple(at.ravel() for at in np.indices((n, heads), np.int32)) if biased else None
     return Heads(_by_heads(scaled, heads), _by_heads(k, heads)[:, 0], _by_heads(v, heads)[:, 0], mask, place)
+
+
+def _at_once(heads: Heads) -> int | None:
+    """How many entries are computed together, a number that divides all of them; None is one after the other."""
+    m, g = heads.q.shape[:2]
+    most = heads_at_once(g, max(heads.q.shape[2], heads.k.shape[1]))
+    return None if most == 1 else next(n for n in range(min(m, most), 0, -1) if m % n == 0)
+
+
+def _in_parts(tree: Any, size: int) -> Any:
+    return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), tree)
+
+
+def _joined(a: Any) -> Any:
+    return a.reshape(-1, *a.shape[2:])
 
 
 def _grouped(bias: Any, q: Any, k: Any) -> Any:

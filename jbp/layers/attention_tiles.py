@@ -17,6 +17,7 @@ from ..layer import wide_dtype
 
 TILE = 256  # queries, or keys, of a tile
 TILES = 32  # at most: of a longer sequence the tiles are larger
+AT_ONCE = 1 << 26  # numbers of one tile of all heads that an accelerator computes together
 
 
 class Heads(NamedTuple):
@@ -62,6 +63,16 @@ def _tiles(length: int) -> list[tuple[int, int]]:
     """(begin, end) of the tiles of a sequence."""
     size = max(TILE, -(-length // TILES))
     return [(a, min(a + size, length)) for a in range(0, length, size)]
+
+
+def heads_at_once(g: int, length: int) -> int:
+    """How many heads of keys are computed together, for `g` query heads each: on a CPU one, whose tile stays in cache.
+
+    An accelerator needs many, or waits for its next kernel: one after the other took 8 times as long on an H200.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    return max(1, AT_ONCE // (g * max(TILE, -(-length // TILES)) * length))
 
 
 def _span(begin: int, end: int, length: int, before: int | None, after: int | None) -> tuple[int, int]:

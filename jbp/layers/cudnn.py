@@ -11,10 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import said
-from ..layer import InputError, described
+from ..layer import PROBE, InputError, described
 
 KERNEL_DTYPES = jnp.bfloat16, jnp.float16
 _OTHERWISE = "Write implementation='xla'."
+
+
+def has_no_kernel(q: Any) -> bool:
+    """Whether XLA computes it instead: in float64, and for the abstract batch of which only shapes are asked, which is
+    in θ's dtype whatever is computed in."""
+    return q.dtype not in KERNEL_DTYPES and (q.dtype == np.float64 or q.shape[0] == PROBE)
 
 
 def check_cudnn(q: Any, v: Any, added: bool, reach: tuple[int | None, int | None]) -> None:
@@ -62,8 +68,17 @@ def attention_by_cudnn(
         )  # fmt: skip
         return o if seen is None else jnp.where(seen[:, :, None, None], o, jnp.zeros((), o.dtype))
 
+    @jax.custom_vjp
+    def both(*x: Any) -> tuple[Any, Any]:
+        return jax.vjp(run, *x)
+
+    def forward(*x: Any) -> tuple[Any, Any]:
+        o, pull = jax.vjp(run, *x)
+        return (o, pull), pull
+
+    both.defvjp(forward, lambda pull, deltas: pull(deltas[0]))  # autodiff meets o alone
     try:
-        return jax.vjp(run, q, k, v, *(() if bias is None else (bias,)))
+        return both(q, k, v, *(() if bias is None else (bias,)))
     except (NotImplementedError, RuntimeError, ValueError) as error:
         told = said(error).removesuffix(".")
         raise InputError(f"DotProductAttention: implementation='cudnn' raises {told}. {_OTHERWISE}") from error
