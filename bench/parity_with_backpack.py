@@ -7,7 +7,7 @@ BackPACK speaks of the mean over the batch, C = Σ C_n/N: its gradients of singl
 here. Its Kronecker factors of a kernel [O, I] are [G, A]: what is compared is the product. Of a convolution its G is
 ours with `shared="reduce"`, from sums of δ over places, and its A ours with "expand", times the number of places. Its
 sampled quantities (DiagGGNMC, KFAC) draw labels of their own, so that theirs and ours agree in expectation: the mean
-over many draws is compared within five standard errors. KFRA jbp has not.
+over many draws is compared within five standard errors. KFRA is of chains alone.
 """
 
 import sys
@@ -166,6 +166,12 @@ def rows(of: Compared) -> Iterator[tuple[str, str, float, float]]:
         if places:
             mine, told = (mine.A * places, reduce[name].G), f"A of expand × {places} ⊗ G of reduce"
         yield f"KFLR of {name}", told, off(ours_as_theirs(of, name, turn, mine), kron(factors)), SAME
+
+    if not of.places:
+        (fra,) = by_backpack(of, y, "KFRA")
+        averaged = jbp.kfra(cost, theta, x, labels)
+        for (name, turn), factors in zip(of.leaves, fra, strict=True):
+            yield f"KFRA of {name}", "kfra", off(ours_as_theirs(of, name, turn, averaged[name]), kron(factors)), SAME
 
     for name, readout, vector in (
         ("DiagGGNMC", jbp.DiagonalGGN, lambda found: of.vector(found)),

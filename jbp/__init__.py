@@ -22,7 +22,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     curvature / ntk / kfac           products with curvature / the neural tangent kernel / an optimiser
     in_jax / both_modes              layers in anybody's model / in forward mode too
     found / model / examples         pairs found in a trace / anybody's model as a network / examples of anybody's loss
-    record / named / chain           one recorded run / its names / which networks are drawn neuron by neuron
+    record / named / chain / kfra    one recorded run / its names / which networks are plain chains / averages along them
     compare/ testing                 a rule against autodiff: evidence → leaf errors → verdict → report; in a test
     explain/ flow draw/              a run in words, in numbers, in pictures
     fit (course descent state stream optimizer history console)   a descent that goes on where it stopped
@@ -76,6 +76,7 @@ from .gram import Gram as Gram
 from .history import History as History
 from .in_jax import as_function as as_function
 from .kfac import kfac as kfac
+from .kfra import kfra as kfra
 from .kronecker import CorrectedEigenvalues as CorrectedEigenvalues
 from .kronecker import Diagonal as Diagonal
 from .kronecker import Factors as Factors

@@ -4,7 +4,8 @@
     fvp     Σ_n w_n J_nᵀ M_n J_n v, J_n = ∂output_n/∂θ: J_n v by forward-mode autodiff of the forward, then M_n, then
             back by the hand-written reverse of the same forward (Schraudolph 2002). w_n: the factors of C_n in C
 
-    diagonal  of H: by P products with unit vectors, or from few with random signs, E[v ⊙ H v] (Bekas et al. 2007)
+    diagonal  of H: by P products with unit vectors, or from few with random signs: E[v ⊙ H v] (Bekas et al. 2007), or
+              XDiag (Epperly, Tropp & Webber 2024, arXiv:2301.07825), below
 
     M_n = H_n, the loss's Hessian      the generalised Gauss-Newton matrix (GGN)
     M_n = Σ_k S_k S_kᵀ of a seed       the Fisher matrix, by sampled labels or by those that are given
@@ -69,25 +70,43 @@ def fvp(cost: Any, theta: Any, x: Any, y: Any, v: Any, seed: Any, weights: Any, 
 
 
 def hessian_diagonal(
-    cost: Any, theta: Any, x: Any, y: Any, key: Any, samples: Any, chunk: Any, weights: Any, context: Any
+    cost: Any,
+    theta: Any,
+    x: Any,
+    y: Any,
+    key: Any,
+    samples: Any,
+    estimator: Any,
+    chunk: Any,
+    weights: Any,
+    context: Any,
 ) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
     """(diagonal, its standard error)."""
     check_arrays(theta=theta, x=x, y=y, weights=weights)
     if key is not None:
         check_key("Cost.hessian_diagonal", key, "key={}")
-    check_whole("Cost.hessian_diagonal", least=2, samples=samples)
+    if estimator not in ("signs", "xdiag"):
+        raise InputError(f"Cost.hessian_diagonal: estimator must be 'signs' or 'xdiag', got {estimator!r}.")
+    check_whole("Cost.hessian_diagonal", least=4 if estimator == "xdiag" else 2, samples=samples)
     check_whole("Cost.hessian_diagonal", chunk=chunk)
-    return _diagonal(cost, int(samples), int(chunk), jnp.asarray(theta), x, y, key, weights, context)
+    if key is not None and estimator == "xdiag" and samples // 2 > cost.layout.size:
+        raise InputError(
+            f"Cost.hessian_diagonal: {samples} products are more than two for each of {cost.layout.size} parameters. "
+            "Leave out the key: without one the diagonal is exact."
+        )
+    return _diagonal(cost, estimator, int(samples), int(chunk), jnp.asarray(theta), x, y, key, weights, context)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _diagonal(cost, samples, chunk, theta, x, y, key, weights, context):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _diagonal(cost, estimator, samples, chunk, theta, x, y, key, weights, context):
     cost.layout.check(theta)
     product = lambda v: _products(cost, None, (), theta, x, y, v, weights, context)
     if key is None:
         entry = lambda i: product(jnp.zeros_like(theta).at[i].set(1))[i]
         exact = jax.lax.map(entry, jnp.arange(theta.size), batch_size=min(chunk, theta.size))
         return exact, jnp.zeros_like(exact)
+    if estimator == "xdiag":
+        return _xdiag(product, jax.random.rademacher(key, (samples // 2, theta.size), theta.dtype), chunk)
 
     def add(so_far: Any, drawn: Any) -> tuple[Any, None]:  # the mean, and the sum of squares about it (Welford 1962)
         mean, squares = so_far
@@ -100,6 +119,27 @@ def _diagonal(cost, samples, chunk, theta, x, y, key, weights, context):
     each = jnp.arange(samples, dtype=theta.dtype), jax.random.split(key, samples)
     mean, squares = jax.lax.scan(add, (jnp.zeros_like(theta), jnp.zeros_like(theta)), each)[0]
     return mean, jnp.sqrt(squares / ((samples - 1) * samples))
+
+
+def _xdiag(product: Any, signs: Float[Array, "M P"], chunk: int) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+    """(diagonal of H, its standard error): exact on a space of M directions, and random signs for what is left.
+
+    Q spans all H ω_i, and Q_i those of the others: d_i = diag(Q_i Q_iᵀ H) + ω_i ⊙ (1 − Q_i Q_iᵀ) H ω_i has the diagonal
+    for its mean, and M of them cost what one does, 2M products. With H Ω = Q R, Q_i Q_iᵀ = Q (1 − s_i s_iᵀ) Qᵀ for
+    s_i = R⁻ᵀ e_i / ‖R⁻ᵀ e_i‖, and what Q_i leaves of H ω_i is Q s_i / ‖R⁻ᵀ e_i‖.
+    """
+    m = len(signs)
+    products = lambda rows: jax.lax.map(product, rows, batch_size=min(chunk, m))
+    Q, R = jnp.linalg.qr(products(signs).T)
+    d, tiny = jnp.diagonal(R), jnp.finfo(R.dtype)
+    least = jnp.maximum(tiny.eps * jnp.abs(d).max(), tiny.tiny)  # fewer directions than M have a row of zeros
+    R = R + jnp.diag(jnp.where(jnp.abs(d) < least, least - d, 0))
+    S = jax.scipy.linalg.solve_triangular(R, jnp.eye(m, dtype=R.dtype), trans="T")
+    lengths = jnp.linalg.norm(S, axis=0)
+    S = S / lengths[None]
+    HQ, QS = products(Q.T).T, Q @ S
+    each = (Q * HQ).sum(1)[:, None] + QS * (signs.T / lengths[None] - HQ @ S)
+    return each.mean(1), each.std(1, ddof=1) / m**0.5
 
 
 @partial(jax.jit, static_argnums=(0, 1))

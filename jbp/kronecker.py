@@ -63,16 +63,16 @@ def factors_of(pair: Pair, w: Float[Array, "N"], shared: str, largest: int | Non
         delta = wide(pair.delta).reshape(len(pair.delta), -1, pair.delta.shape[-1])
         if shared == "reduce":
             delta = delta.sum(1, keepdims=True)
-        return Factors(_of_patches(pair, mean, shared, largest), over_columns(_moment(delta, w, largest)))
+        return Factors(_of_patches(pair, mean, shared, largest), over_columns(second_moment(delta, w, largest)))
     if isinstance(pair, Outer) and pair.back == "delta":
         a, delta = wide(pair.a), wide(pair.delta)
         if shared == "reduce":
             a, delta = a.mean(1, keepdims=True), delta.sum(1, keepdims=True)
-        return Factors(_moment(a, mean / a.shape[1], largest), over_columns(_moment(delta, w, largest)))
+        return Factors(second_moment(a, mean / a.shape[1], largest), over_columns(second_moment(delta, w, largest)))
     if isinstance(pair, Gather):
         counts = jnp.broadcast_to((mean / pair.index.shape[1])[:, None], pair.index.shape).astype(w.dtype)
         rows = jnp.zeros(pair.rows, w.dtype).at[pair.index].add(counts, mode="drop")
-        return Factors(Diagonal(rows), over_columns(_moment(wide(pair.delta), w, largest)))
+        return Factors(Diagonal(rows), over_columns(second_moment(wide(pair.delta), w, largest)))
     one = jnp.ones((1, 1), w.dtype)
     size, several = jax.eval_shape(pair.gradient).size, isinstance(pair, Several | Outer)
     if largest is not None and (size > largest or several):
@@ -85,10 +85,10 @@ def factors_of(pair: Pair, w: Float[Array, "N"], shared: str, largest: int | Non
     if size > LARGEST_FACTOR or several:
         pair.factors()  # says so
     g = pair.per_example()
-    return Factors(one, over_columns(_moment(g.reshape(g.shape[0], 1, -1), w, None)))
+    return Factors(one, over_columns(second_moment(g.reshape(g.shape[0], 1, -1), w, None)))
 
 
-def _moment(rows: Float[Array, "N T D"], w: Float[Array, "N"], largest: int | None) -> Any:
+def second_moment(rows: Float[Array, "N T D"], w: Float[Array, "N"], largest: int | None = None) -> Any:
     """Σ_nt w_n r rᵀ, or its diagonal where it has more than `largest` coordinates. N·T·D²."""
     w = w.astype(rows.dtype)
     if largest is not None and rows.shape[2] > largest:
@@ -102,7 +102,7 @@ def _of_patches(pair: Patches, w: Float[Array, "N"], shared: str, largest: int |
     def one(x: Array, w: Array) -> Any:
         rows = pair.patches(x)
         rows = rows.mean(1, keepdims=True) if shared == "reduce" else rows
-        return _moment(rows, w[None] / rows.shape[1], largest)
+        return second_moment(rows, w[None] / rows.shape[1], largest)
 
     add = lambda total, each: (jax.tree.map(jnp.add, total, one(*each)), None)
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, pair.x[0], w[0]))

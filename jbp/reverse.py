@@ -248,12 +248,23 @@ class Cost:
         return curvature.hvp(self, theta, x, y, v, weights, context)
 
     def hessian_diagonal(
-        self, theta: Theta, x: Any, y: Any, *, key=None, samples=100, chunk=16, weights=None, context=Context()
+        self,
+        theta: Theta,
+        x: Any,
+        y: Any,
+        *,
+        key=None,
+        samples=100,
+        estimator: Literal["signs", "xdiag"] = "signs",
+        chunk=16,
+        weights=None,
+        context=Context(),
     ) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
         """(diagonal of H `[P]`, its standard error `[P]`). Without a key exact, by P Hessian products, `chunk` of them
-        at a time, and the error is 0; with one an estimate of `samples` products with random signs, whose error falls
-        as 1/√samples (Hutchinson's, as Bekas et al. 2007 have it for a diagonal)."""
-        return curvature.hessian_diagonal(self, theta, x, y, key, samples, chunk, weights, context)
+        at a time, and the error is 0; with one an estimate by `samples` products. "signs": the mean of v ⊙ H v over
+        random signs (Hutchinson's, as Bekas et al. 2007 have it for a diagonal), with an error that falls as
+        1/√samples. "xdiag": the smaller error where few eigenvalues are large; it holds 2·samples vectors like θ."""
+        return curvature.hessian_diagonal(self, theta, x, y, key, samples, estimator, chunk, weights, context)
 
     def ggnvp(self, theta: Theta, x: Any, y: Any, v: Any, *, weights=None, context=Context()) -> Float[Array, "*K P"]:
         """G v, G = Σ_n w_n J_nᵀ H_n J_n, for v `[P]` or `[K, P]`: J_n = ∂output_n/∂θ, H_n the loss's Hessian, w_n the

@@ -64,9 +64,8 @@ def check_seed(who: str, seed: Any, loss: Layer) -> None:
     """Raise `InputError` unless it is a seed, and the loss has what it asks for."""
     if isinstance(seed, str) and seed == "recursive":
         raise InputError(
-            f"{who}: there is no seed 'recursive': KFRA (Botev et al. 2017) averages over the examples at each layer, "
-            "so that what goes back is no example's own δ, and no layer here has a rule for such averages. 'exact' "
-            "averages once, at the leaf."
+            f"{who}: there is no seed 'recursive', since KFRA averages over the examples at each layer, so that no "
+            "example's own δ goes back. For plain chains write jbp.kfra(cost, theta, x, y)."
         )
     if not isinstance(seed, Sampled) and not (isinstance(seed, str) and seed in ("exact", "empirical")):
         raise InputError(

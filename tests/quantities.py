@@ -102,6 +102,7 @@ BLOCKS = (
     "each leaf's block of the GGN by A ⊗ G (Martens & Grosse 2015; positions: Eschenhagen et al. 2023): the block "
     "itself for one example without shared positions, and at biases and gains"
 )
+AVERAGES = "the same, averaged at each layer of a plain chain (Botev et al. 2017)"
 BASES = "each leaf's block of the GGN by its diagonal in the factors' eigenbases (George et al. 2018)"
 SIGNS = "in expectation over random signs, with the standard error (Bekas et al. 2007)"
 DRAWN = "in expectation over labels that are drawn: relative error 1/√samples (Martens & Grosse 2015)"
@@ -204,6 +205,7 @@ QUANTITIES = (
     ),
     Quantity("`KroneckerFactors`", (jbp.KroneckerFactors(),), structured(BLOCKS)),
     Quantity("`CorrectedEigenvalues` (EKFAC)", corrected, structured(BASES)),
+    Quantity("`kfra`", lambda a: jbp.kfra(a.cost, *a[1:]), structured(AVERAGES)),
     Quantity("`kfac`", kfac, structured(BLOCKS)),
     Quantity("`ntk`", kernel),
 )

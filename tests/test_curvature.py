@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -174,6 +174,29 @@ def test_an_estimate_of_the_hessian_s_diagonal_is_within_its_error(x64: None):
     )  # five standard errors of a spread of 200, and as much of theirs
 
 
+def test_xdiag_is_right_in_the_mean_and_states_its_error(x64: None):
+    asked = _asked("chain")
+    ask = partial(asked.cost.hessian_diagonal, asked.theta, asked.x, asked.y)
+    exact, _ = ask()
+    keys = jax.random.split(jax.random.key(0), 200)
+    found, stated = jax.vmap(lambda key: ask(key=key, samples=12, estimator="xdiag"))(keys)
+    spread = np.std(found, 0)
+    assert np.all(np.abs(np.mean(found, 0) - exact) <= 5 * spread / 200**0.5)
+    assert (
+        0.5 < np.sqrt(np.mean(np.square(stated)) / np.mean(np.square(spread))) < 2
+    )  # six estimates that share products
+
+
+@pytest.mark.parametrize("samples", [14, 20])
+def test_xdiag_is_exact_where_the_hessian_has_fewer_directions(samples: int, x64: None):
+    """Of a linear network on two examples: two directions for each of its three outputs, and six in all."""
+    cost = jbp.Cost(jbp.Network([jbp.Dense(3, bias=False)], (4,)), HalfSquaredError())
+    theta, x, y = drawn(12), drawn(2, 4), drawn(2, 3)
+    diagonal, error = cost.hessian_diagonal(theta, x, y, key=jax.random.key(1), samples=samples, estimator="xdiag")
+    assert_close(diagonal, cost.hessian_diagonal(theta, x, y)[0], 1e-10)
+    assert np.all(error <= 1e-10)
+
+
 @every
 def test_ggnvp_is_j_h_j(asked: Asked):
     v = drawn(2, asked.cost.layout.size)
@@ -307,6 +330,18 @@ WRONG = [
         "Cost.hessian_diagonal: expected a random key, got 3. Write key=jax.random.key(3).",
     ),
     (
+        lambda: SQUARES.hessian_diagonal(THETA, X, Y, key=jax.random.key(0), estimator="hutch"),
+        "Cost.hessian_diagonal: estimator must be 'signs' or 'xdiag', got 'hutch'.",
+    ),
+    (
+        lambda: SQUARES.hessian_diagonal(THETA, X, Y, key=jax.random.key(0), estimator="xdiag"),
+        "Cost.hessian_diagonal: 100 products are more than two for each of 17 parameters. Leave out the key: […]",
+    ),
+    (
+        lambda: SQUARES.hessian_diagonal(THETA, X, Y, key=jax.random.key(0), samples=2, estimator="xdiag"),
+        "Cost.hessian_diagonal: samples must be a whole number of at least 4, got 2.",
+    ),
+    (
         lambda: SQUARES.hessian_diagonal(THETA, X, Y, key=jax.random.key(0), samples=1),
         "Cost.hessian_diagonal: samples must be a whole number of at least 2, got 1.",
     ),
@@ -343,7 +378,7 @@ WRONG = [
     ),
     (
         lambda: measured(SQUARES, jbp.KroneckerFactors("recursive")),
-        "KroneckerFactors: there is no seed 'recursive': KFRA (Botev et al. 2017) averages over the examples […]",
+        "KroneckerFactors: there is no seed 'recursive', since KFRA averages over the examples at each layer, […]",
     ),
     (
         lambda: jax.eval_shape(

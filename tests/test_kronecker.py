@@ -78,6 +78,51 @@ def test_the_factors_of_a_chain(x64: None):
         assert_close(tuple(found[f"{i}.b"]), (np.ones((1, 1)), blocks[f"{i}.b"]), 1e-11)
 
 
+# -- averages along a chain: KFRA -------------------------------------------------------------------------------------
+
+
+def test_kfra_of_one_example_is_that_of_the_leaves(x64: None):
+    asked = Asked([jbp.Tanh(), jbp.Dense(3), jbp.Tanh(), jbp.Dense(3, bias=False), jbp.GELU()], (2,), n=1)
+    assert_close(kfra(asked), asked.measure(jbp.KroneckerFactors()), 1e-11)
+
+
+def kfra(asked: Asked) -> Any:
+    return as_numpy(jbp.kfra(asked.cost, asked.theta, asked.x, asked.y, weights=asked.weights))
+
+
+def test_kfra_of_dense_layers_alone_is_that_of_the_leaves(x64: None):
+    """Nothing between them depends on the example."""
+    asked = Asked([jbp.Dense(3), jbp.Dense(4), jbp.Dense(3)], (2,))
+    assert_close(kfra(asked), asked.measure(jbp.KroneckerFactors()), 1e-11)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_kfra_is_its_recursion(reduction: str, x64: None):
+    asked = chain(reduction=reduction)
+    found, w, theta = kfra(asked), asked.factors, np.asarray(asked.theta)
+    inside = np.tanh(np.asarray(asked.x) @ theta[:6].reshape(2, 3) + theta[6:9])
+    W, slope = theta[9:18].reshape(3, 3), 1 - inside**2
+    p = np.asarray(jax.nn.softmax(inside @ W + theta[18:][None]))
+    G = np.einsum("n,nab->ab", w, np.stack([np.diag(each) - np.outer(each, each) for each in p]))
+    assert_close(found["2.b"].G, G, 1e-11)
+    below = (W @ G @ W.T) * np.einsum("n,ni,nj->ij", w / w.sum(), slope, slope)
+    assert_close(found["0.w"].G, below, 1e-11)
+    assert_close(found["0.w"].A, np.einsum("n,ni,nj->ij", w / w.sum(), asked.x, asked.x), 1e-11)
+    assert np.linalg.norm(below - asked.blocks()["0.b"]) > 1e-3 * np.linalg.norm(below)  # another than the leaf's own
+    assert jbp.CorrectedEigenvalues.of(found)
+
+
+@pytest.mark.parametrize(("layers", "loss"), [
+    ([jbp.Dense(3), jbp.Softmax(), jbp.Dense(3)], SOFTMAX),
+    ([jbp.Residual(jbp.Dense(2)), jbp.Dense(3)], SOFTMAX),
+    ([jbp.Frozen(jbp.Dense(3)), jbp.Dense(3)], SOFTMAX),
+    ([jbp.Dense(3), jbp.Tanh()], LinearCrossEntropy(4)),
+], ids=["softmax", "residual", "frozen", "loss with params"])  # fmt: skip
+def test_kfra_is_of_plain_chains_alone(layers: Any, loss: Any):
+    asked = Asked(layers, (2,), loss)
+    assert_told(lambda: kfra(asked), "kfra: expected a plain chain of dense layers and element-wise functions, […]")
+
+
 def test_shared_positions_expand_and_reduce(x64: None):
     """A table of positions behind the kernel has each position's δ; the bias has their sum."""
     asked = Asked([jbp.Dense(3), jbp.Positions(2), jbp.Tanh(), jbp.Dense(2)], (2, 2), reduction="positions")

@@ -103,8 +103,11 @@ class Kinks:
             found = [np.abs(b) <= 2 * np.abs(a - b) for a, b in zip(own, wide, strict=True)]
             if not any(f.any() for f in found):
                 return None
-            elsewhere = [self._margins(other)[1] for other in others]
-            moves = [np.any([o[i] != wide[i] for o in elsewhere], axis=0) for i in range(len(wide))]
+            moves = [np.zeros_like(f) for f in found]
+            for other in others:
+                moves = [m | (o != w) for m, o, w in zip(moves, self._margins(other)[1], wide, strict=True)]
+                if all(m[f].all() for m, f in zip(moves, found, strict=True)):
+                    break
         found = [f & m for f, m in zip(found, moves, strict=True)]
         twice = [1 + (kind is Shares.EXCHANGES) for kind in self.kinds]  # an exchange has two places
         count = sum(int(f.sum()) // n for f, n in zip(found, twice, strict=True))

@@ -60,17 +60,17 @@ def unit_of(a: Any) -> np.ndarray:
     return np.asarray(units * (0.8 + 0.6j) if jnp.iscomplexobj(a) else units)
 
 
-@np.errstate(all="ignore")  # an argument may be infinite
-def around(arrays: Sequence[Any], moved: Sequence[int], count: int, step: float) -> list[list[Any]]:
+def around(arrays: Sequence[Any], moved: Sequence[int], count: int, step: float) -> Iterator[list[Any]]:
     """Arguments beside these, in pairs that lie on opposite sides: each element moves by up to `step` of its size."""
-    random, points = stream("beside"), []
+    random, units = stream("beside"), {i: step * unit_of(arrays[i]) for i in moved}
     for _ in range(count // 2):
-        by = {i: step * unit_of(arrays[i]) * random.choice([-1, 1], np.shape(arrays[i])) for i in moved}
-        by = {i: b * random.uniform(0.25, 1, np.shape(b)) for i, b in by.items()}
+        with np.errstate(all="ignore"):  # an argument may be infinite
+            drawn = {i: 2 * random.random(np.shape(arrays[i]), np.float32) - 1 for i in moved}
+            by = {i: unit * (np.copysign(0.25, drawn[i]) + np.float32(0.75) * drawn[i]) for i, unit in units.items()}
         for sign in (1, -1):
-            near = [like(widened(arrays[i]) + sign * by[i], arrays[i]) for i in moved]
-            points.append(filled(arrays, list(moved), near))
-    return points
+            with np.errstate(all="ignore"):
+                near = [like(widened(arrays[i]) + sign * by[i], arrays[i]) for i in moved]
+            yield filled(arrays, list(moved), near)
 
 
 def like(near: Any, a: Any) -> Any:

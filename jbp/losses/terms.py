@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..layer import InputError, described
@@ -76,6 +77,17 @@ class Terms:
             for w, loss, part in zip(self._weights, self.losses, self.parts(output, y), strict=True)
         ]
         return tuple(deltas) if isinstance(output, tuple) else jax.tree.map(lambda *each: sum(each), *deltas)
+
+    def counted(self, output: Any, y: Any) -> Float[Array, "N"]:
+        """T_n, where the terms can't differ in it. Raises `InputError` where they can."""
+        axes = {a.shape[1:-1] for a in jax.tree.leaves(output)}
+        if len(axes) > 1 or any(hasattr(loss, "counted") for loss in self.losses):
+            raise InputError(
+                "Terms: reduction='positions' divides by how many positions count, which may be another number for "
+                "each term. Give each of them positions='mean', and reduce by 'mean'."
+            )
+        n, *rest = jax.tree.leaves(output)[0].shape[:-1]
+        return jnp.full(n, float(np.prod(rest)))
 
     def term(self, k: int) -> "OneTerm":
         """Term k by itself, unweighted, on the whole output and the whole y."""
