@@ -22,7 +22,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     curvature / ntk / kfac           products with curvature / the neural tangent kernel / an optimiser
     in_jax / both_modes              layers in anybody's model / in forward mode too
     found / model / examples         pairs found in a trace / anybody's model as a network / examples of anybody's loss
-    record / named / chain / kfra    one recorded run / its names / which networks are plain chains / averages along them
+    record / named / chain / kfra    one recorded run / its names / which networks are chains / averages along them
     compare/ testing                 a rule against autodiff: evidence → leaf errors → verdict → report; in a test
     explain/ flow draw/              a run in words, in numbers, in pictures
     fit (course descent state stream optimizer history console)   a descent that goes on where it stopped

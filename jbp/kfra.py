@@ -4,8 +4,8 @@
     through a = f(z)        G ← G ∘ Σ_n ŵ_n f′(z_n) f′(z_n)ᵀ                w_n the factors of C_n in C
     through z = a·W + b     G ← W G Wᵀ, and A = Σ_n ŵ_n a_n a_nᵀ            ŵ_n = w_n / Σ_n w_n
 
-`KroneckerFactors` averages once, at the leaf; here each step averages, so that one matrix goes back and no example's own
-δ: the way back takes I·O·(I + O) a layer, whatever the number of examples and of columns. It gives the same for one
+`KroneckerFactors` averages once, at the leaf; here each step averages, so that one matrix goes back and no example's
+own δ: the way back takes I·O·(I + O) a layer, whatever the number of examples and of columns. It gives the same for one
 example, and the same G where no function stands between dense layers. Source: Botev, Ritter & Barber 2017,
 arXiv:1706.03662.
 """
@@ -29,18 +29,18 @@ from .seeds import apart, check_has, columns_of
 def kfra(
     cost: Cost, theta: Theta, x: Any, y: Any, *, weights: Any = None, context: Context = Context()
 ) -> dict[str, Factors]:
-    """{leaf's name: (A, G)}, as `KroneckerFactors` gives them: of a kernel `[I, O]` `[I, I]` and `[O, O]`, of a bias [[1]]
-    and `[O, O]`.
+    """{leaf's name: (A, G)}, as `KroneckerFactors` gives them: of a kernel `[I, O]` `[I, I]` and `[O, O]`, of a bias
+    [[1]] and `[O, O]`.
 
-    Raises `InputError` off a plain chain of dense layers and element-wise functions, for a loss with params, and for one
-    without `hessian_root`.
+    Raises `InputError` off a plain chain of dense layers and element-wise functions, for a loss with params, and for
+    one without `hessian_root`.
     """
     check_arrays(theta=theta, x=x, y=y, weights=weights)
     chain, (fused, loss) = chain_of(cost.network), apart(cost.loss_layer)
     if chain is None or fused is not None or not all(chain.elementwise):
         raise InputError(
             "kfra: expected a plain chain of dense layers and element-wise functions, and a loss without params: "
-            "averages over the examples have no rule elsewhere. Read jbp.KroneckerFactors(), which averages at the leaf."
+            "averages over the examples have no rule elsewhere. Read jbp.KroneckerFactors(), which averages at leaves."
         )
     check_has("kfra", loss, "hessian_root", "no curvature")
     return _factors(cost, chain, theta, x, y, weights, context)

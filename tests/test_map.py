@@ -18,8 +18,9 @@ ORDER = [
     "patches", "derived", "uses", "recomputed", "reader", "run", "found", "activations", "layers", "losses",
     "outside", "network", "model", "readouts", "rows", "ntk", "moments", "gram", "projected", "clipping", "examples",
     "both_modes", "in_jax", "named", "record", "compare", "loss_leaves", "checking", "seeds", "ggn", "kronecker",
-    "curvature", "reverse", "kfac", "terms", "chain", "kfra", "testing", "feedback", "explain", "flow", "draw", "history",
-    "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands", "__main__",
+    "curvature", "reverse", "kfac", "terms", "chain", "kfra", "testing", "feedback", "explain", "flow", "draw",
+    "history", "optimizer", "stream", "descent", "state", "course", "console", "fit", "data", "figure", "commands",
+    "__main__",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

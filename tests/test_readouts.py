@@ -314,7 +314,7 @@ NAMES = "0.w, 0.b, 1.w, 1.b"
     (lambda: jbp.Cost(SMALL.network, TWO)(*ARGS),
      "Terms: expected y as a tuple of 2, one for each loss, got float32[3, 1]."),
     (lambda: jbp.Cost(SMALL.network, TWO, "positions")(*ARGS[:2], (jnp.zeros(3, int), ARGS[2])),
-     "Terms: reduction='positions' divides by how many positions count, which may be another number for each term. […]"),
+     "Terms: reduction='positions' divides by how many positions count, which may be another number […]"),
     (lambda: jbp.by_term(SMALL, *ARGS, jbp.Gradient()),
      "by_term: expected a Cost of jbp.losses.Terms((loss, loss, …)), got HalfSquaredError()."),
     (lambda: jbp.by_term(jbp.Cost(SMALL.network, TWO), *ARGS[:2], (), jbp.DiagonalGGN()),
