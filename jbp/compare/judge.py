@@ -83,17 +83,21 @@ def _gathered(comparison: Comparison) -> tuple[list[Evidence], list[Evidence]]:
     moved = cache(lambda: _movable(comparison, given))
     at = lambda near, met=None: measured(comparison, evidence_at(comparison, near, given=False), met)
     beside: Iterator[list[Any]] = iter(())
+    off = list(around(arrays, [0], 2, OFF)) if comparison.elsewhere else []
     if isinstance(comparison.oracle, Program) and behind is not None and behind.kinks.any:
         narrow = max((float(jnp.finfo(arrays[i].dtype).eps) for i in moved()), default=0.0)
         beside = around(arrays, moved(), BESIDE_A_KINK, min(max(NEAR, 16 * narrow), 0.25)) if moved() else beside
-        pair = list(islice(beside, 2))
-        met, beside = behind.kinks.met(arrays, pair), chain(pair, beside)
+        others = off if moved() == [0] else []
+        if not others:
+            others = list(islice(beside, 2))
+            beside = chain(others, beside)
+        met = behind.kinks.met(arrays, others)
     points = [measured(comparison, given, met)]
     if behind is not None and met is not None:
         points += [at(near, behind.kinks.met(near, [arrays])) for near in (() if met.by_chance else beside)]
         points += [at(along, met) for along in _along_others(comparison)]
     if comparison.elsewhere:
-        points.append(at(next(around(arrays, [0], 2, OFF))))
+        points.append(at(off[0]))
     if met is not None or all(point.ok for point in points):
         return points, []
     return points, list(map(at, nearby(arrays, moved())))
