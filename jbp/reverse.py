@@ -17,28 +17,17 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import curvature
-from .checking import check_values
-from .errors import arrived, is_listed
-from .layer import (
-    Context,
-    InputError,
-    Layer,
-    Theta,
-    batch_of,
-    check_finite,
-    described,
-    says,
-    wide_dtype,
-)
+from .checking import check_batch, check_everything, check_readouts
+from .layer import Context, InputError, Layer, Theta, batch_of, says, wide_dtype
 from .layout import Layout
 from .loss_leaves import LossLeaves, input_of_loss
 from .losses.loss import FromValue, as_layer
 from .network import Network, cast
-from .outside import check_arrays, check_context, check_hashable, check_key, check_logits
+from .outside import check_arrays, check_hashable, check_key, check_logits
 from .pair import Pair
 from .reader import Reader, check_gradients, read_gradient, read_nothing, read_whole
-from .readouts import Pairs, Readout, Split, check_shapes, collect, given_twice, readers_of
-from .run import check_feedback, run, step, turned
+from .readouts import Pairs, Readout, Split, check_shapes, collect, readers_of
+from .run import run, step, turned
 from .seeds import Opened, check_seed, read_seeds, seed_of
 
 
@@ -228,7 +217,7 @@ class Cost:
 
         Readouts of single examples speak of the unscaled per-example cost C_n; a network that mixes examples has none.
         """
-        self._check_readouts("Cost.measure", readouts)
+        check_readouts("Cost.measure", self, readouts)
         for readout in readouts:
             if hasattr(readout, "seed"):
                 check_seed(type(readout).__name__, readout.seed, self.loss_layer)
@@ -289,7 +278,7 @@ class Cost:
 
         The factors of C_n are those of the reduction, which for `"positions"` is not known any more: that raises.
         """
-        self._check_readouts("Cost.read", readouts)
+        check_readouts("Cost.read", self, readouts)
         if seeded := [r for r in readouts if seed_of(r) is not None]:
             raise InputError(
                 f"Cost.read: these pairs are of the loss's own δ, and {type(seeded[0]).__name__} is of another seed. "
@@ -305,21 +294,6 @@ class Cost:
         split, arrays = Split.of(readouts)
         results = _read(self, split, arrays, [pairs[name] for name in self.layout.names], weights)
         return results[0] if len(readouts) == 1 else results
-
-    def _check_readouts(self, who: str, readouts: tuple[Any, ...]) -> None:
-        if not readouts or not all(isinstance(r, Readout) and not isinstance(r, type) for r in readouts):
-            got = ", ".join(map(repr, readouts)) or "none"
-            raise InputError(f"{who}: expected readouts, got {got}. As in cost.measure(theta, x, y, Gradient()).")
-        if not self.layout.size:
-            raise InputError(f"{who}: this network has no parameters to read anything at. Add a layer that has.")
-        if (twice := given_twice(readouts)) is not None:
-            raise InputError(f"{who}: {type(twice).__name__} was given twice. Give each readout once.")
-        single = [r for r in readouts if getattr(r, "of_examples", True)]
-        if single and self.mixed_by is not None:
-            raise InputError(
-                f"{who}: {type(single[0]).__name__} speaks of single examples, and layer {self.mixed_by} mixes them, "
-                "so that no gradient belongs to one. Fix its statistics, or read Gradient()."
-            )
 
     @cached_property
     def mixed_by(self) -> str | None:
@@ -379,22 +353,7 @@ class Cost:
     def _check(
         self, x: Any, y: Any, weights: Any, context: Context = Context(), params: Any = None, feedback: Any = None
     ) -> tuple[Any, Any]:
-        check_context(context)
-        given, x, y = y, self.network.layer.check(x), jax.tree.map(jnp.asarray, y)
-        n = jax.tree.leaves(x)[0].shape[0]
-        if weights is not None and (not hasattr(weights, "shape") or jnp.shape(weights) != (n,)):
-            raise InputError(
-                f"weights: expected one weight for each example, [{n}], got {arrived(weights)}. "
-                "Use jnp.asarray(weights), one number for each row of x."
-            )
-        for part in jax.tree.leaves(y):
-            if jnp.shape(part)[:1] != (n,):
-                got = arrived(given) if is_listed(given) else described(part)
-                raise InputError(f"y: expected {n} examples as in x, got {got}. x and y go row by row.")
-        if feedback is not None:
-            for layer, its, its_feedback in self._parts_of(params, feedback):
-                check_feedback(layer, its, its_feedback)
-        return x, y
+        return check_batch(self, x, y, weights, context, params, feedback)
 
     def _parts_of(self, params: Any, feedback: Any) -> list[tuple[Layer, Any, Any]]:
         (net, own), (net_back, own_back) = self._apart(params), self._apart(feedback)
@@ -429,24 +388,7 @@ class Cost:
         It raises, too, where a layer's backward gives a leaf's reader its pair in pieces, though not all readings add
         up: a gradient alone would not tell.
         """
-        check_arrays(theta=theta, x=x, y=y, weights=weights)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
-            raise InputError("Cost.check: it reads values, and under jit there are none. Call it outside jit.")
-        self.layout.check(theta)
-        x, y = self._check(x, y, weights, context)
-        output = batch_of(self.network.output, jax.tree.leaves(x)[0].shape[0])
-        by_value = self.loss_layer if isinstance(self.loss_layer, FromValue) else None
-        if by_value and hasattr(self.loss, "check"):
-            self.loss.check(output, y)
-        for name, value in (("theta", theta), ("x", x), ("y", y), ("weights", weights)):
-            check_finite(name, value)
-        if weights is not None and self.reduction != "sum" and np.sum(weights) == 0:
-            raise InputError("weights: a mean needs weights whose sum is not 0, got a sum of 0. Give some weight.")
-        if by_value:
-            by_value.check_values((output, y))  # of y alone: the output is known by its shape
-        layers = (self.network.layer.layers, *(() if by_value else (self.loss_layer,)))
-        forward = lambda theta, x, y, context: self._forward(self.layout.unflatten(theta), x, y, context)
-        check_values(layers, forward, jnp.asarray(theta), x, y, context=context)
+        check_everything(self, theta, x, y, weights, context)
         _read_whole.eval_shape(self, theta, x, y, context)
 
 

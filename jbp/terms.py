@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .checking import check_readouts
 from .layer import Context, InputError, Theta
 from .losses.loss import FromValue
 from .losses.terms import Terms
@@ -30,7 +31,7 @@ def by_term(
     if not isinstance(cost, Cost) or not isinstance(cost.loss, Terms):
         got = repr(cost.loss) if isinstance(cost, Cost) else repr(cost)
         raise InputError(f"by_term: expected a Cost of jbp.losses.Terms((loss, loss, …)), got {got}.")
-    cost._check_readouts("by_term", readouts)
+    check_readouts("by_term", cost, readouts)
     if seeded := [r for r in readouts if hasattr(r, "seed")]:
         raise InputError(
             f"by_term: it reads at the δ of each term, and {type(seeded[0]).__name__} is of another seed. Measure it "
