@@ -24,10 +24,6 @@ BACK_SECONDS, BACK_STEPS, BACK_BYTES = 10.0, 32, 4 * BLOCK_BYTES
 # costs about 0.1 ms, such a step many times that.
 LARGE_THETA = 1 << 25
 
-# On an accelerator a loop of a length that only the data know asks the host before each step (about 30 µs on an H200),
-# one of a known length does not: so many steps are such a loop, the rest is one of any length.
-STRIDE = 32
-
 
 @dataclass
 class Descent:
@@ -85,11 +81,8 @@ class Descent:
     def _run(self, block: Block, i: int, stop: int) -> np.ndarray:
         program, inputs = (self.cost, self._rule(block), self.steer, block.cut), self._inputs(block, self.step - i)
         if self.cost.layout.size < LARGE_THETA:
-            found = []
-            for at, end, steps in _strides(i, stop):
-                self.params, self.state, costs = _advance(*program, *inputs, self.params, self.state, at, end, steps)
-                found.append((costs, at, end))
-            return np.concatenate([np.asarray(costs)[at:end] for costs, at, end in found])
+            self.params, self.state, costs = _advance(*program, *inputs, self.params, self.state, i, stop)
+            return np.asarray(costs)[i:stop]
         Cs = []
         for j in range(i, stop):
             self.params, self.state, C = _step(*program, *inputs, self.params, self.state, j)
@@ -131,15 +124,6 @@ class Descent:
             if (stop := min(stop, i + step - self.step)) > i:
                 self._run(block, i, stop)
                 self.step += stop - i
-
-
-def _strides(i: int, stop: int) -> list[tuple[int, int, int | None]]:
-    """(first step, stop, the length where it is a loop of a known one) of the loops from i to stop."""
-    if jax.default_backend() == "cpu":
-        return [(i, stop, None)]
-    whole = [(at, at + STRIDE, STRIDE) for at in range(i, stop - STRIDE + 1, STRIDE)]
-    at = i + len(whole) * STRIDE
-    return [*whole, *([(at, stop, None)] if at < stop else [])]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -196,10 +180,9 @@ def _step(cost, rule, steer, cut, by_row, side, rows, feedback, key, first, para
     return _one_step(cost, rule, steer, cut, by_row, side, rows[i], feedback, key, first + i, params, state)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), static_argnames="steps", donate_argnames=("params", "state"))
-def _advance(cost, rule, steer, cut, by_row, side, rows, feedback, key, first, params, state, start, stop, steps=None):
-    """Steps start … stop - 1, `steps` of them where that is known: (params, state, costs `[S]`, of which those of the
-    steps done are filled)."""
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnames=("params", "state"))
+def _advance(cost, rule, steer, cut, by_row, side, rows, feedback, key, first, params, state, start, stop):
+    """Steps start … stop - 1: (params, state, costs `[S]`, of which those of the steps done are filled)."""
     feedback = None if feedback is None else cost.layout.unflatten(feedback)
 
     def step(i, carry):
@@ -209,9 +192,7 @@ def _advance(cost, rule, steer, cut, by_row, side, rows, feedback, key, first, p
         return params, state, costs.at[i].set(C.astype(costs.dtype))
 
     costs = jnp.zeros(rows.shape[0], wide_dtype(dtype_of(params)))
-    if steps is None:
-        return jax.lax.fori_loop(start, stop, step, (params, state, costs))
-    return jax.lax.fori_loop(0, steps, lambda j, carry: step(start + j, carry), (params, state, costs))
+    return jax.lax.fori_loop(start, stop, step, (params, state, costs))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -360,23 +360,13 @@ def failing(at: int, steps: int = 12, **settings: Any) -> jbp.Run:
         return jbp.fit(COST, THETA, batches, **SETTINGS | settings)
 
 
-def test_loops_of_an_accelerator_have_a_known_length_as_far_as_can_be(monkeypatch: pytest.MonkeyPatch):
-    assert DESCENT._strides(3, 70) == [(3, 70, None)]
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert DESCENT._strides(3, 70) == [(3, 35, 32), (35, 67, 32), (67, 70, None)]
-    assert DESCENT._strides(3, 35) == [(3, 35, 32)]
-
-
-@pytest.fixture(params=["from the beginning", "from a copy", "each step a call", "in strides"])
+@pytest.fixture(params=["from the beginning", "from a copy", "each step a call"])
 def the_way_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     if request.param == "from a copy":
         monkeypatch.setattr(DESCENT, "BACK_SECONDS", 0.0)
         monkeypatch.setattr(DESCENT, "BACK_STEPS", 1)
     if request.param == "each step a call":
         monkeypatch.setattr(DESCENT, "LARGE_THETA", 0)
-    if request.param == "in strides":  # as on an accelerator
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        monkeypatch.setattr(DESCENT, "STRIDE", 2)
 
 
 @pytest.mark.parametrize("at", range(11))
