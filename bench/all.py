@@ -21,7 +21,7 @@ PROGRAMS = (
     "epoch_of_the_texts_network",
     "per_example_norms_cost_one_pass",
     "clipped_sums_cost_one_pass",
-    "comparing_costs_ten_gradients",
+    "comparing_costs_twenty_gradients",
     "attention",
     "transformers",
     "linear_cross_entropy",
