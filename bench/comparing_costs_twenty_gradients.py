@@ -1,7 +1,7 @@
 """Comparing a network of 10 million parameters takes at most 25 times one gradient, plus compilation.
 
-At two θ the rule, autodiff, and autodiff in float64, which takes twice as long: 8. Which kinks are met, at three points,
-in float64 too: 3. The race of both: 4. The rest are statistics, and random points.
+At two θ the rule, autodiff, and autodiff in float64, which takes twice as long: 8. Which kinks are met, at three
+points, in float64 too: 3. The race of both: 4. The rest are statistics, and random points.
 
 `cost.compare` of 784-2900-2900-10 at batch 512, everything included (the rule, autodiff, the float64 shadow, all
 statistics, the timing of both), less what JAX reports as spent on tracing, lowering and compiling; against one compiled
