@@ -35,6 +35,8 @@ def kfra(
     Raises `InputError` off a plain chain of dense layers and element-wise functions, for a loss with params, and for
     one without `hessian_root`.
     """
+    if not isinstance(cost, Cost):
+        raise InputError(f"kfra: expected a Cost first, got {type(cost).__name__}. As in jbp.kfra(cost, theta, x, y).")
     check_arrays(theta=theta, x=x, y=y, weights=weights)
     chain, (fused, loss) = chain_of(cost.network), apart(cost.loss_layer)
     if chain is None or fused is not None or not all(chain.elementwise):
