@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from . import curvature
@@ -21,7 +20,7 @@ from .checking import check_batch, check_everything, check_readouts
 from .layer import Context, InputError, Layer, Theta, batch_of, says, wide_dtype
 from .layout import Layout
 from .loss_leaves import LossLeaves, input_of_loss
-from .losses.loss import FromValue, as_layer
+from .losses.loss import FromValue, all_positions, as_layer
 from .network import Network, cast
 from .outside import check_arrays, check_hashable, check_key, check_logits
 from .pair import Pair
@@ -347,8 +346,7 @@ class Cost:
         output = batch_of(self.network.output, n)
         if hasattr(self.loss, "counted"):
             return self.loss.counted(output, y)
-        n, *axes = jax.tree.leaves(output)[0].shape
-        return jnp.full(n, float(np.prod(axes[:-1])))
+        return all_positions(output)
 
     def _check(
         self, x: Any, y: Any, weights: Any, context: Context = Context(), params: Any = None, feedback: Any = None

@@ -223,6 +223,12 @@ def test_logs_of_a_clipped_sum(x64: None):
 TWO = jbp.losses.Terms((CROSS, jbp.losses.HalfSquaredError()), weights=(2.0, 0.5))
 
 
+@pytest.mark.parametrize(("shape", "due"), [((3,), 1), ((3, 2), 1), ((3, 5, 4, 2), 20)])
+def test_terms_that_count_all_positions_agree(shape: tuple[int, ...], due: int):
+    terms = jbp.losses.Terms((jbp.losses.Huber(), jbp.losses.HalfSquaredError()))
+    np.testing.assert_array_equal(terms.counted(jax.ShapeDtypeStruct(shape, jnp.float32), ()), np.full(3, due))
+
+
 @pytest.mark.parametrize("heads", [False, True])
 def test_terms_of_a_cost_each_by_itself(heads: bool, x64: None):
     if heads:

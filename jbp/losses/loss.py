@@ -135,6 +135,12 @@ def _check_delta(name: str, output: Any, delta: Any) -> None:
         )
 
 
+def all_positions(output: Any) -> Float[Array, "N"]:
+    """How many positions each example of an output, or of its spec, has: the axes between the first and the last."""
+    n, *axes = jax.tree.leaves(output)[0].shape
+    return jnp.full(n, float(np.prod(axes[:-1])))
+
+
 def as_layer(loss: Any) -> Layer:
     """The loss as a layer from (output, y) to C_n. Raises `InputError` where it is neither a loss nor a layer."""
     if isinstance(loss, type):

@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ..layer import InputError, described
-from .loss import Loss
+from .loss import Loss, all_positions
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ class Terms:
                 "Terms: reduction='positions' divides by how many positions count, which may be another number for "
                 "each term. Give each of them positions='mean', and reduce by 'mean'."
             )
-        n, *rest = jax.tree.leaves(output)[0].shape[:-1]
-        return jnp.full(n, float(np.prod(rest)))
+        return all_positions(output)
 
     def term(self, k: int) -> "OneTerm":
         """Term k by itself, unweighted, on the whole output and the whole y."""
