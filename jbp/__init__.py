@@ -15,7 +15,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     derived / uses / recomputed      a leaf that is worked on first / pairs of pairs / that come a part at a time
     reader / readouts                who reads a pair / quantities over pairs
     activations layers/ losses/      the steps of the induction, and its base case
-    network / outside                layers with an input and a layout / what arguments from outside must be
+    network / outside / meshes       layers with an input and a layout / what arguments from outside must be / devices
     reverse (loss_leaves checking)   `Cost`: the induction, with leaves of the loss; what needs values to be checked
     rows moments gram projected clipping terms   readouts by family; of each term of a cost
     seeds / ggn / kronecker          seeds other than the loss's δ / what is read at them: diagonals, factors

@@ -16,6 +16,7 @@ import numpy as np
 from .errors import arrived, is_listed
 from .layer import Context, InputError, Layer, at, batch_of, check_finite, described, walk
 from .losses.loss import FromValue
+from .meshes import on_host
 from .outside import check_arrays, check_context
 from .readouts import Readout, given_twice
 from .run import check_feedback
@@ -63,7 +64,7 @@ def check_values(layers: tuple[Layer, ...], forward: Callable[..., Any], *args: 
     def run(*args: Any) -> None:
         forward(*args, listening)
 
-    jax.jit(run)(*args)
+    jax.jit(run)(*on_host(args))
     jax.effects_barrier()
     if listening.found.errors:
         raise listening.found.errors[0]

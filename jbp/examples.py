@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from .clipping import clip_factors
 from .found import back, forward
 from .layer import InputError, described, spec_of, wide, wide_dtype
+from .meshes import on_any_mesh
 from .model import check_params
 from .outside import check_arrays
 from .pair import Pair
@@ -46,10 +47,12 @@ def clipped_grad(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> 
     return _compiled(_clipped, loss_fn, params, batch, max_norm)
 
 
+@on_any_mesh
 def _norms(loss_fn: LossOfOne, params: Any, batch: Any) -> Array:
     return jnp.sqrt(_squared_norms(_pairs(loss_fn, params, batch)))
 
 
+@on_any_mesh
 def _clipped(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> Any:
     pairs = _pairs(loss_fn, params, batch)
     factors = clip_factors(_squared_norms(pairs), max_norm)

@@ -20,6 +20,7 @@ from jaxtyping import PRNGKeyArray
 from .errors import check_whole
 from .kronecker import Diagonal, Factors, KroneckerFactors
 from .layer import Context, InputError, batch_of, described, wide_dtype
+from .meshes import on_any_mesh
 from .outside import check_key
 from .reverse import Cost
 from .seeds import Opened, Sampled, check_seed, read_columns, read_seeds
@@ -173,6 +174,7 @@ def _words(key: PRNGKeyArray) -> Any:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
+@on_any_mesh
 def _factors(
     cost: Cost, readout: Any, seed: Any, params: Any, x: Any, y: Any, weights: Any, context: Context = Context()
 ) -> Any:

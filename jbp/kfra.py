@@ -10,7 +10,6 @@ example, and the same G where no function stands between dense layers. Source: B
 arXiv:1706.03662.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 from .chain import Chain, chain_of
 from .kronecker import Factors, second_moment
 from .layer import Context, InputError, Theta, wide
+from .meshes import jitted
 from .network import cast
 from .outside import check_arrays
 from .reader import read_nothing
@@ -48,7 +48,7 @@ def kfra(
     return _factors(cost, chain, theta, x, y, weights, context)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jitted(0, 1)
 def _factors(cost: Cost, chain: Chain, theta: Any, x: Any, y: Any, weights: Any, context: Context) -> Any:
     params = cost.layout.unflatten(theta)
     x, y = cost._check(x, y, weights, context)

@@ -16,6 +16,7 @@ from .layer import Context, InputError, Layer, Shape, Theta, described, inferred
 from .layers.compose import Sequential
 from .layers.dense import Dense
 from .layout import Layout
+from .meshes import on_any_mesh
 from .outside import check_arrays, check_context, check_hashable, check_key, check_mask
 
 
@@ -106,7 +107,8 @@ class Network:
     def __call__(self, theta: Theta, x: Any, context: Context = Context()) -> Any:
         """The output `[N, ...]` for a batch x `[N, *input]`."""
         check_context(context)
-        return self.layer.forward(self.layout.unflatten(theta), x, context)[0]
+        forward = lambda theta, x: self.layer.forward(self.layout.unflatten(theta), x, context)[0]
+        return on_any_mesh(forward, rows=1)(theta, x)
 
 
 @partial(jax.jit, static_argnums=0)

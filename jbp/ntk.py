@@ -8,7 +8,6 @@ et al. 2018, arXiv:1806.07572; Novak et al. 2022, arXiv:2206.08720 (the structur
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float
 
 from .errors import is_number
 from .layer import Context, InputError, Theta, batch_of, says
+from .meshes import jitted
 from .network import Network
 from .outside import check_arrays
 from .pair import Outer, Pair
@@ -64,7 +64,7 @@ def ntk(
     return _ntk(net, form, sizes, jnp.asarray(theta), x1, x2)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jitted(0, 1, 2)
 def _ntk(net, form, sizes, theta, x1, x2):
     params = net.layout.unflatten(theta)
     (n, m), counts = sizes, [jax.tree.leaves(x)[0].shape[0] for x in (x1, x2)]

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layer import Context, InputError, Layer, Theta, called, wide_dtype
+from .meshes import on_host
 from .named import Leaf, Note, Notes, named_layers, read_leaf
 from .programs.names import Hidden, Loop, NamedValue, lineage, origins
 from .programs.once import evaluated
@@ -127,6 +128,7 @@ def run(
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, x, y, weights))):
         raise InputError("a run is recorded with its numbers, so not under jit, grad or vmap. Call it outside.")
+    theta, x, y, weights, context = on_host((theta, x, y, weights, context))
     cost.check(theta, x, y)
     y, n = jax.tree.map(jnp.asarray, y), jax.tree.leaves(x)[0].shape[0]
     if weights is not None and np.shape(weights) != (n,):

@@ -8,7 +8,7 @@ ask for.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from .layer import Context, InputError, Layer, Theta, batch_of, says, wide_dtype
 from .layout import Layout
 from .loss_leaves import LossLeaves, input_of_loss
 from .losses.loss import FromValue, all_positions, as_layer
+from .meshes import jitted, on_any_mesh
 from .network import Network, cast
 from .outside import check_arrays, check_hashable, check_key, check_logits
 from .pair import Pair
@@ -301,11 +302,13 @@ class Cost:
 
     # -- on leaves: for programs that stay inside one jit -----------------------------------------------------------
 
+    @on_any_mesh
     def value_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C with θ as leaves, going forward only, and no jit of its own."""
         x, y = self._check(x, y, weights, context)
         return (self._factors(params, x, y, weights) * self._forward(params, x, y, context)).sum()
 
+    @on_any_mesh
     def value_and_grad_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context(), feedback=None):
         """(C, ∇C) with θ and ∇C as leaves, `cost.layout.unflatten(theta)`, and no jit of its own.
 
@@ -390,7 +393,7 @@ class Cost:
         _read_whole.eval_shape(self, theta, x, y, context)
 
 
-@partial(jax.jit, static_argnums=0)
+@jitted(0)
 def _init(cost, key):
     network = cost.network.init(key)
     if not cost._loss_leaves.own:
@@ -399,12 +402,12 @@ def _init(cost, key):
     return cost.layout.flatten(Params(cost.network.layout.unflatten(network), cost._loss_leaves.without_ties(loss)))
 
 
-@partial(jax.jit, static_argnums=0)
+@jitted(0)
 def _value(cost, theta, x, y, weights, context):
     return cost.value_leaves(cost.layout.unflatten(theta), x, y, weights=weights, context=context)
 
 
-@partial(jax.jit, static_argnums=0)
+@jitted(0)
 def _value_and_grad(cost, theta, x, y, weights, context, feedback):
     layout = cost.layout
     if feedback is not None:
@@ -415,7 +418,7 @@ def _value_and_grad(cost, theta, x, y, weights, context, feedback):
     return C, layout.flatten(layout.filled(gradient, theta.dtype))
 
 
-@partial(jax.jit, static_argnums=0)
+@jitted(0)
 def _read_whole(cost, theta, x, y, context):
     """The gradient by readers that don't add up: traced, and never run."""
     params = cost.layout.unflatten(theta)
@@ -423,7 +426,7 @@ def _read_whole(cost, theta, x, y, context):
     return cost.induction(params, None, x, y, factors, cost._readers(read_whole), context)[2]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jitted(0, 1)
 def _measure(cost, split, arrays, theta, x, y, weights, context, feedback):
     params = cost.layout.unflatten(theta)
     if feedback is not None:
@@ -443,7 +446,7 @@ def _measure(cost, split, arrays, theta, x, y, weights, context, feedback):
     return (factors * values).sum(), tuple(next(results if seed_of(r) is None else others) for r in readouts)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jitted(0, 1)
 def _read(cost, split, arrays, pairs, weights):
     n = jax.eval_shape(lambda pairs: pairs[0].squared_norms(), pairs).shape[0]
     w = jnp.ones(n, wide_dtype(cost.layout.dtype)) if weights is None else jnp.asarray(weights)

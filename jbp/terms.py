@@ -4,7 +4,6 @@ With G = ∂C_k/∂θ `[K, P]`, the gradients of the terms, G Gᵀ `[K, K]` says
 w G is a direction that weighs them by w. `examples/conflict_free.py` finds a w by which no term loses.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from .checking import check_readouts
 from .layer import Context, InputError, Theta
 from .losses.loss import FromValue
 from .losses.terms import Terms
+from .meshes import jitted
 from .outside import check_arrays
 from .readouts import Readout, Split, check_shapes, collect, readers_of
 from .reverse import Cost
@@ -43,7 +43,7 @@ def by_term(
     return values, results[0] if len(readouts) == 1 else results
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jitted(0, 1)
 def _by_term(cost, split, arrays, theta, x, y, weights, context):
     params, readouts = cost.layout.unflatten(theta), split.filled(arrays)
     x, y = cost._check(x, y, weights, context, params)

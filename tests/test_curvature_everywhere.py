@@ -86,12 +86,13 @@ def test_through_checkpoint_and_a_model(kind: str, x64: None):
     assert_close(as_defined(cost, answers(cost, *args)), by_definition(cost, *args), 1e-11)
 
 
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @kinds
-def test_examples_cut_over_a_mesh_give_the_same(kind: str, x64: None):
+def test_examples_cut_over_a_mesh_give_the_same(kind: str, axes: AxisType, x64: None):
     cost = cost_of(kind)
     theta, x, y = drawn(cost)
     due = as_numpy(answers(cost, theta, x, y))
-    with jax.set_mesh(mesh := jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))):
+    with jax.set_mesh(mesh := jax.make_mesh((8,), ("d",), axis_types=(axes,))):
         put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))
         assert_close(as_numpy(answers(cost, put(theta, P()), put(x, P("d")), put(y, P("d")))), due)
 

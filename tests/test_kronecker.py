@@ -118,7 +118,7 @@ def test_kfra_is_its_recursion(reduction: str, x64: None):
     ([jbp.Frozen(jbp.Dense(3)), jbp.Dense(3)], SOFTMAX),
     ([jbp.Dense(3), jbp.Tanh()], LinearCrossEntropy(4)),
 ], ids=["softmax", "residual", "frozen", "loss with params"])  # fmt: skip
-def test_kfra_is_of_plain_chains_alone(layers: Any, loss: Any):
+def test_kfra_is_of_plain_chains_alone(layers: Any, loss: Any, as_for_a_user: None):
     asked = Asked(layers, (2,), loss)
     assert_told(lambda: jbp.kfra(asked.theta, asked.x, asked.y, 1), "kfra: expected a Cost first, got […]")
     assert_told(lambda: kfra(asked), "kfra: expected a plain chain of dense layers and element-wise functions, […]")

@@ -570,19 +570,12 @@ def test_the_gradient_under_scan(case: CostCase, x64: None):
     assert_close(jax.lax.scan(step, None, args)[1], exact(case)["by autodiff"])
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @over(SOME_NETWORKS)
-def test_a_batch_over_eight_devices_gives_the_same_gradient(case: CostCase, x64: None):
-    check_over_devices(case, AxisType.Auto)
-
-
-def test_a_batch_over_eight_explicit_devices_gives_the_same_gradient(x64: None):
-    check_over_devices(NETWORKS[0], AxisType.Explicit)
-
-
-def check_over_devices(case: CostCase, axis_type: AxisType) -> None:
+def test_a_batch_over_eight_devices_gives_the_same_gradient(case: CostCase, kind: AxisType, x64: None):
     cost = case.cost()
     theta, x, y = first(case, cost)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,), devices=jax.devices("cpu"))
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(kind,), devices=jax.devices("cpu"))
     with jax.set_mesh(mesh):
         spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
         x, y, weights = spread((x, y, jnp.asarray(WEIGHTS)))

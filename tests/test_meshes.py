@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -206,3 +207,48 @@ def test_as_function_inside_a_shard_map(kind: AxisType, forward_mode: bool, chec
             got = transform(jax.grad(lambda t, x: jnp.sum(spread(t, x) ** 2), (0, 1)))(t, x)
             for a, b in zip(got, due, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+# -- a network on explicit axes ---------------------------------------------------------------------------------------
+
+
+def decoder() -> jbp.Cost:
+    attention = jbp.Residual(jbp.Sequential([jbp.LayerNorm(), jbp.Attention(2)]))
+    layers = [jbp.Embedding(5, 4), jbp.Repeat(attention, 2), jbp.Dense(3)]
+    net = jbp.Network(layers, jax.ShapeDtypeStruct((2,), np.int32))
+    return jbp.Cost(net, jbp.losses.SoftmaxCrossEntropy(), "positions")
+
+
+def step_of_kfac(cost: jbp.Cost, theta: Any, x: Any, y: Any) -> Any:
+    rule = jbp.kfac(cost, 0.1)
+    return rule.update(cost.grad(theta, x, y), rule.init(theta), theta, batch=(x, y))[0]
+
+
+ASKED: dict[str, Callable] = {
+    "the output": lambda cost, theta, x, y: cost.network(theta, x),
+    "compare": lambda cost, *args: cost.compare(*args, timing=False, checks=False).ok,
+    "check": lambda cost, *args: cost.check(*args),
+    "explain": lambda cost, *args: jbp.explain(cost, *args, "0.table[1,2]").value,
+    "flow": lambda cost, *args: [row.delta for row in jbp.flow(cost, *args).rows],
+    "draw": lambda cost, *args: jbp.draw.computation(cost, args[0], *(np.asarray(a)[0] for a in args[1:])).dot(),
+    "kfac": step_of_kfac,
+}
+
+
+@pytest.mark.parametrize("entered", [True, False], ids=["in its context", "by the arrays alone"])
+@pytest.mark.parametrize("what", ASKED)
+def test_on_explicit_axes_all_is_as_on_one_device(what: str, entered: bool, x64: None):
+    cost, x = decoder(), numbers(2, 8, 2).argsort(0).astype(np.int32) % 5
+    theta, y = cost.init(jax.random.key(0)), x % 3
+    due = ASKED[what](cost, theta, x, y)
+    mesh = mesh_of(AxisType.Explicit, 4)
+    theta, x, y = (jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in ((theta, P()), (x, P("d")), (y, P("d"))))
+    with jax.set_mesh(mesh) if entered else nullcontext():
+        got = ASKED[what](cost, theta, x, y)
+        if what == "the output":
+            assert jax.typeof(got).sharding.spec[0] == "d"
+    if isinstance(due, str):
+        assert got == due
+    else:
+        close = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-12)
+        jax.tree.map(close, got, due)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..chain import chain_of
 from ..layer import InputError, described
+from ..meshes import on_host
 from ..network import Network
 from ..reverse import Cost
 from . import layers, neurons, surgery
@@ -102,6 +103,7 @@ def _computation(who, cost, theta, x, y, symbol, max_neurons, max_layers, depth,
         symbol = net.layout.symbol(
             cost.coordinate(f"draw.{who}", symbol) if isinstance(cost, Cost) else net.layout.index(symbol)
         )
+    theta, x, y = on_host((theta, x, y))
     given = [value is not None for value in (theta, x, y)]
     if any(given):
         if not all(given):

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..compare import in_float64
 from ..layer import Context, InputError, Theta
+from ..meshes import on_host
 from ..record import Record, Step, run
 from ..reverse import Cost
 from .agreement import note, rounding
@@ -49,6 +50,7 @@ def explain(
     jit, and as `cost.check`.
     """
     i = cost.coordinate("explain", symbol)
+    theta, x, y, weights, context = on_host((theta, x, y, weights, context))
     record = run(cost, theta, x, y, weights=weights, context=context)
     owner, pair, where = _located(cost, record, i)
     contributions = record.factors * contributions_of(pair, where)

@@ -30,14 +30,14 @@ from ..pair import Outer
 from ..recomputed import Portion, Recomputed, cut, over_pieces, size_of_pieces
 from .cross_entropy import SoftmaxCrossEntropy, check_labels, counted_labels, label_factors
 
-LOGITS = 1 << 23  # that exist at a time, at most, unless `chunk` says how many positions
+LOGITS = 7 << 20  # that exist at a time, at most, unless `chunk` says how many positions: 28 MiB of float32, in cache
 
 
 @dataclass(frozen=True)
 class LinearCrossEntropy:
     """C_n from h `[N, *T, W]` and labels y `[N, *T]`, with the kernel w `[W, classes]` as a leaf of its own.
 
-    `chunk`: how many positions of the batch have logits at a time; None for at most 2²³ logits. A reading that does not
+    `chunk`: how many positions of the batch have logits at a time; None for at most 7·2²⁰ logits. A reading that does not
     add up, as squared norms, needs those of at least one example. `label_smoothing`, `ignore`, `positions` and `z_loss`
     are as in `SoftmaxCrossEntropy`, where the first is called `smoothing`. To tie w to a table `[classes, W]` of the
     network's first layer, write `Cost(net, loss, tied={"loss.w": "0.table.T"})`. Labels outside 0 … classes − 1 are an
@@ -55,7 +55,7 @@ class LinearCrossEntropy:
     def __post_init__(self):
         check_whole("LinearCrossEntropy", classes=self.classes, remedy="Count the labels.")
         if self.chunk is not None:
-            remedy = "Leave it out for at most 2²³ logits at a time."
+            remedy = "Leave it out for at most 7·2²⁰ logits at a time."
             check_whole("LinearCrossEntropy", chunk=self.chunk, remedy=remedy)
         if not 0 <= self.label_smoothing < 1:
             raise InputError(

@@ -10,7 +10,7 @@ constants stay as they were rounded, and random bits are those of the original d
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import jax
@@ -44,7 +44,8 @@ def replay(jaxpr: ClosedJaxpr | Jaxpr, change: Change, read: Callable[[Any], Any
         env.update(zip(inner.invars, map(read, args), strict=True))
         value = lambda v: read(_literal(v)) if isinstance(v, Literal) else env[v]
         for i, eqn in enumerate(inner.eqns):
-            outs = change(eqn, [value(v) for v in eqn.invars], again)
+            with _on_its_mesh(eqn):
+                outs = change(eqn, [value(v) for v in eqn.invars], again)
             env.update(zip(eqn.outvars, outs, strict=True))
             for v in {v for v in eqn.invars if not isinstance(v, Literal)} - kept:
                 if last[v] == i:
@@ -52,6 +53,14 @@ def replay(jaxpr: ClosedJaxpr | Jaxpr, change: Change, read: Callable[[Any], Any
         return [value(v) for v in inner.outvars]
 
     return run
+
+
+def _on_its_mesh(eqn: JaxprEqn) -> Any:
+    """Where a program goes from explicit axes to automatic ones and back, its equations do so, too."""
+    mesh, here = eqn.ctx.cur_abstract_mesh, jax.sharding.get_abstract_mesh()
+    if mesh == here or mesh.empty or mesh.manual_axes or here.manual_axes:
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def aval_of(v: Any) -> Any:
