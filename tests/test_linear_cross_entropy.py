@@ -342,7 +342,7 @@ WRONG = [
     ),
     (
         lambda: LinearCrossEntropy(5, 0),
-        "LinearCrossEntropy: chunk must be a whole number of at least 1, got 0. Leave it out for at most 2²³ logits "
+        "LinearCrossEntropy: chunk must be a whole number of at least 1, got 0. Leave it out for at most 7·2²⁰ logits "
         "at a time.",
     ),
     (
