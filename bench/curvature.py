@@ -5,6 +5,8 @@
                      an expert writes a Hessian product
     784-1024×2-10    the GGN's diagonal, exact (10 columns), and of one sampled label, against one gradient; its peers
                      are jax.jacobian contracted, and BackPACK's DiagGGN{Exact,MC} where it is installed
+    K-FAC            the same blocks at 2 × 1024 positions: ten steps with factors and inverses made once, against ten
+                     of Adam by the same gradient
     the NTK          784-1024×2-10, 64 × 64 examples, 10 outputs, against contracting whole Jacobians in blocks (which
                      takes minutes at 256 × 256, where jbp's time stands alone)
 
@@ -18,6 +20,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import transformers
 
 import jbp
@@ -25,8 +28,9 @@ import jbp
 GRADIENT = "one gradient"
 
 
-def gpt(report: harness.Report) -> None:
-    width, t, classes, blocks = (32, 16, 11, 2) if report.quick else (256, 256, 128, 4)
+def network(quick: bool, positions: int) -> tuple[jbp.Cost, str]:
+    """A small GPT, and what it is called."""
+    width, t, classes, blocks = (32, 16, 11, 2) if quick else (256, positions, 128, 4)
     layers = [
         jbp.Embedding(classes, width),
         jbp.Repeat(transformers.gpt_block(width, 4), blocks),
@@ -34,9 +38,20 @@ def gpt(report: harness.Report) -> None:
         jbp.Dense(classes),
     ]
     net = jbp.Network(layers, jax.ShapeDtypeStruct((t,), jnp.int32))
-    cost = jbp.Cost(net, jbp.losses.SoftmaxCrossEntropy(), "positions")
-    theta, rng = net.init(jax.random.key(0)), np.random.default_rng(0)
+    title = f"{blocks} GPT blocks, width {width}, 2 × {t}"
+    return jbp.Cost(net, jbp.losses.SoftmaxCrossEntropy(), "positions"), title
+
+
+def drawn(cost: jbp.Cost) -> tuple[Any, Any, Any]:
+    """(θ, x, y) of two examples."""
+    (t,), (_, classes), rng = cost.network.input.shape, cost.network.output.shape, np.random.default_rng(0)
     x, y = (jnp.asarray(rng.integers(0, classes, (2, t)), jnp.int32) for _ in range(2))
+    return cost.init(jax.random.key(0)), x, y
+
+
+def gpt(report: harness.Report) -> None:
+    cost, title = network(report.quick, 256)
+    (theta, x, y), rng = drawn(cost), np.random.default_rng(1)
     v = jnp.asarray(rng.standard_normal(theta.shape), theta.dtype)
     seed = jbp.Sampled(jax.random.key(1))
     of = lambda f, *args: harness.compiled(f, theta, x, y, *args)
@@ -49,10 +64,31 @@ def gpt(report: harness.Report) -> None:
         "Kronecker factors, sampled": of(lambda theta, x, y: cost.measure(theta, x, y, jbp.KroneckerFactors(seed))[1]),
     }
     harness.agree(beside["jvp of jax.grad"].call(), {"cost.hvp": ours["cost.hvp"].call()}, 1e-3)
-    race = report.race(f"{blocks} GPT blocks, width {width}, 2 × {t}", ours, base, beside)
+    race = report.race(title, ours, base, beside)
     for name, bound in zip(ours, (1.9, 2.5, 1.35), strict=True):
         report.row(race, GRADIENT, race, name, GRADIENT, time_at_most=bound)
     report.row(race, "`jvp of jax.grad`", race, "cost.hvp", "jvp of jax.grad")
+
+
+def kfac(report: harness.Report) -> None:
+    cost, title = network(report.quick, 1024)
+    theta, x, y = drawn(cost)
+    params = cost.layout.unflatten(theta)
+
+    def ten(rule: optax.GradientTransformationExtraArgs) -> harness.Rival:
+        def step(carry: Any, _: Any) -> tuple[Any, Any]:
+            params, state = carry
+            value, gradient = cost.value_and_grad_leaves(params, x, y)
+            update, state = rule.update(gradient, state, params, batch=(x, y))
+            return (optax.apply_updates(params, update), state), value
+
+        run = lambda params, state: jax.lax.scan(step, (params, state), length=10)
+        return harness.compiled(run, params, rule.init(params), steps=10)
+
+    ours = {"K-FAC": ten(jbp.kfac(cost, 0.1, every=10))}
+    peers = {"Adam": ten(optax.with_extra_args_support(optax.adam(1e-3)))}
+    race = report.race(f"a step, {title}", ours, peers, rounds=3)
+    report.row("a K-FAC step", "an Adam step", race, "K-FAC", time_at_most=1.5)
 
 
 def diagonal(report: harness.Report) -> None:
@@ -156,6 +192,7 @@ def timed(call: Any) -> float:
 
 def measure(report: harness.Report) -> None:
     gpt(report)
+    kfac(report)
     diagonal(report)
     kernel(report)
 

@@ -4,10 +4,10 @@
     a Llama block    width 512, 8 heads of queries on 2 of keys, rotary positions, SwiGLU, 1 × 1024
     a GPT's step     4 such GPT blocks, 16,384 classes, tied, 4 × 512: jbp's loss is LinearCrossEntropy
 
-float32; every program returns the cost and all gradients, as leaves. jbp's layers stand in a loop (`Repeat`) or one
-after another; their peers are jax.grad of the same network as it is mostly written in plain JAX: with jax.nn's
-attention or the plain einsum, blocks unrolled or scanned, each as it is and with every block under jax.checkpoint.
-Beside them stands jax.grad of jbp's own forward, as it is and under jax.checkpoint.
+float32; every program returns the cost and all gradients, as leaves. jbp's layers stand in a loop (`Repeat`), as they
+are and each in `Checkpoint`, or one after another; their peers are jax.grad of the same network as it is mostly written
+in plain JAX: with jax.nn's attention or the plain einsum, blocks unrolled or scanned, each as it is and with every
+block under jax.checkpoint. Beside them stands jax.grad of jbp's own forward, as it is and under jax.checkpoint.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ import numpy as np
 
 import jbp
 
-LOOP, UNROLLED, SAME, CHECKPOINTED = "jbp", "jbp, unrolled", "jax.grad: the same forward", "and checkpointed"
+LOOP, UNROLLED, AGAIN = "jbp", "jbp, unrolled", "jbp, each block in Checkpoint"
+SAME, CHECKPOINTED = "jax.grad: the same forward", "and checkpointed"
 
 
 # -- jbp's ------------------------------------------------------------------------------------------------------------
@@ -37,6 +38,12 @@ def llama_block(width: int, heads: int, kv_heads: int) -> jbp.Layer:
     attention = jbp.Attention(heads, kv_heads, causal=True, rope=10_000.0, bias=False)
     mlp = [jbp.RMSNorm(), jbp.GLU(8 * width // 3), jbp.Dense(width, bias=False)]
     return jbp.Sequential([jbp.Residual(jbp.Sequential([jbp.RMSNorm(), attention])), jbp.Residual(jbp.Sequential(mlp))])
+
+
+def repeated(block: jbp.Layer, n: int) -> dict[str, jbp.Layer]:
+    """n such blocks, in each way that jbp has; their params have one structure."""
+    ways = {LOOP: jbp.Repeat(block, n), AGAIN: jbp.Repeat(jbp.Checkpoint(block), n)}
+    return ways | {UNROLLED: jbp.Repeat(block, n, unroll=True)}
 
 
 # -- the same in plain JAX --------------------------------------------------------------------------------------------
@@ -119,11 +126,12 @@ def usual(whole: Callable, *settings: Any) -> dict[str, Callable]:
 
 
 def race(report: harness.Report, title: str, costs: dict[str, jbp.Cost], peers: dict, x: Any, y: Any, *bounds: float):
-    """All rivals on one set of weights; the leaves of a loop's params and of an unrolled one's are the same."""
+    """All rivals on one set of weights; the leaves of jbp's ways are the same."""
     cost = costs[LOOP]
-    params = cost.layout.unflatten(cost.init(jax.random.key(0)))
+    theta = cost.init(jax.random.key(0))
+    params = cost.layout.unflatten(theta)
     ours = {
-        name: harness.compiled(lambda p, x, y, c=c: c.value_and_grad_leaves(p, x, y), params, x, y)
+        name: harness.compiled(lambda p, x, y, c=c: c.value_and_grad_leaves(p, x, y), c.layout.unflatten(theta), x, y)
         for name, c in costs.items()
     }
     of = lambda f: harness.compiled(jax.value_and_grad(f), params, x, y)
@@ -138,6 +146,7 @@ def race(report: harness.Report, title: str, costs: dict[str, jbp.Cost], peers: 
     report.row(title, "`jax.grad`, the fastest of eight", named, LOOP, time_at_most=usual_time, memory_at_most=memory)
     for name in beside:
         report.row("the same", f"`{name}`", named, LOOP, name, time_at_most=same_time)
+    report.row("the same, each block in `Checkpoint`", "`jax.grad`, the fastest of eight", named, AGAIN)
 
 
 def measure(report: harness.Report) -> None:
@@ -149,8 +158,7 @@ def measure(report: harness.Report) -> None:
         return lambda p, x, y: 0.5 * jnp.square(blocks(p[0].layer, x) - y).sum() / len(x)
 
     def of_blocks(block: jbp.Layer, n: int, shape: tuple[int, ...]) -> dict[str, jbp.Cost]:
-        net = lambda unroll: jbp.Network([jbp.Repeat(block, n, unroll=unroll)], shape)
-        return {name: jbp.Cost(net(unroll), squared) for name, unroll in ((LOOP, False), (UNROLLED, True))}
+        return {name: jbp.Cost(jbp.Network([blocks], shape), squared) for name, blocks in repeated(block, n).items()}
 
     width, heads = (16, 2) if quick else (256, 4)
     for n, t, *bounds in [(1, 32, 1, 1, 1)] if quick else [(2, 1024, 0.48, 0.8, 0.33), (4, 256, 0.7, 0.85, 0.6)]:
@@ -168,8 +176,7 @@ def measure(report: harness.Report) -> None:
 
     width, heads, classes, n, t = (16, 2, 100, 2, 32) if quick else (256, 4, 16_384, 4, 512)
 
-    def gpt(unroll: bool) -> jbp.Cost:
-        blocks = jbp.Repeat(gpt_block(width, heads), 4, unroll=unroll)
+    def gpt(blocks: jbp.Layer) -> jbp.Cost:
         layers = [jbp.Embedding(classes, width), jbp.Positions(t), blocks, jbp.LayerNorm()]
         net = jbp.Network(layers, jax.ShapeDtypeStruct((t,), jnp.int32))
         return jbp.Cost(net, jbp.losses.LinearCrossEntropy(classes), "positions", tied={"loss.w": "0.table.T"})
@@ -185,7 +192,8 @@ def measure(report: harness.Report) -> None:
     x, y = (jnp.asarray(random.integers(0, classes, (n, t)), jnp.int32) for _ in range(2))
     title = f"a GPT's step, {classes:,} classes, {n} × {t} positions"
     peers = usual(cross_entropy, heads, heads, False)
-    race(report, title, {LOOP: gpt(False), UNROLLED: gpt(True)}, peers, x, y, 0.6, 0.85, 0.2)
+    costs = {name: gpt(blocks) for name, blocks in repeated(gpt_block(width, heads), 4).items()}
+    race(report, title, costs, peers, x, y, 0.6, 0.85, 0.2)
 
 
 if __name__ == "__main__":

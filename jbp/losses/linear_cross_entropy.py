@@ -40,8 +40,8 @@ class LinearCrossEntropy:
     `chunk`: how many positions of the batch have logits at a time; None for at most 7·2²⁰ logits. A reading that does
     not add up, as squared norms, needs those of at least one example. `label_smoothing`, `ignore`, `positions` and
     `z_loss` are as in `SoftmaxCrossEntropy`, where the first is called `smoothing`. To tie w to a table `[classes, W]`
-    of the network's first layer, write `Cost(net, loss, tied={"loss.w": "0.table.T"})`. Labels outside 0 … classes − 1 are an
-    error that `Cost.check` names; under jit they make the cost NaN.
+    of the network's first layer, write `Cost(net, loss, tied={"loss.w": "0.table.T"})`. Labels outside 0 … classes − 1
+    are an error that `Cost.check` names; under jit they make the cost NaN.
     """
 
     classes: int
