@@ -3,8 +3,8 @@
 cost.measure(theta, x, y, jbp.ClippedSum(1.0)) finds norms and the weighted sum from the same pairs, in one backward
 pass. On an MLP, and on 4 GPT blocks of width 256 at 2 × 1024 and 8 × 256 positions. Its peers: jax.grad of the same
 cost, which clips nothing; the definition, vmap(grad), whole or in chunks; and on the MLP jax-privacy's clipped_grad,
-whole or in microbatches, where it is installed (pip install jax-privacy). The squared norms alone stand beside it: at
-most 0.65 of one gradient on the MLP, and 1.3 on the GPT.
+whole or in microbatches, and Opacus' ghost clipping in PyTorch, where these are installed. The squared norms alone
+stand beside it: at most 0.65 of one gradient on the MLP, and 1.3 on the GPT.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import mlps
+import numpy as np
 from transformers import gpt_block
 
 import jbp
@@ -59,6 +60,35 @@ def by_jax_privacy(plain: Callable, chunk: int | None) -> Callable:
     return clipping.clipped_grad(plain, l2_clip_norm=CLIP, batch_argnums=(1, 2), microbatch_size=chunk)
 
 
+def by_opacus(problem: mlps.Problem) -> dict[str, harness.Rival]:
+    """Opacus' two backward passes, by which norms are found and then the weighted sum, on the same weights."""
+    torch, opacus = harness.optional("torch"), harness.optional("opacus.grad_sample")
+    if torch is None or opacus is None:
+        return {}
+    params = problem.plain_params
+    linear = [torch.nn.Linear(*w.shape) for w, _ in params]
+    for layer, (w, b) in zip(linear, params, strict=True):
+        layer.weight.data, layer.bias.data = (torch.tensor(np.array(a)).contiguous() for a in (w.T, b))
+    parts = [part for layer in linear for part in (layer, torch.nn.ReLU())][:-1]
+    model = opacus.GradSampleModuleFastGradientClipping(
+        torch.nn.Sequential(*parts), max_grad_norm=CLIP, loss_reduction="sum"
+    )
+    x, y = torch.tensor(np.array(problem.x)), torch.tensor(np.array(problem.y)).long()
+
+    def clipped() -> Any:
+        model.zero_grad(set_to_none=True)
+        model.enable_hooks()
+        losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        losses.sum().backward(retain_graph=True)
+        factors = model.get_clipping_coef()
+        model.disable_hooks()
+        model.zero_grad(set_to_none=True)
+        (factors * losses).sum().backward()
+        return [(layer.weight.grad.T.numpy(), layer.bias.grad.numpy()) for layer in linear]
+
+    return {"Opacus, ghost clipping": harness.Rival(clipped)}
+
+
 def measure_mlp(report: harness.Report) -> None:
     problem = mlps.wide(report.quick)
     batch, ways = (problem.x, problem.y), mlps.plain_costs(problem)
@@ -81,8 +111,12 @@ def measure_mlp(report: harness.Report) -> None:
     rounds = 3  # of seconds each
     race = report.race(f"Against the definition, {problem.title}", mine, definitions, rounds=rounds)
     report.row(what, "`vmap(grad)`, its fastest variant", race, OURS)
+    if theirs := by_opacus(problem):
+        harness.agree(due, {name: rival.call() for name, rival in theirs.items()}, 1e-4)
+        race = report.race(f"Against Opacus, {problem.title}", mine, theirs)
+        report.row(what, "Opacus, ghost clipping", race, OURS, time_at_most=0.6)
     if clipping is None:
-        report.note("jax-privacy is not installed here: pip install jax-privacy")
+        report.note("jax-privacy is not installed here: pip install -e '.[bench]'")
         return
     theirs = {
         f"jax-privacy, {name}": harness.compiled(by_jax_privacy(plain, chunk), params, *batch)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .errors import is_number
 from .layer import InputError, described
 from .layout import Layout
 from .pair import Pair
@@ -102,18 +103,23 @@ def _block_of(pair: Pair) -> tuple[int, ...]:
 class MapGradients:
     """f(g_n) of each example's gradient g_n `[P]`, stacked along a first axis N; no more than `at_most` exist at once.
 
-    One reverse pass keeps the pairs of all N examples; then gradients are formed from them, `at_most` at a time. `f`
+    One reverse pass keeps the pairs of all N examples; then gradients are formed from them, `at_most` at a time, or, in
+    its place, as many as `memory` bytes hold; what f takes and returns comes on top. `f`
     gives any arrays; a function of a module compiles once. N·P numbers would be `PerExampleGradients`.
     """
 
     f: Any
     at_most: Any = 1
+    memory: Any = None
 
     def __post_init__(self):
         if not callable(self.f):
             raise InputError(f"MapGradients: f must be a function of a gradient [P], got {self.f!r}.")
         if not isinstance(self.at_most, (int, np.integer)) or self.at_most < 1:
             raise InputError(f"MapGradients: at_most must be a number of examples, at least 1, got {self.at_most!r}.")
+        if self.memory is not None and (not is_number(self.memory) or self.at_most != 1):
+            got = f"{self.memory!r} and at_most={self.at_most}" if self.at_most != 1 else repr(self.memory)
+            raise InputError(f"MapGradients: memory must be a number of bytes, in place of at_most, got {got}.")
 
     def read(self, pair: Pair, weights: Float[Array, "N"]) -> Pair:
         return pair.condensed()
@@ -124,5 +130,18 @@ class MapGradients:
     def collect(self, layout: Layout, readings: list[Any]) -> Any:
         pairs = pairs_by_name(layout, readings).values()
         n = jax.eval_shape(next(iter(pairs)).squared_norms).shape[0]
-        of_one = lambda i: self.f(on_vector([pair.examples(i[None]).per_example() for pair in pairs]))
-        return jax.lax.map(of_one, jnp.arange(n), batch_size=min(n, self.at_most))
+        gradient = lambda i: on_vector([pair.examples(i[None]).per_example() for pair in pairs])
+        return jax.lax.map(lambda i: self.f(gradient(i)), jnp.arange(n), batch_size=min(n, self._most(gradient)))
+
+    def _most(self, gradient: Any) -> int:
+        """How many gradients exist at once. Raises `InputError` where the memory is too little for one."""
+        if self.memory is None:
+            return self.at_most
+        one = jax.eval_shape(gradient, jnp.int32(0))
+        size = one.size * one.dtype.itemsize
+        if size > self.memory:
+            raise InputError(
+                f"MapGradients: one gradient takes {size:,} bytes, and memory={self.memory:,}. Give it more, or read a "
+                "quantity that forms no gradient, as SquaredNorms or ClippedSum."
+            )
+        return int(self.memory // size)

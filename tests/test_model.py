@@ -500,7 +500,7 @@ def test_explain_of_leaves_that_are_moved_convolved_and_stacked():
     assert net.forms == {"blocks": "Stack of Outer", "k": "Patches", "w": "Outer"}
     cost, theta = jbp.Cost(net, losses.HalfSquaredError()), net.init(jax.random.key(0))
     x, y = draw(0, spec(3, 5, 2), np.float32), draw(1, spec(3, 4), np.float32)
-    for symbol in ("k[1,0,2]", "w[1,2,3]"):
+    for symbol in ("k[1,0,2]", "w[1,2,3]", "blocks[2,1,3]"):
         found = jbp.explain(cost, theta, x, y, symbol)
         assert found.agrees
         assert_close(found.value, jax.grad(cost)(theta, x, y)[net.layout.index(symbol)], 1e-5)

@@ -206,6 +206,17 @@ def test_in_low_precision_results_are_float32(compute: Any):
     assert_close(results[2], each @ each.T, close)
 
 
+def test_gradients_are_formed_within_a_budget(x64: None):
+    cost = jbp.Cost(jbp.mlp(4, 3, 2, activation=jbp.Tanh()), jbp.losses.HalfSquaredError())
+    theta, x, y = (draw(i, jax.ShapeDtypeStruct(s, jnp.float64)) for i, s in enumerate([(23,), (8, 4), (8, 2)]))
+    read = lambda readout: jax.jit(lambda *args: cost.measure(*args, readout)[1])
+    three = read(jbp.MapGradients(halves, memory=23 * 8 * 3 + 7))
+    assert_close(three(theta, x, y), read(jbp.MapGradients(halves))(theta, x, y))
+    text = three.lower(theta, x, y).as_text()
+    assert "tensor<3x23xf64>" in text
+    assert "tensor<8x23xf64>" not in text
+
+
 def test_logs_of_a_clipped_sum(x64: None):
     if not hasattr(jax.custom_vjp, "defvjp_with_logs"):
         pytest.skip("this JAX has no defvjp_with_logs")
@@ -314,6 +325,13 @@ NAMES = "0.w, 0.b, 1.w, 1.b"
      "Projected.random: rank must be a whole number of columns, at least 1, got 0."),
     (lambda: jbp.MapGradients(3), "MapGradients: f must be a function of a gradient [P], got 3."),
     (lambda: jbp.MapGradients(halves, 0), "MapGradients: at_most must be a number of examples, at least 1, got 0."),
+    (lambda: jbp.MapGradients(halves, memory="1 GB"),
+     "MapGradients: memory must be a number of bytes, in place of at_most, got '1 GB'."),
+    (lambda: jbp.MapGradients(halves, 2, 100),
+     "MapGradients: memory must be a number of bytes, in place of at_most, got 100 and at_most=2."),
+    (lambda: ask(jbp.MapGradients(halves, memory=8)),
+     "MapGradients: one gradient takes […] bytes, and memory=8. Give it more, or read a quantity that forms no "
+     "gradient, as SquaredNorms or ClippedSum."),
     (lambda: jbp.losses.Terms(()), "Terms: expected at least one loss, got none."),
     (lambda: jbp.losses.Terms((3,)), "Terms: expected losses with value and delta, got 3."),
     (lambda: jbp.losses.Terms((CROSS,), (1.0, 2.0)), "Terms: expected 1 weights, one a loss, got 2."),

@@ -82,7 +82,7 @@ def _located(cost: Cost, record: Record, i: int) -> tuple[Step, Any, tuple[int, 
     leaf = record.leaves[name]
     loops = layout.shapes[layout.names.index(name)][: leaf.depth]
     turns = sorted((step for step in record.steps if step.path == leaf.owner), key=lambda step: step.turn or 0)
-    if len(turns) != math.prod(loops):
+    if len(turns) not in (1, math.prod(loops)):
         raise InputError(
             f"explain: layer {leaf.owner} ran {len(turns)} times, with {math.prod(loops)} blocks in its leaf {name}, "
             "so no single step of it has this coordinate. Ask for one of a layer that runs once."
@@ -90,7 +90,8 @@ def _located(cost: Cost, record: Record, i: int) -> tuple[Step, Any, tuple[int, 
     pair: Any = leaf.pair
     for block in where[: leaf.depth]:
         pair = jax.tree.map(lambda a, block=block: a[block], pair.blocks)
-    return turns[int(np.ravel_multi_index(where[: leaf.depth], loops)) if loops else 0], pair, where[leaf.depth :]
+    turn = int(np.ravel_multi_index(where[: leaf.depth], loops)) if len(turns) > 1 else 0  # a loop may be its own
+    return turns[turn], pair, where[leaf.depth :]
 
 
 def _central_difference(
