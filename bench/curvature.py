@@ -14,6 +14,7 @@ float32; all programs return what they name on vectors.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import harness
@@ -70,23 +71,26 @@ def gpt(report: harness.Report) -> None:
     report.row(race, "`jvp of jax.grad`", race, "cost.hvp", "jvp of jax.grad")
 
 
-def kfac(report: harness.Report) -> None:
-    cost, title = network(report.quick, 1024)
-    theta, x, y = drawn(cost)
+def ten_steps(cost: jbp.Cost, theta: Any, x: Any, y: Any) -> dict[str, tuple[Callable, Any, Any]]:
+    """{optimiser: ten steps of it, its params and its state}, by one and the same gradient, on leaves."""
     params = cost.layout.unflatten(theta)
 
-    def ten(rule: optax.GradientTransformationExtraArgs) -> harness.Rival:
+    def of(rule: optax.GradientTransformationExtraArgs) -> tuple[Callable, Any, Any]:
         def step(carry: Any, _: Any) -> tuple[Any, Any]:
             params, state = carry
             value, gradient = cost.value_and_grad_leaves(params, x, y)
             update, state = rule.update(gradient, state, params, batch=(x, y))
             return (optax.apply_updates(params, update), state), value
 
-        run = lambda params, state: jax.lax.scan(step, (params, state), length=10)
-        return harness.compiled(run, params, rule.init(params), steps=10)
+        return lambda params, state: jax.lax.scan(step, (params, state), length=10), params, rule.init(params)
 
-    ours = {"K-FAC": ten(jbp.kfac(cost, 0.1, every=10))}
-    peers = {"Adam": ten(optax.with_extra_args_support(optax.adam(1e-3)))}
+    return {"K-FAC": of(jbp.kfac(cost, 0.1)), "Adam": of(optax.with_extra_args_support(optax.adam(1e-3)))}
+
+
+def kfac(report: harness.Report) -> None:
+    cost, title = network(report.quick, 1024)
+    steps = {name: harness.compiled(*ten, steps=10) for name, ten in ten_steps(cost, *drawn(cost)).items()}
+    ours, peers = {"K-FAC": steps["K-FAC"]}, {"Adam": steps["Adam"]}
     race = report.race(f"a step, {title}", ours, peers, rounds=3)
     report.row("a K-FAC step", "an Adam step", race, "K-FAC", time_at_most=1.5)
 

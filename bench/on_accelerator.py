@@ -46,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))  # it runs from a checkout that nobody has installed
 import attention
 import cases
+import curvature
 import gpt2
 import mlps
 import training
@@ -727,6 +728,14 @@ def hessian_product(make: Callable, small: bool) -> Contest:
     return Contest(problem.title, rivals, flops_of(problem), shorter=shorter)
 
 
+def kfac_step(small: bool) -> Contest:
+    """Ten steps with factors and inverses made once, against ten of Adam by the same gradient, on a small GPT."""
+    cost, title = curvature.network(small, 1024)
+    ten = curvature.ten_steps(cost, *curvature.drawn(cost))
+    names = {"jbp": "K-FAC", "Adam by the same gradient": "Adam"}
+    return Contest(title, {who: compiled(*ten[name], steps=10) for who, name in names.items()}, agree=None)
+
+
 def layer(make: Callable[[bool], tuple[Any, tuple[int, ...]]], expert: Callable, small: bool) -> Contest:
     """Output, gradient and δ of x of one layer with δ = its output, against jax.vjp of an expert's (params, x) → y.
 
@@ -839,6 +848,7 @@ RACES: dict[str, Callable[[bool], Contest]] = {  # small → contest; what compi
     "squared norms, wide": partial(readout, wide, jbp.SquaredNorms(), norms),
     "a clipped sum, wide": partial(readout, wide, jbp.ClippedSum(CLIP), clipped),
     "a Hessian product, deep": partial(hessian_product, deep),
+    "a K-FAC step, a small GPT": kfac_step,
     "an Adam step, wide": partial(adam_step, wide),
     "an Adam step, deep": partial(adam_step, deep),
     "a step of an epoch": epoch,
