@@ -6,7 +6,7 @@ is where things are in them.
 
 Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`, what is read at each parameter.
 
-    errors                           what bad input is told
+    errors / meshes                  what bad input is told / arrays that are cut over several devices
     blocks / markup / paint          a page as data, text and JSON / as Markdown and HTML / the one look of all figures
     programs/                        programs as JAX traces them: run again in float64, tapped, timed; no layer is known
     layer / run                      the contract of a layer / layers run forward and back
@@ -15,7 +15,7 @@ Read first: `reverse`, the induction; `layers/dense`, one step of it; `readouts`
     derived / uses / recomputed      a leaf that is worked on first / pairs of pairs / that come a part at a time
     reader / readouts                who reads a pair / quantities over pairs
     activations layers/ losses/      the steps of the induction, and its base case
-    network / outside / meshes       layers with an input and a layout / what arguments from outside must be / devices
+    network / outside / mlp          layers with an input and a layout / what arguments from outside must be / a chain
     reverse (loss_leaves checking)   `Cost`: the induction, with leaves of the loss; what needs values to be checked
     rows moments gram projected clipping terms   readouts by family; of each term of a cost
     seeds / ggn / kronecker          seeds other than the loss's δ / what is read at them: diagonals, factors
@@ -112,6 +112,7 @@ from .layers.repeat import Repeat as Repeat
 from .layers.reversible import Reversible as Reversible
 from .layers.tied import Tied as Tied
 from .layout import Layout as Layout
+from .mlp import mlp as mlp
 from .model import from_model as from_model
 from .moments import MeanGradient as MeanGradient
 from .moments import Noise as Noise
@@ -120,7 +121,6 @@ from .moments import SignalToNoise as SignalToNoise
 from .moments import SumOfSquares as SumOfSquares
 from .moments import Variance as Variance
 from .network import Network as Network
-from .network import mlp as mlp
 from .ntk import ntk as ntk
 from .pair import Outer as Outer
 from .pair import Pair as Pair

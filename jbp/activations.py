@@ -67,6 +67,8 @@ class Identity(Activation):
 class Sigmoid(Activation):
     """a = 1/(1 + e⁻ᶻ); f′ = a(1 − a), 0 far out."""
 
+    gives_probabilities: ClassVar[bool] = True
+
     def f(self, z):
         return jax.nn.sigmoid(z)
 
@@ -218,6 +220,7 @@ class Softmax:
     """
 
     elementwise: ClassVar[bool] = False
+    gives_probabilities: ClassVar[bool] = True
 
     def init(self, key: PRNGKeyArray, x: Any) -> tuple:
         if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating) or not x.shape:

@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .activations import Sigmoid
-from .errors import arrived, check_settings
+from .errors import arrived
 from .layer import Context, InputError, Layer, Shape, Theta, described, inferred, output_spec
 from .layers.compose import Sequential
-from .layers.dense import Dense
 from .layout import Layout
 from .meshes import on_any_mesh
 from .outside import check_arrays, check_context, check_hashable, check_key, check_mask
@@ -205,23 +203,3 @@ def _float_dtype(name: str, given: Any) -> np.dtype:
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise InputError(f"Network: {name}=float64 needs JAX's x64. Set jax.config.update('jax_enable_x64', True).")
     return dtype
-
-
-def mlp(
-    *widths: int,
-    activation: Layer = Sigmoid(),
-    last: Layer | None = None,
-    **settings: Any,
-) -> Network:
-    """The text's network: `mlp(784, 30, 10)` has L = 3 layers of 784, 30 and 10 neurons.
-
-    `activation` follows each dense layer, `last` (the same unless given) the output one; for `SoftmaxCrossEntropy`,
-    whose input are logits, give `last=jbp.Identity()`. `settings`: `dtype`, `compute_dtype` of the `Network`.
-    """
-    check_settings("mlp", Network, settings, ("dtype", "compute_dtype"))
-    if len(widths) < 2:
-        raise InputError(f"mlp: expected at least an input and an output width, got {widths}. As in mlp(784, 30, 10).")
-    layers: list[Layer] = []
-    for width in widths[1:]:
-        layers += [Dense(width), activation]
-    return Network([*layers[:-1], activation if last is None else last], input=(widths[0],), **settings)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .activations import Sigmoid, Softmax
 from .layer import Context, InputError, Layer, described, walk
 from .layers.compose import Sequential
 
@@ -120,7 +119,7 @@ def check_logits(layers: Sequence[Layer], loss: Any) -> None:
     while isinstance(last, Sequential) and last.layers:
         last = last.layers[-1]
     own = getattr(loss, "applies", None)
-    if own and isinstance(last, (Sigmoid, Softmax)):
+    if own and getattr(last, "gives_probabilities", False):
         who, its = type(loss).__name__, type(last).__name__
         raise InputError(
             f"Cost: {who} expects logits and applies the {own} itself, and the network ends in {its}(). End it in a "

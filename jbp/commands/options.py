@@ -22,7 +22,7 @@ import optax
 from .. import activations, losses
 from ..data import Digits, digits
 from ..layer import InputError
-from ..network import mlp
+from ..mlp import mlp
 from ..reverse import Cost
 
 ACTIVATIONS: dict[str, Any] = {"sigmoid": activations.Sigmoid}  # the first is the default, here as below
