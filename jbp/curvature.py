@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from .errors import arrived, check_whole
 from .layer import InputError, batch_of
-from .meshes import jitted
+from .meshes import as_leaves, jitted
 from .outside import check_arrays, check_key
 from .reader import read_gradient
 from .readouts import Split
@@ -97,7 +97,7 @@ def hessian_diagonal(
     return _diagonal(cost, estimator, int(samples), int(chunk), jnp.asarray(theta), x, y, key, weights, context)
 
 
-@jitted(0, 1, 2, 3)
+@jitted(0, 1, 2, 3, cuts=as_leaves(4))
 def _diagonal(cost, estimator, samples, chunk, theta, x, y, key, weights, context):
     cost.layout.check(theta)
     product = lambda v: _products(cost, None, (), theta, x, y, v, weights, context)
@@ -142,7 +142,7 @@ def _xdiag(product: Any, signs: Float[Array, "M P"], chunk: int) -> tuple[Float[
     return each.mean(1), each.std(1, ddof=1) / m**0.5
 
 
-@jitted(0, 1)
+@jitted(0, 1, cuts=as_leaves(3))
 def _products(cost, split, arrays, theta, x, y, v, weights, context):
     layout, v = cost.layout, jnp.asarray(v)
     params = layout.unflatten(theta)

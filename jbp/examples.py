@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from .clipping import clip_factors
 from .found import back, forward
 from .layer import InputError, described, spec_of, wide, wide_dtype
-from .meshes import on_any_mesh
+from .meshes import as_leaves, on_any_mesh
 from .model import check_params
 from .outside import check_arrays
 from .pair import Pair
@@ -52,7 +52,7 @@ def _norms(loss_fn: LossOfOne, params: Any, batch: Any) -> Array:
     return jnp.sqrt(_squared_norms(_pairs(loss_fn, params, batch)))
 
 
-@on_any_mesh
+@partial(on_any_mesh, cuts=as_leaves(1))
 def _clipped(loss_fn: LossOfOne, params: Any, batch: Any, max_norm: Any) -> Any:
     pairs = _pairs(loss_fn, params, batch)
     factors = clip_factors(_squared_norms(pairs), max_norm)

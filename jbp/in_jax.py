@@ -16,7 +16,7 @@ from .both_modes import InBothModes, Rules, check_hijax
 from .layer import Context, InputError, Layer, described, says
 from .layers.settings import check_flags
 from .layout import Layout
-from .meshes import on_any_mesh
+from .meshes import as_rows, on_any_mesh
 from .network import Network
 from .reader import check_gradients, read_gradient, readers
 from .readouts import Readout, check_shapes, collect, readers_of
@@ -111,7 +111,7 @@ def as_function(layer: Any, *, forward_mode: bool = False, logs: Mapping[str, An
             raise InputError(
                 f"log={log!r}: this function has no logs. Write as_function(layer, logs={{name: readout}})."
             )
-        return on_any_mesh(applied(log), rows=1)(*_on_the_same_shards((params, x, context)))
+        return on_any_mesh(applied(log), as_rows(1))(*_on_the_same_shards((params, x, context)))
 
     return function
 

@@ -10,13 +10,45 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
+
+Cuts = Callable[[tuple[Any, ...]], Callable[[Any], PartitionSpec]]  # from arguments: from a result: how that is cut
 
 
-def on_any_mesh(f: Callable, rows: int | None = None) -> Callable:
-    """f, which may be called with arrays that are cut over a mesh with explicit axes.
+def uncut(args: tuple[Any, ...]) -> Callable[[Any], PartitionSpec]:
+    """Each device has all of a result."""
+    return lambda result: PartitionSpec()
 
-    Its results are whole on each device or, where an argument's number is given as `rows`, cut as the rows of that.
+
+def as_rows(i: int) -> Cuts:
+    """The rows of a result are cut as those of argument number i."""
+
+    def cuts(args: tuple[Any, ...]) -> Callable[[Any], PartitionSpec]:
+        first = _cut(jax.tree.leaves(args[i])[0])[:1]
+        return lambda result: PartitionSpec(*first)
+
+    return cuts
+
+
+def as_leaves(i: int) -> Cuts:
+    """A result of the shape of a leaf of argument number i, as a gradient has it, is cut as that leaf."""
+
+    def cuts(args: tuple[Any, ...]) -> Callable[[Any], PartitionSpec]:
+        specs = {leaf.shape: PartitionSpec(*_cut(leaf)) for leaf in jax.tree.leaves(args[i]) if hasattr(leaf, "shape")}
+        return lambda result: specs.get(result.shape, PartitionSpec())
+
+    return cuts
+
+
+def _cut(a: Any) -> tuple[Any, ...]:
+    """The mesh axes that each of its axes is cut over."""
+    return tuple(jax.typeof(a).sharding.spec)
+
+
+def on_any_mesh(f: Callable, cuts: Cuts = uncut) -> Callable:
+    """f, which may be called with arrays that are cut over a mesh with explicit axes; `cuts` says how its results are.
+
+    Where there is none, it is f.
     """
 
     @wraps(f)
@@ -27,18 +59,15 @@ def on_any_mesh(f: Callable, rows: int | None = None) -> Callable:
         meshes = [mesh for i in places if (mesh := jax.typeof(leaves[i]).sharding.mesh).explicit_axes]
         if not meshes:
             return f(*args, **settings)
-
-        def on_arrays(*arrays: Any) -> Any:
-            filled: Any = dict(zip(places, arrays, strict=True))
-            args, settings = structure.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)])
-            return f(*args, **settings)
-
-        cut = () if rows is None else jax.typeof(jax.tree.leaves(args[rows])[0]).sharding.spec[:1]
-        with jax.sharding.use_abstract_mesh(meshes[0]):
-            automatic = jax.sharding.auto_axes(
-                on_arrays, axes=meshes[0].explicit_axes, out_sharding=PartitionSpec(*cut)
-            )
-            return automatic(*(leaves[i] for i in places))
+        mesh, cut = meshes[0], cuts(args)
+        automatic = mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
+        with jax.sharding.use_abstract_mesh(automatic):
+            for i in places:
+                leaves[i] = jax.reshard(leaves[i], PartitionSpec())
+            args, settings = structure.unflatten(leaves)
+            results = f(*args, **settings)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return jax.tree.map(lambda a: jax.reshard(a, cut(a)), results)
 
     return run
 
@@ -49,6 +78,6 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a) if spread(a) else a, tree)
 
 
-def jitted(*static: int) -> Callable[[Callable], Any]:
+def jitted(*static: int, cuts: Cuts = uncut) -> Callable[[Callable], Any]:
     """A decorator: `jax.jit` with these arguments static, on any mesh."""
-    return lambda f: partial(jax.jit, static_argnums=static)(on_any_mesh(f))
+    return lambda f: partial(jax.jit, static_argnums=static)(on_any_mesh(f, cuts))

@@ -14,7 +14,7 @@ from .errors import arrived
 from .layer import Context, InputError, Layer, Shape, Theta, described, inferred, output_spec
 from .layers.compose import Sequential
 from .layout import Layout
-from .meshes import on_any_mesh
+from .meshes import as_rows, on_any_mesh
 from .outside import check_arrays, check_context, check_hashable, check_key, check_mask
 
 
@@ -106,7 +106,7 @@ class Network:
         """The output `[N, ...]` for a batch x `[N, *input]`."""
         check_context(context)
         forward = lambda theta, x: self.layer.forward(self.layout.unflatten(theta), x, context)[0]
-        return on_any_mesh(forward, rows=1)(theta, x)
+        return on_any_mesh(forward, as_rows(1))(theta, x)
 
 
 @partial(jax.jit, static_argnums=0)

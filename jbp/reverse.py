@@ -8,7 +8,7 @@ ask for.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from .layer import Context, InputError, Layer, Theta, batch_of, says, wide_dtype
 from .layout import Layout
 from .loss_leaves import LossLeaves, input_of_loss
 from .losses.loss import FromValue, all_positions, as_layer
-from .meshes import jitted, on_any_mesh
+from .meshes import as_leaves, jitted, on_any_mesh
 from .network import Network, cast
 from .outside import check_arrays, check_hashable, check_key, check_logits
 from .pair import Pair
@@ -308,7 +308,7 @@ class Cost:
         x, y = self._check(x, y, weights, context)
         return (self._factors(params, x, y, weights) * self._forward(params, x, y, context)).sum()
 
-    @on_any_mesh
+    @partial(on_any_mesh, cuts=as_leaves(1))
     def value_and_grad_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context(), feedback=None):
         """(C, ∇C) with θ and ∇C as leaves, `cost.layout.unflatten(theta)`, and no jit of its own.
 
@@ -407,7 +407,7 @@ def _value(cost, theta, x, y, weights, context):
     return cost.value_leaves(cost.layout.unflatten(theta), x, y, weights=weights, context=context)
 
 
-@jitted(0)
+@jitted(0, cuts=as_leaves(1))
 def _value_and_grad(cost, theta, x, y, weights, context, feedback):
     layout = cost.layout
     if feedback is not None:
@@ -426,7 +426,7 @@ def _read_whole(cost, theta, x, y, context):
     return cost.induction(params, None, x, y, factors, cost._readers(read_whole), context)[2]
 
 
-@jitted(0, 1)
+@jitted(0, 1, cuts=as_leaves(3))
 def _measure(cost, split, arrays, theta, x, y, weights, context, feedback):
     params = cost.layout.unflatten(theta)
     if feedback is not None:

@@ -252,3 +252,35 @@ def test_on_explicit_axes_all_is_as_on_one_device(what: str, entered: bool, x64:
     else:
         close = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-12)
         jax.tree.map(close, got, due)
+
+
+STEPS: dict[str, Callable] = {
+    "gradient": lambda cost, theta, *data: cost.grad(theta, *data),
+    "by autodiff": lambda cost, theta, *data: jax.grad(cost)(theta, *data),
+    "Hessian product": lambda cost, theta, *data: cost.hvp(theta, *data, theta),
+    "readout": lambda cost, theta, *data: cost.measure(theta, *data, jbp.Gradient())[1],
+}
+
+
+@pytest.mark.parametrize("what", STEPS)
+def test_a_theta_that_is_cut_has_gradients_that_are_cut_alike(what: str, x64: None):
+    cost = jbp.Cost(jbp.mlp(4, 4, 4), jbp.losses.HalfSquaredError())
+    theta, x, y = cost.init(jax.random.key(0)), numbers(0, 8, 4), numbers(1, 8, 4)
+    step = lambda *args: args[0] - 0.1 * STEPS[what](cost, *args)
+    due = step(theta, x, y)
+    with jax.set_mesh(mesh := mesh_of(AxisType.Explicit, 4)):
+        got = step(*(jax.device_put(a, NamedSharding(mesh, P("d"))) for a in (theta, x, y)))
+    assert jax.typeof(got).sharding.spec == P("d")
+    np.testing.assert_allclose(np.asarray(got), np.asarray(due), rtol=1e-9, atol=1e-12)
+
+
+def test_as_function_on_explicit_axes(x64: None):
+    net, x = decoder().network, numbers(2, 8, 2).argsort(0).astype(np.int32) % 5
+    theta, f = net.init(jax.random.key(0)), jbp.as_function(net)
+    both = lambda theta, x: (f(theta, x), jax.grad(lambda theta: jnp.square(f(theta, x)).sum())(theta))
+    due = both(theta, x)
+    with jax.set_mesh(mesh := mesh_of(AxisType.Explicit, 4)):
+        got = both(*(jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in ((theta, P()), (x, P("d")))))
+    assert jax.typeof(got[0]).sharding.spec[0] == "d"
+    for a, b in zip(got, due, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-12)
