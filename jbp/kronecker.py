@@ -31,8 +31,6 @@ from .readouts import ByLeaf
 from .seeds import over_columns
 from .uses import Several, Stack
 
-LEAST_HALF = 256  # coordinates: smaller products than of so many are slower than what they save
-
 
 class Diagonal(NamedTuple):
     """A factor of which only the diagonal is held, `[d]`, or `[L, d]` of L stacked blocks."""
@@ -91,22 +89,11 @@ def factors_of(pair: Pair, w: Float[Array, "N"], shared: str, largest: int | Non
 
 
 def second_moment(rows: Float[Array, "N T D"], w: Float[Array, "N"], largest: int | None = None) -> Any:
-    """Σ_nt w_n r rᵀ, or its diagonal where it has more than `largest` coordinates. N·T·D²/2 to N·T·D²."""
+    """Σ_nt w_n r rᵀ, or its diagonal where it has more than `largest` coordinates. N·T·D²."""
     w = w.astype(rows.dtype)
     if largest is not None and rows.shape[2] > largest:
         return Diagonal(jnp.tensordot(w, jnp.square(rows).sum(1), 1))
-    return _symmetric(rows * w[:, None, None], rows)
-
-
-def _symmetric(scaled: Float[Array, "N T D"], rows: Float[Array, "N T D"]) -> Float[Array, "D D"]:
-    """Σ_nt s rᵀ, each s a multiple of its r: what stands right of the diagonal is mirrored, 5/8 of the products at 1024
-    coordinates and 1/2 at many."""
-    half = rows.shape[2] // 2
-    if half < LEAST_HALF:
-        return sum_over_examples("ntd,nte->de", scaled, rows)
-    one, two = _symmetric(scaled[..., :half], rows[..., :half]), _symmetric(scaled[..., half:], rows[..., half:])
-    right = sum_over_examples("ntd,nte->de", scaled[..., :half], rows[..., half:])
-    return jnp.block([[one, right], [right.T, two]])
+    return sum_over_examples("ntd,nte->de", rows * w[:, None, None], rows)
 
 
 def _of_patches(pair: Patches, w: Float[Array, "N"], shared: str, largest: int | None) -> Any:
