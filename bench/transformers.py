@@ -7,7 +7,8 @@
 float32; every program returns the cost and all gradients, as leaves. jbp's layers stand in a loop (`Repeat`), as they
 are and each in `Checkpoint`, or one after another; their peers are jax.grad of the same network as it is mostly written
 in plain JAX: with jax.nn's attention or the plain einsum, blocks unrolled or scanned, each as it is and with every
-block under jax.checkpoint. Beside them stands jax.grad of jbp's own forward, as it is and under jax.checkpoint.
+block under jax.checkpoint. Beside them stand jax.grad of jbp's own forward, as it is and under
+jax.checkpoint, and PyTorch, eager and compiled, where it is installed.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,9 @@ import numpy as np
 
 import jbp
 
+torch = harness.optional("torch")
+
+EAGER, COMPILED = "PyTorch, eager", "PyTorch, compiled"
 LOOP, UNROLLED, AGAIN = "jbp", "jbp, unrolled", "jbp, each block in Checkpoint"
 SAME, CHECKPOINTED = "jax.grad: the same forward", "and checkpointed"
 
@@ -122,10 +126,82 @@ def usual(whole: Callable, *settings: Any) -> dict[str, Callable]:
     return {name(core, s, c): whole(plain_blocks(f, s, c, *settings)) for (core, f), s, c in ways}
 
 
+# -- the same in PyTorch ----------------------------------------------------------------------------------------------
+
+
+def torch_block(p: Any, x: Any, heads: int, kv_heads: int, rope: bool) -> Any:
+    of, (n, t, _) = torch.nn.functional, x.shape
+    linear = lambda p, x: of.linear(x, p.w.T, p.b)
+    width = x.shape[-1:]
+    norm = lambda p, x: (
+        of.rms_norm(x, width, p.gain, 1e-6) if p.bias is None else of.layer_norm(x, width, p.gain, p.bias, 1e-5)
+    )
+    (first, its), mlp = p[0].layer, p[1].layer
+    h = norm(first, x)
+    q, k, v = (
+        linear(part, h).view(n, t, count, -1).transpose(1, 2)
+        for part, count in ((its.q, heads), (its.k, kv_heads), (its.v, kv_heads))
+    )
+    if rope:
+        d = q.shape[-1]
+        angles = np.outer(np.arange(t), 10_000.0 ** (-2 * np.arange(d // 2) / d))
+        cos, sin = (torch.tensor(f(angles), dtype=x.dtype) for f in (np.cos, np.sin))
+        turned = lambda one, two: torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+        q, k = (turned(*part.chunk(2, -1)) for part in (q, k))
+    k, v = (part.repeat_interleave(heads // kv_heads, 1) for part in (k, v))
+    o = of.scaled_dot_product_attention(q, k, v, is_causal=True)
+    x = x + linear(its.out, o.transpose(1, 2).reshape(n, t, -1))
+    h = norm(mlp[0], x)
+    if hasattr(mlp[1], "gate"):
+        return x + linear(mlp[2], of.silu(linear(mlp[1].gate, h)) * linear(mlp[1].up, h))
+    return x + linear(mlp[3], of.gelu(linear(mlp[1], h), approximate="tanh"))
+
+
+def in_torch(params: Any, x: Any, y: Any, settings: tuple[int, int, bool], tokens: bool) -> dict[str, harness.Rival]:
+    """The cost and all gradients in PyTorch, eager and compiled, if it is installed; of blocks, or of a whole GPT."""
+    if torch is None:
+        return {}
+    leaves, treedef = jax.tree.flatten(params)
+    leaves = [torch.tensor(np.asarray(a)).requires_grad_() for a in leaves]
+    x, y = (torch.tensor(np.asarray(a)) for a in (x, y))
+
+    def cost(p: Any, blocks: list[Any]) -> Any:
+        h = p[0].table[x] + p[1].table if tokens else x
+        for block in blocks:
+            h = torch_block(block, h, *settings)
+        if not tokens:
+            return 0.5 * torch.square(h - y).sum() / len(x)
+        h = torch.nn.functional.layer_norm(h, h.shape[-1:], p[3].gain, p[3].bias, 1e-5)
+        return torch.nn.functional.cross_entropy((h @ p[0].table.T).flatten(0, 1), y.flatten().long())
+
+    def blocks_of(p: Any) -> list[Any]:
+        blocks = p[2 if tokens else 0].layer
+        return [jax.tree.map(lambda a, i=i: a[i], blocks) for i in range(len(jax.tree.leaves(blocks)[0]))]
+
+    def rival(cost: Callable) -> harness.Rival:
+        def call() -> Any:
+            p: Any = treedef.unflatten(leaves)
+            value = cost(p, blocks_of(p))
+            return value.detach().numpy(), [g.numpy() for g in torch.autograd.grad(value, leaves)]
+
+        return harness.Rival(call)
+
+    return {EAGER: rival(cost), COMPILED: rival(torch.compile(cost))}
+
+
 # -- races ------------------------------------------------------------------------------------------------------------
 
 
-def race(report: harness.Report, title: str, costs: dict[str, jbp.Cost], peers: dict, x: Any, y: Any, *bounds: float):
+def race(
+    report: harness.Report,
+    title: str,
+    costs: dict[str, jbp.Cost],
+    peers: dict,
+    x: Any,
+    y: Any,
+    settings: tuple[int, int, bool],
+    *bounds: float,
+) -> None:
     """All rivals on one set of weights; the leaves of jbp's ways are the same."""
     cost = costs[LOOP]
     theta = cost.init(jax.random.key(0))
@@ -139,13 +215,16 @@ def race(report: harness.Report, title: str, costs: dict[str, jbp.Cost], peers: 
     beside = {SAME: of(cost.value_leaves), CHECKPOINTED: of(jax.checkpoint(cost.value_leaves))}
     # as one vector: the gradient of a bias of keys is 0 but for rounding, where nothing is turned
     whole = lambda rival: np.concatenate([np.ravel(a) for a in jax.tree.leaves(rival.call())])
-    every = {**ours, **peers, **beside}
+    others = in_torch(params, x, y, settings, x.dtype == jnp.int32)
+    every = {**ours, **peers, **beside, **others}
     harness.agree(whole(next(iter(peers.values()))), {name: whole(rival) for name, rival in every.items()}, 1e-4)
-    named = report.race(title, ours, peers, beside)
-    usual_time, same_time, memory = bounds
+    named = report.race(title, ours, peers, beside | others)
+    usual_time, same_time, memory, torch_time = bounds
     report.row(title, "`jax.grad`, the fastest of eight", named, LOOP, time_at_most=usual_time, memory_at_most=memory)
     for name in beside:
         report.row("the same", f"`{name}`", named, LOOP, name, time_at_most=same_time)
+    for name in others:
+        report.row("the same", name, named, LOOP, name, time_at_most=torch_time)
     report.row("the same, each block in `Checkpoint`", "`jax.grad`, the fastest of eight", named, AGAIN)
 
 
@@ -161,18 +240,20 @@ def measure(report: harness.Report) -> None:
         return {name: jbp.Cost(jbp.Network([blocks], shape), squared) for name, blocks in repeated(block, n).items()}
 
     width, heads = (16, 2) if quick else (256, 4)
-    for n, t, *bounds in [(1, 32, 1, 1, 1)] if quick else [(2, 1024, 0.48, 0.8, 0.33), (4, 256, 0.7, 0.85, 0.6)]:
+    sizes = (2, 1024, 0.48, 0.8, 0.33, 1), (4, 256, 0.7, 0.85, 0.6, 1)
+    for n, t, *bounds in [(1, 32, 1, 1, 1, 1)] if quick else sizes:
         costs = of_blocks(gpt_block(width, heads), 4, (t, width))
         x, y = normal(n, t, width), normal(n, t, width)
-        peers = usual(half_squares, heads, heads, False)
-        race(report, f"4 GPT blocks of width {width}, {n} × {t} positions", costs, peers, x, y, *bounds)
+        settings = heads, heads, False
+        title = f"4 GPT blocks of width {width}, {n} × {t} positions"
+        race(report, title, costs, usual(half_squares, *settings), x, y, settings, *bounds)
 
     width, heads, kv_heads, t = (16, 4, 2, 32) if quick else (512, 8, 2, 1024)
     costs = of_blocks(llama_block(width, heads, kv_heads), 1, (t, width))
-    peers = usual(half_squares, heads, kv_heads, True)
+    settings = heads, kv_heads, True
     x, y = normal(1, t, width), normal(1, t, width)
     title = f"a Llama block of width {width}, {heads} heads on {kv_heads}, 1 × {t} positions"
-    race(report, title, costs, peers, x, y, 0.55, 0.8, 0.4)
+    race(report, title, costs, usual(half_squares, *settings), x, y, settings, 0.55, 0.8, 0.4, 1)
 
     width, heads, classes, n, t = (16, 2, 100, 2, 32) if quick else (256, 4, 16_384, 4, 512)
 
@@ -191,9 +272,9 @@ def measure(report: harness.Report) -> None:
 
     x, y = (jnp.asarray(random.integers(0, classes, (n, t)), jnp.int32) for _ in range(2))
     title = f"a GPT's step, {classes:,} classes, {n} × {t} positions"
-    peers = usual(cross_entropy, heads, heads, False)
+    settings = heads, heads, False
     costs = {name: gpt(blocks) for name, blocks in repeated(gpt_block(width, heads), 4).items()}
-    race(report, title, costs, peers, x, y, 0.6, 0.85, 0.2)
+    race(report, title, costs, usual(cross_entropy, *settings), x, y, settings, 0.6, 0.85, 0.2, 0.95)
 
 
 if __name__ == "__main__":
