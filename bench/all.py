@@ -1,4 +1,4 @@
-"""Every row of the README's table of speed, measured anew: one command, about two hours on 2 idle cores.
+"""Every row of the README's table of speed, measured anew: one command, about three hours on 2 idle cores.
 
     python bench/all.py                                   # into bench/results: table.md, NAME.json, NAME.txt
     python bench/all.py --quick --out /tmp/results        # a smoke test on small sizes, whose figures mean nothing
