@@ -65,14 +65,8 @@ def by_opacus(problem: mlps.Problem) -> dict[str, harness.Rival]:
     torch, opacus = harness.optional("torch"), harness.optional("opacus.grad_sample")
     if torch is None or opacus is None:
         return {}
-    params = problem.plain_params
-    linear = [torch.nn.Linear(*w.shape) for w, _ in params]
-    for layer, (w, b) in zip(linear, params, strict=True):
-        layer.weight.data, layer.bias.data = (torch.tensor(np.array(a)).contiguous() for a in (w.T, b))
-    parts = [part for layer in linear for part in (layer, torch.nn.ReLU())][:-1]
-    model = opacus.GradSampleModuleFastGradientClipping(
-        torch.nn.Sequential(*parts), max_grad_norm=CLIP, loss_reduction="sum"
-    )
+    network = mlps.relu_in_torch(problem.plain_params)
+    model = opacus.GradSampleModuleFastGradientClipping(network, max_grad_norm=CLIP, loss_reduction="sum")
     x, y = torch.tensor(np.array(problem.x)), torch.tensor(np.array(problem.y)).long()
 
     def clipped() -> Any:
@@ -84,7 +78,7 @@ def by_opacus(problem: mlps.Problem) -> dict[str, harness.Rival]:
         model.disable_hooks()
         model.zero_grad(set_to_none=True)
         (factors * losses).sum().backward()
-        return [(layer.weight.grad.T.numpy(), layer.bias.grad.numpy()) for layer in linear]
+        return [(layer.weight.grad.T.numpy(), layer.bias.grad.numpy()) for layer in network[::2]]
 
     return {"Opacus, ghost clipping": harness.Rival(clipped)}
 

@@ -20,6 +20,7 @@ from typing import Any
 import harness
 import jax
 import jax.numpy as jnp
+import mlps
 import numpy as np
 import optax
 import transformers
@@ -135,13 +136,7 @@ def backpack(net: jbp.Network, theta: Any, x: Any, y: Any) -> dict[str, harness.
         return {}
     from backpack import extensions
 
-    params = net.layout.unflatten(theta)
-    linear = [torch.nn.Linear(*p.w.shape) for p in params if p != ()]
-    for layer, p in zip(linear, (p for p in params if p != ()), strict=True):
-        layer.weight.data = torch.from_numpy(np.array(p.w).T.copy())
-        layer.bias.data = torch.from_numpy(np.array(p.b))
-    parts = [part for layer in linear for part in (layer, torch.nn.ReLU())][:-1]
-    model = package.extend(torch.nn.Sequential(*parts))
+    model = package.extend(mlps.relu_in_torch([(p.w, p.b) for p in net.layout.unflatten(theta) if p != ()]))
     loss = package.extend(torch.nn.CrossEntropyLoss())
     x, y = torch.from_numpy(np.array(x)), torch.from_numpy(np.array(y)).long()
 

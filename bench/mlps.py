@@ -3,11 +3,13 @@
 Plain params are a list of (w, b), or of {"W": w, "b": b}, so that their leaves come in the order of jbp's.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jbp
@@ -92,3 +94,12 @@ def plain_costs(of: Problem) -> dict[str, tuple[Callable, Any]]:
     name, (on_list, _) = next(iter(ways.items()))
     on_dicts = lambda params, x, y: on_list([(layer["W"], layer["b"]) for layer in params], x, y)
     return ways | {f"{name}, dicts": (on_dicts, [{"W": w, "b": b} for w, b in params])}
+
+
+def relu_in_torch(params: list) -> Any:
+    """The ReLU network of these (w, b) as a `torch.nn.Sequential`; its even parts are linear."""
+    torch = importlib.import_module("torch")
+    linear = [torch.nn.Linear(*w.shape) for w, _ in params]
+    for layer, (w, b) in zip(linear, params, strict=True):
+        layer.weight.data, layer.bias.data = (torch.tensor(np.array(a)).contiguous() for a in (w.T, b))
+    return torch.nn.Sequential(*[part for layer in linear for part in (layer, torch.nn.ReLU())][:-1])

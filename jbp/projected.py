@@ -104,8 +104,8 @@ class MapGradients:
     """f(g_n) of each example's gradient g_n `[P]`, stacked along a first axis N; no more than `at_most` exist at once.
 
     One reverse pass keeps the pairs of all N examples; then gradients are formed from them, `at_most` at a time, or, in
-    its place, as many as `memory` bytes hold; what f takes and returns comes on top. `f`
-    gives any arrays; a function of a module compiles once. N·P numbers would be `PerExampleGradients`.
+    its place, as many as `memory` bytes hold; what f takes and returns comes on top. `f` gives any arrays; a function
+    of a module compiles once. N·P numbers would be `PerExampleGradients`.
     """
 
     f: Any

@@ -393,7 +393,7 @@ class Cost:
         _read_whole.eval_shape(self, theta, x, y, context)
 
 
-@jitted(0)
+@partial(jax.jit, static_argnums=0)
 def _init(cost, key):
     network = cost.network.init(key)
     if not cost._loss_leaves.own:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import own_layers as own
 import pytest
@@ -606,16 +605,8 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def unchecked():
-    """Annotations are not checked, as for a user."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.parametrize("i", range(len(WRONG_CALLS)))
-def test_a_wrong_call_is_told_what_to_do(i: int, unchecked: None):
+def test_a_wrong_call_is_told_what_to_do(i: int, as_for_a_user: None):
     call, text = WRONG_CALLS[i]
     with pytest.raises(jbp.InputError) as error:
         call()

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -820,13 +819,6 @@ def test_notebooks_show_it(monkeypatch):
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unchecked_types():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 COST, NET = sigmoid_half_squared(2, 3, 2), jbp.mlp(2, 3, 2)
 THETA, X, Y = np.zeros(17, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)
 BATCH = np.zeros((5, 2), np.float32)
@@ -921,7 +913,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_errors(name, unchecked_types):
+def test_errors(name, as_for_a_user):
     call, message = ERRORS[name]
     with pytest.raises(jbp.InputError) as error:
         call()
