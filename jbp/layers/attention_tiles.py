@@ -15,9 +15,9 @@ from jaxtyping import Array
 
 from ..layer import wide_dtype
 
-TILE = 256  # queries, or keys, of a tile
-TILES = 32  # at most: of a longer sequence the tiles are larger
+TILE = 128, 256  # queries, or keys, of a tile, by the length; of more than 32 tiles they are larger
 AT_ONCE = 1 << 26  # numbers of one tile of all heads that an accelerator computes together
+AT_ONCE_ON_CPU = 1 << 17  # the same on a CPU: they stay in cache
 
 
 class Heads(NamedTuple):
@@ -59,21 +59,30 @@ def _product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
     )
 
 
+def tile_size(length: int) -> int:
+    """The queries, or keys, of a tile of a sequence so long: an eighth of it, within `TILE`, and at least a 32nd."""
+    least, most = TILE
+    return max(least, min(most, length // 8), -(-length // 32))
+
+
 def _tiles(length: int) -> list[tuple[int, int]]:
     """(begin, end) of the tiles of a sequence."""
-    size = max(TILE, -(-length // TILES))
+    size = tile_size(length)
     return [(a, min(a + size, length)) for a in range(0, length, size)]
 
 
 def heads_at_once(g: int, length: int) -> int:
-    """How many heads of keys are computed together, for `g` query heads each: on a CPU one, whose tile stays in cache.
+    """How many heads of keys are computed together, for `g` query heads each.
 
-    An accelerator needs many, or waits for its next kernel: 8 × 1024 positions of 12 heads of 64 took an H200 13.9 ms
-    one after the other, and take 1.6 ms together.
+    On a CPU so many as stay in cache, but at least two of queries, since each core takes one: XLA splits a product of a
+    single small matrix badly. 4 × 256 positions of 4 heads of 64 took 38 ms one after the other on two cores, and take
+    20. An accelerator needs many, or waits for its next kernel: 8 × 1024 positions of 12 heads of 64 took an H200
+    13.9 ms one after the other, and take 1.6 ms together.
     """
+    numbers = g * tile_size(length) * length
     if jax.default_backend() == "cpu":
-        return 1
-    return max(1, AT_ONCE // (g * max(TILE, -(-length // TILES)) * length))
+        return max(2 // g, AT_ONCE_ON_CPU // numbers, 1)
+    return max(AT_ONCE // numbers, 1)
 
 
 def _span(begin: int, end: int, length: int, before: int | None, after: int | None) -> tuple[int, int]:
