@@ -189,6 +189,11 @@ def in_torch(params: Any, x: Any, y: Any, settings: tuple[int, int, bool], token
     return {EAGER: rival(cost), COMPILED: rival(torch.compile(cost))}
 
 
+def half_squares(blocks: Callable) -> Callable:
+    """The cost of blocks, which give (their params, x) -> output."""
+    return lambda p, x, y: 0.5 * jnp.square(blocks(p[0].layer, x) - y).sum() / len(x)
+
+
 # -- races ------------------------------------------------------------------------------------------------------------
 
 
@@ -232,9 +237,6 @@ def measure(report: harness.Report) -> None:
     quick, random = report.quick, np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(random.standard_normal(shape), jnp.float32)
     squared = jbp.losses.HalfSquaredError()
-
-    def half_squares(blocks: Callable) -> Callable:
-        return lambda p, x, y: 0.5 * jnp.square(blocks(p[0].layer, x) - y).sum() / len(x)
 
     def of_blocks(block: jbp.Layer, n: int, shape: tuple[int, ...]) -> dict[str, jbp.Cost]:
         return {name: jbp.Cost(jbp.Network([blocks], shape), squared) for name, blocks in repeated(block, n).items()}

@@ -106,21 +106,7 @@ class Layout:
 
     def flatten(self, tree: Any) -> Float[Array, "P"]:
         """The vector of a tree of leaves. Raises `InputError` where structure, shape or dtype differ, with its name."""
-        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        leaves = [leaf for _, leaf in paths]
-        if treedef != self.treedef:
-            got = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-            raise InputError(
-                f"Layout.flatten: expected leaves {', '.join(self.names)} in the structure of this layout, "
-                f"got {', '.join(filter(None, got)) or described(tree)}. "
-                "Start from layout.unflatten(theta), or make Layout.of(tree)."
-            )
-        for name, shape, leaf in zip(self.names, self.shapes, leaves, strict=True):
-            if jnp.shape(leaf) != shape:
-                raise InputError(
-                    f"Layout.flatten: leaf {name} has shape {list(shape)} in this layout, got {list(jnp.shape(leaf))}."
-                    + (" Transpose it." if jnp.shape(leaf) == shape[::-1] else " Make a new Layout.of(tree).")
-                )
+        leaves = self.checked_leaves("Layout.flatten", tree)
         dtypes = {jnp.result_type(leaf) for leaf in leaves}
         if len(dtypes) > 1 or not all(self._accepts(dtype) for dtype in dtypes):
             listed = ", ".join(
@@ -128,6 +114,25 @@ class Layout:
             )
             raise InputError(f"Layout.flatten: expected every leaf in {self.dtype}, got {listed}. Cast them first.")
         return joined([jnp.ravel(leaf) for leaf in leaves]) if leaves else jnp.zeros(0, self.dtype)
+
+    def checked_leaves(self, who: str, tree: Any) -> list[Any]:
+        """The leaves of a tree. Raises `InputError` where its structure or a shape differs, with the leaf's name."""
+        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        leaves = [leaf for _, leaf in paths]
+        if treedef != self.treedef:
+            got = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+            raise InputError(
+                f"{who}: expected leaves {', '.join(self.names)} in the structure of this layout, "
+                f"got {', '.join(filter(None, got)) or described(tree)}. "
+                "Start from layout.unflatten(theta), or make Layout.of(tree)."
+            )
+        for name, shape, leaf in zip(self.names, self.shapes, leaves, strict=True):
+            if jnp.shape(leaf) != shape:
+                raise InputError(
+                    f"{who}: leaf {name} has shape {list(shape)} in this layout, got {list(jnp.shape(leaf))}."
+                    + (" Transpose it." if jnp.shape(leaf) == shape[::-1] else " Make a new Layout.of(tree).")
+                )
+        return leaves
 
     def filled(self, tree: Any, dtype: Any) -> Any:
         """The tree with zeros where a frozen leaf has None."""

@@ -305,6 +305,7 @@ class Cost:
     @on_any_mesh
     def value_leaves(self, params: Any, x: Any, y: Any, *, weights=None, context=Context()) -> Float[Array, ""]:
         """C with θ as leaves, going forward only, and no jit of its own."""
+        self.layout.checked_leaves("Cost.value_leaves: params", params)
         x, y = self._check(x, y, weights, context)
         return (self._factors(params, x, y, weights) * self._forward(params, x, y, context)).sum()
 
@@ -315,6 +316,7 @@ class Cost:
         The gradient of a leaf that is held fixed is None. Convert once per compiled program and use this inside: a
         vector in a hot step costs up to twice the time.
         """
+        self.layout.checked_leaves("Cost.value_and_grad_leaves: params", params)
         x, y = self._check(x, y, weights, context, params, feedback)
         factors = self._factors(params, x, y, weights)
         values, _, gradient = self.induction(params, feedback, x, y, factors, self._readers(read_gradient), context)

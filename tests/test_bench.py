@@ -101,7 +101,7 @@ def test_the_table_marks_claims_that_do_not_hold():
 def test_every_benchmark_is_in_the_table_or_is_not_about_speed():
     others = {"all", "harness", "mlps", "training", "fit_memory", "on_accelerator"}
     others |= {"shipped_rules", "what_each_checker_catches", "bfloat16_weight_gradients", "parity_with_pytorch"}
-    others |= {"parity_with_backpack"}
+    others |= {"parity_with_backpack", "where_the_time_goes"}
     assert {path.stem for path in BENCH.glob("*.py")} == others | set(all_programs.PROGRAMS)
     assert training.in_a_scan is on_accelerator.training.in_a_scan
 

@@ -513,6 +513,11 @@ WRONG_CALLS: list[tuple[Callable, str]] = [
     (lambda: mlp().layout.flatten(THETA),
      "Layout.flatten: expected leaves 0.w, 0.b, 2.w, 2.b in the structure of this layout, got float32[26]. Start from "
      "layout.unflatten(theta), or make Layout.of(tree)."),
+    (lambda: mlp().value_and_grad_leaves({"w": X}, X, Y),
+     "Cost.value_and_grad_leaves: params: expected leaves 0.w, 0.b, 2.w, 2.b in the structure of this layout, got w. "
+     "Start from layout.unflatten(theta), or make Layout.of(tree)."),
+    (lambda: mlp().value_leaves(jax.tree.map(jnp.transpose, mlp().layout.unflatten(THETA)), X, Y),
+     "Cost.value_leaves: params: leaf 0.w has shape [3, 4] in this layout, got [4, 3]. Transpose it."),
     (lambda: network(jbp.Tanh()).layout.symbol(0),
      "layout.symbol: coordinate 0 is not in θ; it has no coordinates."),
     # compare
