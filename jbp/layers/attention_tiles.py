@@ -17,7 +17,7 @@ from ..layer import wide_dtype
 
 TILE = 128, 256  # queries, or keys, of a tile, by the length; of more than 32 tiles they are larger
 AT_ONCE = 1 << 26  # numbers of one tile of all heads that an accelerator computes together
-AT_ONCE_ON_CPU = 1 << 17  # the same on a CPU: they stay in cache
+AT_ONCE_ON_CPU = 1 << 17, 1 << 20  # the same on a CPU, where they stay in cache; and of two heads
 
 
 class Heads(NamedTuple):
@@ -74,14 +74,15 @@ def _tiles(length: int) -> list[tuple[int, int]]:
 def heads_at_once(g: int, length: int) -> int:
     """How many heads of keys are computed together, for `g` query heads each.
 
-    On a CPU so many as stay in cache, but at least two of queries, since each core takes one: XLA splits a product of a
-    single small matrix badly. 4 × 256 positions of 4 heads of 64 took 38 ms one after the other on two cores, and take
+    On a CPU so many as stay in cache, and two of queries if they are not too long, since each core takes one: XLA
+    splits a product of a single small matrix badly. 4 × 256 positions of 4 heads of 64 took 38 ms one after the other on two cores, and take
     20. An accelerator needs many, or waits for its next kernel: 8 × 1024 positions of 12 heads of 64 took an H200
     13.9 ms one after the other, and take 1.6 ms together.
     """
     numbers = g * tile_size(length) * length
     if jax.default_backend() == "cpu":
-        return max(2 // g, AT_ONCE_ON_CPU // numbers, 1)
+        in_cache, of_two = AT_ONCE_ON_CPU
+        return max(in_cache // numbers, min(2 // g, of_two // numbers), 1)
     return max(AT_ONCE // numbers, 1)
 
 
