@@ -58,7 +58,7 @@ def test_any_tiles_give_the_same_and_its_derivatives(
     name: str, together: int, x64: None, monkeypatch: pytest.MonkeyPatch
 ):
     """Heads one by one, or two of four together, the most of at most three that divides them."""
-    monkeypatch.setattr(attention_tiles, "TILE", (3, 3))
+    monkeypatch.setattr(attention_tiles, "tile_size", lambda length: 3)
     monkeypatch.setattr(attention, "heads_at_once", lambda g, length: together)
     layer, t, s, bias = TILED[name]
     x = of(t, s, dtype=jnp.float64, **({"bias": bias} if bias else {}))
@@ -165,7 +165,7 @@ def barriers_hold() -> bool:
 def test_memory_grows_with_the_length_and_not_with_its_square():
     if barriers_hold():
         few, many = (temporary_bytes(CORE(causal=True), t) for t in (512, 4096))
-        assert many < 10 * few
+        assert many < 12 * few  # 8 times as long; tiles of unequal sizes leave gaps, and the square would be 64
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), qkv(4096, 4096, 1, 1, 16, 16))
     program = jax.make_jaxpr(lambda x: jbp.run(CORE(causal=True), (), x)[1](x[0])[0])(x)
     assert largest(program.jaxpr) <= attention_tiles.tile_size(4096) * 4096
@@ -218,7 +218,7 @@ def with_fault(old: str, new: str) -> Callable[..., Any]:
 
 
 def faulty(name: str | None, monkeypatch: pytest.MonkeyPatch) -> jbp.Report:
-    monkeypatch.setattr(attention_tiles, "TILE", (3, 3))
+    monkeypatch.setattr(attention_tiles, "tile_size", lambda length: 3)
     if name is not None:
         monkeypatch.setattr(attention, "backward_head", with_fault(*FAULTS[name]))
     f = jbp.as_function(CORE(causal=True, soft_cap=2.0))

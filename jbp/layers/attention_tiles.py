@@ -15,9 +15,17 @@ from jaxtyping import Array
 
 from ..layer import wide_dtype
 
-TILE = 128, 256  # queries, or keys, of a tile, by the length; of more than 32 tiles they are larger
-AT_ONCE = 1 << 26  # numbers of one tile of all heads that an accelerator computes together
-AT_ONCE_ON_CPU = 1 << 17, 1 << 20  # the same on a CPU, where they stay in cache; and of two heads
+
+class Sizes(NamedTuple):
+    """How the work is cut."""
+
+    tile: int  # queries, or keys, of a tile
+    tiles: int  # at most: of a longer sequence the tiles are larger
+    at_once: int  # numbers of one tile of all heads that are computed together
+
+
+ON_CPU = Sizes(128, 64, 1 << 17)  # what stays in cache
+ON_ACCELERATOR = Sizes(256, 32, 1 << 26)
 
 
 class Heads(NamedTuple):
@@ -59,10 +67,14 @@ def _product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
     )
 
 
+def _sizes() -> Sizes:
+    return ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR
+
+
 def tile_size(length: int) -> int:
-    """The queries, or keys, of a tile of a sequence so long: an eighth of it, within `TILE`, and at least a 32nd."""
-    least, most = TILE
-    return max(least, min(most, length // 8), -(-length // 32))
+    """The queries, or keys, of a tile of a sequence so long."""
+    sizes = _sizes()
+    return max(sizes.tile, -(-length // sizes.tiles))
 
 
 def _tiles(length: int) -> list[tuple[int, int]]:
@@ -74,16 +86,14 @@ def _tiles(length: int) -> list[tuple[int, int]]:
 def heads_at_once(g: int, length: int) -> int:
     """How many heads of keys are computed together, for `g` query heads each.
 
-    On a CPU so many as stay in cache, and two of queries if they are not too long, since each core takes one: XLA
-    splits a product of a single small matrix badly. 4 × 256 positions of 4 heads of 64 took 38 ms one after the other on two cores, and take
-    20. An accelerator needs many, or waits for its next kernel: 8 × 1024 positions of 12 heads of 64 took an H200
-    13.9 ms one after the other, and take 1.6 ms together.
+    On a CPU so many as stay in cache, and at least two of queries, one for each core: XLA splits a product of a single
+    small matrix badly. 4 × 256 positions of 4 heads of 64 took 38 ms one after the other on two cores, and take 20. An
+    accelerator needs many, or waits for its next kernel: 8 × 1024 positions of 12 heads of 64 took an H200 13.9 ms one
+    after the other, and take 1.6 ms together.
     """
-    numbers = g * tile_size(length) * length
-    if jax.default_backend() == "cpu":
-        in_cache, of_two = AT_ONCE_ON_CPU
-        return max(in_cache // numbers, min(2 // g, of_two // numbers), 1)
-    return max(AT_ONCE // numbers, 1)
+    sizes = _sizes()
+    least = 2 // g if sizes is ON_CPU else 1
+    return max(sizes.at_once // (g * tile_size(length) * length), least, 1)
 
 
 def _span(begin: int, end: int, length: int, before: int | None, after: int | None) -> tuple[int, int]:
