@@ -24,7 +24,7 @@ class Sizes(NamedTuple):
     at_once: int  # numbers of one tile of all heads that are computed together
 
 
-ON_CPU = Sizes(128, 64, 1 << 17)  # what stays in cache
+ON_CPU = Sizes(128, 64, 1 << 18)  # what stays in cache
 ON_ACCELERATOR = Sizes(256, 32, 1 << 26)
 
 
@@ -86,14 +86,12 @@ def _tiles(length: int) -> list[tuple[int, int]]:
 def heads_at_once(g: int, length: int) -> int:
     """How many heads of keys are computed together, for `g` query heads each.
 
-    On a CPU so many as stay in cache, and at least two of queries, one for each core: XLA splits a product of a single
-    small matrix badly. 4 × 256 positions of 4 heads of 64 took 38 ms one after the other on two cores, and take 20. An
-    accelerator needs many, or waits for its next kernel: 8 × 1024 positions of 12 heads of 64 took an H200 13.9 ms one
-    after the other, and take 1.6 ms together.
+    On a CPU so many as stay in cache: XLA splits a product of a single small matrix over its cores badly. 4 × 256
+    positions of 4 heads of 64 took 38 ms one after the other on two cores, and take 20. An accelerator needs many, or
+    waits for its next kernel: 8 × 1024 positions of 12 heads of 64 took an H200 13.9 ms one after the other, and take
+    1.6 ms together.
     """
-    sizes = _sizes()
-    least = 2 // g if sizes is ON_CPU else 1
-    return max(sizes.at_once // (g * tile_size(length) * length), least, 1)
+    return max(_sizes().at_once // (g * tile_size(length) * length), 1)
 
 
 def _span(begin: int, end: int, length: int, before: int | None, after: int | None) -> tuple[int, int]:
