@@ -126,6 +126,11 @@ def usual(whole: Callable, *settings: Any) -> dict[str, Callable]:
     return {name(core, s, c): whole(plain_blocks(f, s, c, *settings)) for (core, f), s, c in ways}
 
 
+def half_squares(blocks: Callable) -> Callable:
+    """The cost of blocks, which give (their params, x) -> output."""
+    return lambda p, x, y: 0.5 * jnp.square(blocks(p[0].layer, x) - y).sum() / len(x)
+
+
 # -- the same in PyTorch ----------------------------------------------------------------------------------------------
 
 
@@ -187,11 +192,6 @@ def in_torch(params: Any, x: Any, y: Any, settings: tuple[int, int, bool], token
         return harness.Rival(call)
 
     return {EAGER: rival(cost), COMPILED: rival(torch.compile(cost))}
-
-
-def half_squares(blocks: Callable) -> Callable:
-    """The cost of blocks, which give (their params, x) -> output."""
-    return lambda p, x, y: 0.5 * jnp.square(blocks(p[0].layer, x) - y).sum() / len(x)
 
 
 # -- races ------------------------------------------------------------------------------------------------------------
