@@ -122,8 +122,8 @@ def show(
         whole = sum(profile.seconds.values())
         shares = ", ".join(f"{kind} {profile.seconds[kind] / whole:.0%}" for kind in (*KINDS, "nothing"))
         print(
-            f"  {name}: {1e3 * median[name]:.3g} ms, of which products at full speed "
-            f"{1e3 * profile.flops / speed:.3g}; under the profiler {1e3 * whole:.3g}: {shares}",
+            f"  {name}: {1e3 * median[name]:.4g} ms, of which products at full speed "
+            f"{1e3 * profile.flops / speed:.4g}; under the profiler {1e3 * whole:.4g}: {shares}",
             flush=True,
         )
 
