@@ -15,17 +15,10 @@ from jaxtyping import Array
 
 from ..layer import wide_dtype
 
-
-class Sizes(NamedTuple):
-    """How the work is cut."""
-
-    tile: int  # queries, or keys, of a tile
-    tiles: int  # at most: of a longer sequence the tiles are larger
-    at_once: int  # numbers of one tile of all heads that are computed together
-
-
-ON_CPU = Sizes(128, 64, 1 << 18)  # what stays in cache
-ON_ACCELERATOR = Sizes(256, 32, 1 << 26)
+TILE = 256  # queries, or keys, of a tile
+TILES = 32  # at most: of a longer sequence the tiles are larger
+AT_ONCE = 1 << 26  # numbers of one tile of all heads that an accelerator computes together
+IN_CACHE = 1 << 18  # the same on a CPU
 
 
 class Heads(NamedTuple):
@@ -67,14 +60,9 @@ def _product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
     )
 
 
-def _sizes() -> Sizes:
-    return ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR
-
-
 def tile_size(length: int) -> int:
     """The queries, or keys, of a tile of a sequence so long."""
-    sizes = _sizes()
-    return max(sizes.tile, -(-length // sizes.tiles))
+    return max(TILE, -(-length // TILES))
 
 
 def _tiles(length: int) -> list[tuple[int, int]]:
@@ -87,11 +75,12 @@ def heads_at_once(g: int, length: int) -> int:
     """How many heads of keys are computed together, for `g` query heads each.
 
     On a CPU so many as stay in cache: XLA splits a product of a single small matrix over its cores badly. 4 × 256
-    positions of 4 heads of 64 took 38 ms one after the other on two cores, and take 20. An accelerator needs many, or
+    positions of 4 heads of 64 took 38 ms one after the other on two cores, and take 24. An accelerator needs many, or
     waits for its next kernel: 8 × 1024 positions of 12 heads of 64 took an H200 13.9 ms one after the other, and take
     1.6 ms together.
     """
-    return max(_sizes().at_once // (g * tile_size(length) * length), 1)
+    most = IN_CACHE if jax.default_backend() == "cpu" else AT_ONCE
+    return max(most // (g * tile_size(length) * length), 1)
 
 
 def _span(begin: int, end: int, length: int, before: int | None, after: int | None) -> tuple[int, int]:
