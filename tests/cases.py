@@ -37,8 +37,8 @@ def draw(seed: int, spec: Any, dtype: Any = None, scale: float = 1.0) -> Any:
 
     def one(leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.asarray(rng.integers(0, 4, leaf.shape), leaf.dtype)
-        return jnp.asarray(scale * rng.standard_normal(leaf.shape), dtype or leaf.dtype)
+            return jnp.asarray(rng.integers(0, 4, leaf.shape, leaf.dtype))
+        return jnp.asarray(np.asarray(scale * rng.standard_normal(leaf.shape), dtype or leaf.dtype))
 
     return jax.tree.map(one, spec)
 
@@ -55,8 +55,14 @@ def spec_of(input: Any) -> Any:
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """The same numbers in another float dtype; integers as they are."""
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+    """The same numbers in another float dtype; integers as they are. Outside a trace, nothing is compiled."""
+
+    def one(a):
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return a
+        return a.astype(dtype) if isinstance(a, jax.core.Tracer) else jnp.asarray(np.asarray(a).astype(dtype))
+
+    return jax.tree.map(one, tree)
 
 
 def as_numpy(tree: Any) -> Any:
@@ -73,6 +79,11 @@ def assert_close(got: Any, expected: Any, relative: float = 1e-12) -> None:
         assert g.shape == e.shape, f"leaf {jax.tree_util.keystr(path)}: shape {g.shape}, expected {e.shape}"
         error, scale = np.abs(g - e).max(initial=0), np.abs(e).max(initial=0)
         assert error <= relative * scale, f"leaf {jax.tree_util.keystr(path)}: off by {error:.2e}, scale {scale:.2e}"
+
+
+def entry(gradient: Any, i: int, digits: int = 5) -> Any:
+    """Entry i of a float32 gradient, as far as single precision promises it: beside the largest entry, not itself."""
+    return pytest.approx(float(gradient[i]), rel=10**-digits, abs=1e-5 * float(np.abs(gradient).max()))
 
 
 # -- activations ------------------------------------------------------------------------------------------------------
@@ -908,25 +919,23 @@ def noise(g: Any, w: Any) -> jbp.Noise:
     """McCandlish et al. 2018: E‖mean of B‖² = |G|² + tr Σ/B, for batches of one and of 1/Σ p², solved for both."""
     p = w / w.sum()
     small, big = (g**2).sum(1) @ p, ((p @ g) ** 2).sum()
-    one = jnp.ones_like(small)
-    each = jnp.array([[one, one], [one, (p**2).sum()]])  # of |G|² and tr Σ
-    squared, trace = jnp.linalg.solve(each, jnp.stack([small, big]))
+    squared, trace = np.linalg.solve([[1, 1], [1, (p**2).sum()]], [small, big])  # |G|² and tr Σ
     return jbp.Noise(trace, squared)
 
 
-# a readout, and the same from the per-example gradients g [N, P] and the weights w [N] of C = Σ_n w_n C_n
+# a readout, and the same by NumPy from the per-example gradients g [N, P] and the weights w [N] of C = Σ_n w_n C_n
 READOUTS = (
     (jbp.Gradient(), lambda g, w: w @ g),
     (jbp.PerExampleGradients(), lambda g, w: g),
     (jbp.SquaredNorms(), lambda g, w: (g**2).sum(1)),
     (jbp.SumOfSquares(), lambda g, w: (g**2).sum(0)),
-    (jbp.MeanGradient(), lambda g, w: jnp.average(g, 0, w)),
-    (jbp.Variance(), lambda g, w: jnp.average((g - jnp.average(g, 0, w)[None]) ** 2, 0, w)),
+    (jbp.MeanGradient(), lambda g, w: np.average(g, 0, w)),
+    (jbp.Variance(), lambda g, w: np.average((g - np.average(g, 0, w)) ** 2, 0, w)),
     (jbp.NoiseScale(), noise),
     (jbp.Gram(), lambda g, w: g @ g.T),
-    (jbp.ClippedSum(0.5), lambda g, w: (g * (0.5 / jnp.maximum(0.5, jnp.linalg.norm(g, axis=1)))[:, None]).sum(0)),
-    (jbp.ClippedSum(weights=damped), lambda g, w: damped(jnp.linalg.norm(g, axis=1)) @ g),
-    (jbp.MapGradients(halves, at_most=2), lambda g, w: jnp.stack([halves(one) for one in g])),
+    (jbp.ClippedSum(0.5), lambda g, w: (g * (0.5 / np.maximum(0.5, np.linalg.norm(g, axis=1)))[:, None]).sum(0)),
+    (jbp.ClippedSum(weights=damped), lambda g, w: damped(np.linalg.norm(g, axis=1)) @ g),
+    (jbp.MapGradients(halves, at_most=2), lambda g, w: np.stack([halves(one) for one in g])),
 )
 
 

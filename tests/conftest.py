@@ -7,6 +7,7 @@ with the run: each process of the run has its own, and the processes that its te
 """
 
 import gc
+import importlib.metadata
 import itertools
 import os
 import shutil
@@ -23,6 +24,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+if OLD := importlib.metadata.version("jaxlib").startswith("0.10."):  # compiles in half the time; newer ones lack it
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "JBP_TESTS_CACHE" in os.environ:  # not the user's own
     os.environ["JBP_TESTS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jbp-tests-")
@@ -34,6 +37,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "JBP_TESTS_CACHE" in os.envi
 import jax
 import jaxtyping
 import pytest
+
+if OLD:  # makes an MLIR context for each program, where newer ones keep it for ten, which is a quarter of a small one
+    from jax._src.interpreters import mlir
+
+    kept, make = [], mlir.make_ir_context
+
+    def make_ir_context():
+        if not kept:
+            kept.extend([make()] * 10)
+        return kept.pop()
+
+    mlir.make_ir_context = make_ir_context
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
