@@ -30,7 +30,7 @@ if OLD := importlib.metadata.version("jaxlib").startswith("0.10."):  # compiles 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "JBP_TESTS_CACHE" in os.environ:  # not the user's own
     os.environ["JBP_TESTS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jbp-tests-")
     os.environ |= {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",  # a smaller one is compiled sooner than it is read
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
@@ -53,12 +53,13 @@ if OLD:  # makes an MLIR context for each program, where newer ones keep it for 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Annotations are checked at run time, which costs a sixth of the suite's time: always in the modules that compute, in
-# all of them with JBP_CHECK_ALL_TYPES=1, as .ci/run does once. Before the first import of jbp. An int is a float there,
-# as the annotations (PEP 484) and mypy have it.
+# Annotations are checked at run time, which costs a sixth of the suite's time: in the modules that compute, in all of
+# them with JBP_CHECK_TYPES=all, in none with =none (.ci/run has one of each). Before the first import of jbp. An int is
+# a float there, as the annotations (PEP 484) and mypy have it.
 CORE = "layer layout pair recomputed reader run activations layers losses network readouts in_jax both_modes"
 CORE += " loss_leaves checking reverse"
-checked = ["jbp"] if os.environ.get("JBP_CHECK_ALL_TYPES") else [f"jbp.{name}" for name in CORE.split()]
+CHECKED = {"all": ["jbp"], "core": [f"jbp.{name}" for name in CORE.split()], "none": []}
+checked = CHECKED[os.environ.get("JBP_CHECK_TYPES", "core")]
 jaxtyping.install_import_hook(checked, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
