@@ -919,23 +919,25 @@ def noise(g: Any, w: Any) -> jbp.Noise:
     """McCandlish et al. 2018: E‖mean of B‖² = |G|² + tr Σ/B, for batches of one and of 1/Σ p², solved for both."""
     p = w / w.sum()
     small, big = (g**2).sum(1) @ p, ((p @ g) ** 2).sum()
-    squared, trace = np.linalg.solve([[1, 1], [1, (p**2).sum()]], [small, big])  # |G|² and tr Σ
+    one = jnp.ones_like(small)
+    each = jnp.array([[one, one], [one, (p**2).sum()]])  # of |G|² and tr Σ
+    squared, trace = jnp.linalg.solve(each, jnp.stack([small, big]))
     return jbp.Noise(trace, squared)
 
 
-# a readout, and the same by NumPy from the per-example gradients g [N, P] and the weights w [N] of C = Σ_n w_n C_n
+# a readout, and the same from the per-example gradients g [N, P] and the weights w [N] of C = Σ_n w_n C_n
 READOUTS = (
     (jbp.Gradient(), lambda g, w: w @ g),
     (jbp.PerExampleGradients(), lambda g, w: g),
     (jbp.SquaredNorms(), lambda g, w: (g**2).sum(1)),
     (jbp.SumOfSquares(), lambda g, w: (g**2).sum(0)),
-    (jbp.MeanGradient(), lambda g, w: np.average(g, 0, w)),
-    (jbp.Variance(), lambda g, w: np.average((g - np.average(g, 0, w)) ** 2, 0, w)),
+    (jbp.MeanGradient(), lambda g, w: jnp.average(g, 0, w)),
+    (jbp.Variance(), lambda g, w: jnp.average((g - jnp.average(g, 0, w)[None]) ** 2, 0, w)),
     (jbp.NoiseScale(), noise),
     (jbp.Gram(), lambda g, w: g @ g.T),
-    (jbp.ClippedSum(0.5), lambda g, w: (g * (0.5 / np.maximum(0.5, np.linalg.norm(g, axis=1)))[:, None]).sum(0)),
-    (jbp.ClippedSum(weights=damped), lambda g, w: damped(np.linalg.norm(g, axis=1)) @ g),
-    (jbp.MapGradients(halves, at_most=2), lambda g, w: np.stack([halves(one) for one in g])),
+    (jbp.ClippedSum(0.5), lambda g, w: (g * (0.5 / jnp.maximum(0.5, jnp.linalg.norm(g, axis=1)))[:, None]).sum(0)),
+    (jbp.ClippedSum(weights=damped), lambda g, w: damped(jnp.linalg.norm(g, axis=1)) @ g),
+    (jbp.MapGradients(halves, at_most=2), lambda g, w: jnp.stack([halves(one) for one in g])),
 )
 
 
