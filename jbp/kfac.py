@@ -117,8 +117,12 @@ def kfac(
             found = _factors(
                 cost, readout, Sampled(of_seed) if seed == "sampled" else seed, params, x, y, weights, *context
             )
-            old = jnp.minimum(decay, (state.count // every) / (state.count // every + 1))
-            mixed = lambda before, now: before + (1 - old).astype(before.dtype) * (now.astype(before.dtype) - before)
+
+            def mixed(before: Any, now: Any) -> Any:
+                turns = (state.count // every).astype(before.dtype)
+                new = 1 - jnp.minimum(jnp.asarray(decay, before.dtype), turns / (turns + 1))
+                return before + new * (now.astype(before.dtype) - before)
+
             averages = jax.tree.map(mixed, averages, found)
             return averages, jax.tree.map(lambda f: _inverses(f, damping), averages, is_leaf=_is_factors)
 
@@ -151,22 +155,26 @@ def _check(cost, learning_rate, damping, momentum, clip, every, decay, seed, lar
         raise InputError(
             f"kfac: layer {cost.mixed_by} mixes the examples of a batch, so that none has a pair of its own."
         )
-    if seed != "sampled":
-        check_seed("kfac", seed, cost.loss_layer)
-    else:
-        check_seed("kfac", Sampled(jax.random.key(0)), cost.loss_layer)
-    is_number = isinstance(learning_rate, (int, float, np.number, np.ndarray, jax.Array)) and not np.ndim(learning_rate)
-    if not callable(learning_rate) and not is_number:
+    if not isinstance(seed, str) or seed not in ("sampled", "exact", "empirical"):
+        got = repr(seed) if isinstance(seed, str) else type(seed).__name__
+        raise InputError(f"kfac: seed must be 'sampled' (by key=), 'exact' or 'empirical', got {got}.")
+    check_seed("kfac", Sampled(jax.random.key(0)) if seed == "sampled" else seed, cost.loss_layer)
+    if not callable(learning_rate) and not _is_number(learning_rate):
         raise InputError(f"kfac: learning_rate must be a number or an optax schedule, got {learning_rate!r}.")
     for name, given, fits, what in (
-        ("damping", damping, damping > 0, "above 0"),
-        ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
-        ("clip", clip, clip is None or clip > 0, "above 0, or None"),
-        ("decay", decay, 0 <= decay < 1, "in [0, 1)"),
+        ("damping", damping, lambda value: value > 0, "above 0"),
+        ("momentum", momentum, lambda value: 0 <= value < 1, "in [0, 1)"),
+        ("clip", np.inf if clip is None else clip, lambda value: value > 0, "above 0, or None"),
+        ("decay", decay, lambda value: 0 <= value < 1, "in [0, 1)"),
     ):
-        if not fits:
+        if not _is_number(given) or not fits(given):
             raise InputError(f"kfac: {name} must be {what}, got {given!r}.")
     check_whole("kfac", every=every, largest=largest)
+
+
+def _is_number(given: Any) -> bool:
+    """Whether this is one number, in an array or not."""
+    return isinstance(given, (int, float, np.number, np.ndarray, jax.Array)) and not np.ndim(given)
 
 
 def _words(key: PRNGKeyArray) -> Any:
