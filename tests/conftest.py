@@ -54,8 +54,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Annotations are checked at run time, which costs a sixth of the suite's time: in the modules that compute, in all of
-# them with JBP_CHECK_TYPES=all, in none with =none (.ci/run has one of each). Before the first import of jbp. An int is
-# a float there, as the annotations (PEP 484) and mypy have it.
+# them with JBP_CHECK_TYPES=all, as .ci/run does once, in none with =none. Before the first import of jbp. An int is a
+# float there, as the annotations (PEP 484) and mypy have it.
 CORE = "layer layout pair recomputed reader run activations layers losses network readouts in_jax both_modes"
 CORE += " loss_leaves checking reverse"
 CHECKED = {"all": ["jbp"], "core": [f"jbp.{name}" for name in CORE.split()], "none": []}
