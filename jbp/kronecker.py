@@ -214,6 +214,7 @@ def _corrected(pair: Pair, bases: Any, w: Float[Array, "N"]) -> Float[Array, "*l
     g = pair.per_example()
     n, size = g.shape[0], g[0].size
     i = size // len(u_g) if u_a is None and u_g is not None else 1 if u_a is None else len(u_a)
+    # bases of another size reach `turned` as they are, which says so
     rows = turned(g.reshape(n, i, -1) if size % i == 0 else g.reshape(n, 1, size), u_g)
     squares = over_columns(jnp.square(turned(jnp.swapaxes(rows, 1, 2), u_a)))
     return jnp.swapaxes(jnp.tensordot(w.astype(squares.dtype), squares, 1), 0, 1).reshape(g.shape[1:])

@@ -1,6 +1,7 @@
 """The laws: what holds for every layer, loss and readout of the table in `cases.py`. Float64 decides."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -510,10 +511,11 @@ def test_a_readout_of_a_loop_is_the_readout_of_the_stack(readout: Any, x64: None
 
 
 @over(COSTS)
-def test_feedback_by_the_weights_themselves_is_the_same_pass(case: CostCase):
-    """Two passes of one program may be fused in two ways; that no bit changes is tested with the contract."""
+def test_feedback_by_the_weights_themselves_changes_no_bit(case: CostCase):
+    """But with the old emitters, which fuse two passes of one program in two ways: there, a last place or two."""
     if carries(case.cost()):
-        assert_close(exact(case)["with feedback"][1], exact(case)["by hand"][1], 1e-14)
+        old = "--xla_cpu_use_fusion_emitters=false" in os.environ["XLA_FLAGS"]
+        assert_close(exact(case)["with feedback"][1], exact(case)["by hand"][1], 1e-14 if old else 0)
     else:
         cost = case.cost()
         theta, x, y = first(case, cost)
